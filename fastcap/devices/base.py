@@ -1,0 +1,234 @@
+"""The seam between the engine and an accelerator.
+
+A device has compute queues, which belong to the model; one copy queue, which belongs to fastcap;
+and host workers. Work on one queue runs in the order it was given; work on two queues runs in any
+order unless a fence says otherwise. Everything the engine wants from an accelerator is asked here,
+so that a simulated device can run the same engine under any schedule.
+
+Requirements on a device, checked by one contract suite (`tests/test_device_contract.py`):
+
+* A fence that was never marked is done. Marking it again moves it; a wait captures the last mark
+  at the time of the call.
+* `copy` reads staging and writes slots and does nothing else; it starts after the fences it is
+  given, in order with earlier copies, and marks the fences it is given when the bytes have landed.
+* `deliver` runs on a host worker after its fence; deliveries to one worker run in order.
+* `release` gives memory back without blocking the host, after the work that may still use it.
+* Nothing here is called from a finalizer or at interpreter shutdown.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+QueueT = TypeVar("QueueT", bound=Hashable)
+FenceT = TypeVar("FenceT")
+Bytes: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+class Ticket(Protocol):
+    """A delivery that a host worker has been given."""
+
+    def done(self) -> bool:
+        """Whether the bytes are in place, or the delivery failed."""
+
+    def error(self) -> BaseException | None:
+        """Why a delivery that is done failed; `None` when it did not."""
+
+
+class Buffer:
+    """A run of device or host memory: `bytes` is its one-dimensional uint8 tensor."""
+
+    __slots__ = ("_typed", "bytes", "n_bytes")
+
+    def __init__(self, memory: Tensor) -> None:
+        self.bytes = memory
+        self.n_bytes = memory.numel()
+        self._typed: dict[torch.dtype, Tensor] = {torch.uint8: memory}
+
+    def view(self, dtype: torch.dtype, offset: int, shape: Sequence[int]) -> Tensor:
+        """The dense tensor of `shape` whose first byte lies at `offset`, a multiple of itemsize."""
+        typed = self._typed.get(dtype)
+        if typed is None:
+            usable = self.n_bytes - self.n_bytes % dtype.itemsize
+            with torch.inference_mode(False):  # R10: a cached view must not be an inference tensor
+                typed = self._typed[dtype] = self.bytes[:usable].view(dtype)
+        shape = tuple(shape)
+        return typed.as_strided(shape, dense_strides(shape), offset // dtype.itemsize)
+
+
+class Staging(Buffer):
+    """Device memory that packs write and copies read."""
+
+    __slots__ = ()
+
+
+class HostBuffer(Buffer):
+    """Host memory that copies write and the host reads, pinned where that means something."""
+
+    __slots__ = ()
+
+
+@lru_cache(maxsize=4096)
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous tensor of `shape`."""
+    return tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a device has done; `Statistics` explains each field."""
+
+    copies: int = 0
+    copied_bytes: int = 0
+    waits: int = 0
+    waited_secs: float = 0.0
+    holds: int = 0
+    device_allocations: int = 0
+    device_bytes: int = 0
+    host_allocations: int = 0
+    host_bytes: int = 0
+    fences: int = 0
+
+
+class Device(ABC, Generic[QueueT, FenceT]):
+    """One accelerator as the engine sees it.
+
+    Attributes:
+        torch_device: Where the model's tensors live.
+        direct: Whether a value can be placed straight into ordinary host memory at no loss,
+            because there is nothing to overlap. Staging, copies and slots then go unused.
+        counters: What has been done so far.
+    """
+
+    direct: bool = False
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self.torch_device = torch_device
+        self.counters = Counters()
+
+    # Queues and fences
+
+    @abstractmethod
+    def current_queue(self) -> QueueT:
+        """The compute queue that the calling thread's model code is using right now (R1)."""
+
+    @abstractmethod
+    def fence(self) -> FenceT:
+        """A new fence, not marked yet and therefore done."""
+
+    @abstractmethod
+    def mark(self, fence: FenceT, queue: QueueT) -> None:
+        """Move `fence` to the end of everything given to `queue` so far."""
+
+    @abstractmethod
+    def hold(self, queue: QueueT, fence: FenceT) -> None:
+        """Make `queue`, and not the host, wait for the last mark of `fence`."""
+
+    @abstractmethod
+    def done(self, fence: FenceT) -> bool:
+        """Whether the work before the last mark of `fence` is finished."""
+
+    @abstractmethod
+    def wait(self, fence: FenceT) -> None:
+        """Block the host until it is."""
+
+    @abstractmethod
+    def is_capturing(self) -> bool:
+        """Whether the current queue is recording a graph instead of running."""
+
+    # Memory
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Device memory that could still be allocated; `None` where unknown."""
+
+    @abstractmethod
+    def staging(self, n_bytes: int) -> Staging:
+        """Allocate staging, usable on the current queue at once and elsewhere after a hold.
+
+        Raises:
+            DeviceMemoryError: It does not fit.
+        """
+
+    @abstractmethod
+    def host(self, n_bytes: int) -> HostBuffer:
+        """Allocate host memory that copies can write without blocking the host (R4).
+
+        Raises:
+            HostMemoryError: It cannot be had, or cannot be pinned.
+        """
+
+    @abstractmethod
+    def release(self, buffer: Buffer, after: Iterable[FenceT] = ()) -> None:
+        """Give a buffer up: its memory may be used again once `after` are done. Never blocks."""
+
+    # Moving bytes
+
+    @abstractmethod
+    def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
+        """Write `value` as dense `dtype` elements at `offset`, on the current queue."""
+
+    @abstractmethod
+    def copy(
+        self,
+        staging: Staging,
+        slot: HostBuffer,
+        n_bytes: int,
+        after: Iterable[FenceT],
+        then: Iterable[FenceT],
+    ) -> None:
+        """On the copy queue: wait for `after`, copy the first `n_bytes`, mark each of `then`."""
+
+    @abstractmethod
+    def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
+        """Copy landed elements of `dtype` at `offset` into `target`, now, in this thread."""
+
+    @abstractmethod
+    def deliver(
+        self,
+        slot: HostBuffer,
+        offset: int,
+        dtype: torch.dtype,
+        target: Tensor,
+        after: FenceT | None,
+        worker: int,
+    ) -> Ticket:
+        """Have a host worker `read` into `target` once `after` is done."""
+
+    @abstractmethod
+    def join(self, ticket: Ticket) -> None:
+        """Block the host until a delivery is done, failed or not."""
+
+    @abstractmethod
+    def place(self, value: Tensor, target: Tensor) -> None:
+        """Copy `value` straight into host memory, and return when it is there."""
+
+    @abstractmethod
+    def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:
+        """A fresh array over landed bytes, for somebody outside fastcap to keep."""
+
+    @abstractmethod
+    def take_back(self, slot: HostBuffer, offset: int, n_bytes: int) -> None:
+        """Nobody holds that array any more."""
+
+    # Time
+
+    def now(self) -> float:
+        """Seconds on the device's clock."""
+        return time.perf_counter()
+
+    def close(self) -> None:
+        """End the host workers. Called when nothing is under way."""
+
+
+AnyDevice: TypeAlias = Device[Any, Any]

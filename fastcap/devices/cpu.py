@@ -1,0 +1,74 @@
+"""The synchronous device: everything has happened by the time a call returns.
+
+For CPU models, where there is no link to hide, and for accelerators without streams that torch can
+wait on (MPS, R17). The hook copies once, straight to where the value is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fastcap.devices.base import Buffer, HostBuffer, Staging
+from fastcap.devices.threaded import ThreadedDevice
+from fastcap.host_memory import empty_bytes
+
+
+class SynchronousDevice(ThreadedDevice[None, None]):
+    """One queue that is always idle, and fences that are always done."""
+
+    direct = True
+
+    def current_queue(self) -> None:
+        return None
+
+    def fence(self) -> None:
+        self.counters.fences += 1
+
+    def mark(self, fence: None, queue: None) -> None:
+        pass
+
+    def hold(self, queue: None, fence: None) -> None:
+        self.counters.holds += 1
+
+    def done(self, fence: None) -> bool:
+        return True
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def staging(self, n_bytes: int) -> Staging:
+        self.counters.device_allocations += 1
+        self.counters.device_bytes += n_bytes
+        return Staging(torch.empty(n_bytes, dtype=torch.uint8, device=self.torch_device))
+
+    def host(self, n_bytes: int) -> HostBuffer:
+        self.counters.host_allocations += 1
+        self.counters.host_bytes += n_bytes
+        return HostBuffer(empty_bytes(n_bytes))
+
+    def release(self, buffer: Buffer, after: Iterable[None] = ()) -> None:
+        if isinstance(buffer, Staging):
+            self.counters.device_bytes -= buffer.n_bytes
+        else:
+            self.counters.host_bytes -= buffer.n_bytes
+
+    def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
+        staging.view(dtype, offset, value.shape).copy_(value)
+
+    def copy(
+        self,
+        staging: Staging,
+        slot: HostBuffer,
+        n_bytes: int,
+        after: Iterable[None],
+        then: Iterable[None],
+    ) -> None:
+        slot.bytes[:n_bytes].copy_(staging.bytes[:n_bytes])
+        self.counters.copies += 1
+        self.counters.copied_bytes += n_bytes

@@ -1,0 +1,122 @@
+"""The host's half of a real device: threads move landed bytes into results while the model runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastcap.devices.base import Bytes, Device, FenceT, HostBuffer, QueueT, Ticket
+
+N_WORKERS = min(4, os.cpu_count() or 1)  # guessed: enough to hide first touch, few enough to start
+
+
+class FutureTicket:
+    """A delivery given to a thread; see `fastcap.devices.base.Ticket`."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: Future[None]) -> None:
+        self.future = future
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def error(self) -> BaseException | None:
+        return self.future.exception()
+
+
+class HostWorkers:
+    """Threads with a queue each, so that tasks given to one worker run in the order given.
+
+    No thread exists before its first task, and none outlives `close`.
+    """
+
+    def __init__(self, n_workers: int = N_WORKERS) -> None:
+        self._threads = [
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"fastcap-worker-{i}")
+            for i in range(n_workers)
+        ]
+
+    def submit(self, worker: int, task: Callable[[], None]) -> FutureTicket:
+        """Have `task` run on the given worker, counted modulo their number."""
+        return FutureTicket(self._threads[worker % len(self._threads)].submit(task))
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.shutdown(wait=True)
+
+
+class ThreadedDevice(Device[QueueT, FenceT]):
+    """A device whose slots are ordinary host memory and whose workers are threads."""
+
+    def __init__(self, torch_device: torch.device) -> None:
+        super().__init__(torch_device)
+        self._workers = HostWorkers()
+
+    def wait(self, fence: FenceT) -> None:
+        if not self.done(fence):
+            with self._counted_wait():
+                self._block_until(fence)
+
+    def join(self, ticket: Ticket) -> None:
+        assert isinstance(ticket, FutureTicket)
+        if not ticket.done():
+            with self._counted_wait():
+                ticket.future.exception()
+
+    @contextlib.contextmanager
+    def _counted_wait(self) -> Iterator[None]:
+        started = self.now()
+        yield
+        self.counters.waits += 1
+        self.counters.waited_secs += self.now() - started
+
+    def _block_until(self, fence: FenceT) -> None:
+        """Block the calling thread, without polling, until `fence` is done."""
+
+    def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
+        target.copy_(slot.view(dtype, offset, target.shape))
+
+    def deliver(
+        self,
+        slot: HostBuffer,
+        offset: int,
+        dtype: torch.dtype,
+        target: Tensor,
+        after: FenceT | None,
+        worker: int,
+    ) -> Ticket:
+        task = partial(self._read_after, slot, offset, dtype, target, after)
+        return self._workers.submit(worker, task)
+
+    def _read_after(
+        self,
+        slot: HostBuffer,
+        offset: int,
+        dtype: torch.dtype,
+        target: Tensor,
+        after: FenceT | None,
+    ) -> None:
+        if after is not None:
+            self._block_until(after)
+        self.read(slot, offset, dtype, target)
+
+    def place(self, value: Tensor, target: Tensor) -> None:
+        target.copy_(value)
+        self.counters.copies += 1
+        self.counters.copied_bytes += target.nbytes
+
+    def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:
+        return slot.bytes.numpy()[offset : offset + n_bytes]
+
+    def take_back(self, slot: HostBuffer, offset: int, n_bytes: int) -> None:
+        """Nothing to do: the array was a view of the slot."""
+
+    def close(self) -> None:
+        self._workers.close()

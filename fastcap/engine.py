@@ -1,0 +1,206 @@
+"""The engine: from hooks that fire to captures that are filed by pass and site.
+
+A capture goes captured → staged → copying → landed → delivered → free; the way from the hook to
+host memory is its lane's business (`fastcap.lanes`), one lane per device that the model's values
+live on. The engine decides whose pass a value belongs to, selects, and keeps the last call of each
+site. It knows no kind of device.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fastcap.budget import DEFAULT_HOST_BYTES, Limits
+from fastcap.devices import open_device
+from fastcap.errors import FastcapWarning
+from fastcap.hooks import TokenCounter, attach, detach, modes_off
+from fastcap.lanes.base import Capture, Lane
+from fastcap.lanes.direct import DirectLane
+from fastcap.lanes.staged import StagedLane
+from fastcap.parts import check_capturable, describe_miss, is_fake, take_part
+from fastcap.pool import HostBuffers
+from fastcap.records import Statistics
+from fastcap.selector import Selector
+from fastcap.sites import BoundSite
+from fastcap.spec import Selection, Site
+
+
+class Place(Protocol):
+    """A consumer that may know, in the hook, where a value will be delivered."""
+
+    def __call__(
+        self, site: str, value: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rows of `value` that are wanted, and where they go if that is known."""
+
+
+class Pass:
+    """What one pass has captured.
+
+    Attributes:
+        captures: The last capture of each site, in the order sites first fired.
+        n_calls: How often each site has captured.
+        place: The consumer's wish; `None` for owned memory.
+    """
+
+    __slots__ = ("captures", "n_calls", "place")
+
+    def __init__(self, place: Place | None = None) -> None:
+        self.captures: dict[str, tuple[Lane, Capture]] = {}
+        self.n_calls: dict[str, int] = {}
+        self.place = place
+
+    def drop(self, site: str) -> None:
+        lane, capture = self.captures.pop(site)
+        lane.drop(capture)
+
+    def clear(self) -> None:
+        for site in list(self.captures):
+            self.drop(site)
+
+
+class Engine:
+    """Captures values of some sites of one model.
+
+    Args:
+        model: The root module, whose calls are passes.
+        sites: Where.
+        selection: What.
+        limits: How much memory lanes may use.
+        always: The pass that every call belongs to which is not within an `open_pass`; `None`
+            captures nothing outside of one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[BoundSite],
+        selection: Selection,
+        limits: Limits,
+        always: Pass | None = None,
+    ) -> None:
+        self._model = model
+        self._bound = list(sites)
+        self._tokens = TokenCounter()
+        self._counts_tokens = selection.positions is not None and selection.seq_dim is None
+        self._sites = [bound.site for bound in sites]
+        self._dtype = selection.dtype
+        self._selector = Selector(selection)
+        self._limits = limits
+        self._always = always
+        self._of_thread = threading.local()
+        self._buffers = HostBuffers(limits.host_bytes or DEFAULT_HOST_BYTES)
+        self._lanes: dict[torch.device, Lane] = {}
+        self._lanes_lock = threading.Lock()
+        self._closed = Statistics()
+        self._reported: set[str] = set()
+        self.handles: list[RemovableHandle] = []
+
+    # Hooks
+
+    def attach(self) -> None:
+        self.handles += attach(self._bound, self)
+        if self._counts_tokens:
+            self.handles += self._tokens.attach(self._model)
+
+    def detach(self) -> None:
+        detach(self.handles)
+
+    def receive(self, index: int, output: Any) -> None:
+        """A hook has fired; see `fastcap.hooks.Receiver`."""
+        current: Pass | None = getattr(self._of_thread, "current", self._always)
+        if current is None:
+            return
+        site = self._sites[index]
+        value = take_part(output, site)
+        if value is None:
+            self._report(site, describe_miss(output, site))
+        elif is_fake(value):
+            self._report(site, f"Nothing is captured at site {site.name!r}: its value is fake.")
+        else:
+            with modes_off():
+                self._capture(current, index, value)
+
+    def _capture(self, current: Pass, index: int, value: Tensor) -> None:
+        site = self._sites[index]
+        check_capturable(value, site)
+        value = self._selector(value, site, self._tokens.n_tokens)
+        dtype = self._dtype or value.dtype
+        target = None
+        if current.place is not None:
+            value, target = current.place(site.name, value, dtype)
+        lane = self._lanes.get(value.device) or self._open_lane(value.device)
+        if current is self._always and site.name in current.captures:
+            lane.replan()  # the site's second call: one pass, or one turn of a loop, is known
+        self._file(current, site, lane, lane.capture(value, dtype, target, index))
+
+    def _file(self, current: Pass, site: Site, lane: Lane, capture: Capture) -> None:
+        previous = current.captures.get(site.name)
+        current.captures[site.name] = (lane, capture)
+        current.n_calls[site.name] = current.n_calls.get(site.name, 0) + 1
+        if previous is not None:
+            previous[0].drop(previous[1])
+
+    def _report(self, site: Site, message: str) -> None:
+        if site.name not in self._reported:
+            self._reported.add(site.name)
+            warnings.warn(message, FastcapWarning, stacklevel=2)
+
+    # Lanes
+
+    def _open_lane(self, torch_device: torch.device) -> Lane:
+        with self._lanes_lock:
+            if torch_device not in self._lanes:
+                device = open_device(torch_device)
+                self._lanes[torch_device] = (
+                    DirectLane(device, self._buffers)
+                    if device.direct
+                    else StagedLane(device, self._limits, self._buffers)
+                )
+            return self._lanes[torch_device]
+
+    def lanes(self) -> list[Lane]:
+        with self._lanes_lock:
+            return list(self._lanes.values())
+
+    # Passes that fastcap runs itself
+
+    def open_pass(self, place: Place | None = None) -> Pass:
+        """Until `end_pass`, what this thread's hooks capture belongs to the returned pass."""
+        self._of_thread.current = current = Pass(place)
+        return current
+
+    def end_pass(self) -> None:
+        del self._of_thread.current
+
+    def replan(self) -> None:
+        """A whole pass has been seen: size every lane's memory for the next ones."""
+        for lane in self.lanes():
+            lane.replan()
+
+    @property
+    def site_names(self) -> list[str]:
+        """The keys of results, in the order asked."""
+        return [site.name for site in self._sites]
+
+    def statistics(self) -> Statistics:
+        """Counts since the engine was made."""
+        return sum((lane.statistics() for lane in self.lanes()), self._closed)
+
+    def close(self) -> None:
+        """Off first, then drain, then give memory back (R12). The engine can be attached again."""
+        self.detach()
+        for lane in self.lanes():
+            lane.close()
+        with self._lanes_lock:
+            for lane in self._lanes.values():
+                self._closed += lane.statistics()
+            self._lanes.clear()
+        self._buffers.trim()

@@ -1,0 +1,211 @@
+"""One batch becomes one forward pass: move it, call the model, leave the model as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcap.errors import (
+    ArgumentTypeError,
+    BatchError,
+    DeviceError,
+    FastcapWarning,
+    MissingInputError,
+)
+
+Forward = Callable[[nn.Module, Any], Any]
+"""What callers may pass as `forward`: gets the model and the batch, tensors on `device`."""
+
+
+class BatchCaller:
+    """How batches of one run are given to the model.
+
+    Args:
+        model: The model to call.
+        device: Where batches are moved to; `None` for where the model's parameters are.
+        inputs: Keys of dict batches that are passed to the model by name, beside `input_ids`.
+        forward: Replaces the call altogether.
+
+    Raises:
+        DeviceError: The model is not on `device`, or has no data (meta).
+        ArgumentTypeError: `forward` is not callable, or `inputs` are no names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device | str | int | None,
+        inputs: Iterable[str] | None,
+        forward: Forward | None,
+    ) -> None:
+        if forward is not None and not callable(forward):
+            raise ArgumentTypeError(
+                "forward must be a callable such as lambda model, batch: model(**batch); "
+                f"got {forward!r}."
+            )
+        self._model = model
+        self._inputs = _as_names(inputs)
+        self._forward = forward
+        self.device = _check_device(model, device)
+        self._warned_of_mask = forward is not None or "attention_mask" in self._inputs
+
+    def __call__(self, batch: Any) -> None:
+        """Run the forward pass of one batch, with what `prepare` returned."""
+        if self._forward is not None:
+            self._forward(self._model, batch)
+        elif isinstance(batch, Mapping):
+            by_name = {key: batch[key] for key in self._inputs}
+            self._model(batch["input_ids"], **by_name)
+        elif isinstance(batch, Tensor):
+            self._model(batch)
+        else:
+            self._model(*batch)
+
+    def prepare(self, batch: Any) -> Any:
+        """The batch with what the model needs moved to the device.
+
+        Raises:
+            BatchError: The batch is of a kind the model cannot be called with.
+            MissingInputError: An input that was asked for is not in it.
+        """
+        if isinstance(batch, Mapping):
+            return self._prepare_mapping(batch)
+        if isinstance(batch, Tensor):
+            return batch.to(self.device)
+        if isinstance(batch, list | tuple) and (self._forward or _all_tensors(batch)):
+            return type(batch)(_to_device(item, self.device) for item in batch)
+        if self._forward is not None:
+            return batch
+        raise BatchError(
+            f"Cannot call the model with a batch of type {type(batch).__name__}. Give dicts with "
+            "'input_ids', tensors or tuples of tensors, or say how with "
+            "forward=lambda model, batch: ..."
+        )
+
+    def _prepare_mapping(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        if self._forward is not None:
+            return {key: _to_device(value, self.device) for key, value in batch.items()}
+        self._warn_of_mask(batch)
+        prepared = {}
+        for key in ("input_ids", *self._inputs):
+            if key not in batch:
+                raise MissingInputError(
+                    f"The batch has no {key!r}; it has {sorted(map(str, batch))}. Let the dataset "
+                    f"give a dict with {key!r}, or say how to call the model with "
+                    "forward=lambda model, batch: ..."
+                )
+            value = batch[key]
+            if not isinstance(value, Tensor):
+                raise BatchError(
+                    f"{key!r} is a {type(value).__name__} in this batch, not a tensor. Let the "
+                    "dataset return tensors (dataset.set_format('torch')), or give a collate_fn= "
+                    "that makes one."
+                )
+            prepared[key] = value.to(self.device)
+        return prepared
+
+    def _warn_of_mask(self, batch: Mapping[str, Any]) -> None:
+        mask = batch.get("attention_mask")
+        if self._warned_of_mask or not isinstance(mask, Tensor) or bool(mask.all()):
+            return
+        self._warned_of_mask = True
+        warnings.warn(
+            "The batches have an attention_mask with zeros (padding), and it is not passed to the "
+            "model, which will attend to the padding. Pass it with inputs=['attention_mask'].",
+            FastcapWarning,
+            stacklevel=2,
+        )
+
+
+def count_rows(batch: Any) -> int | None:
+    """Samples in a batch: the first dimension of `input_ids`, or of the first tensor in it."""
+    if isinstance(batch, Mapping):
+        batch = [batch["input_ids"]] if "input_ids" in batch else list(batch.values())
+    elif isinstance(batch, Tensor):
+        batch = [batch]
+    if isinstance(batch, list | tuple):
+        for value in batch:
+            if isinstance(value, Tensor) and value.ndim:
+                return value.shape[0]
+    return None
+
+
+def _as_names(inputs: Iterable[str] | None) -> list[str]:
+    names = [inputs] if isinstance(inputs, str) else list(inputs or ())
+    for name in names:
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"inputs must be keys of the batch, as strings; got {name!r}.")
+    return [name for name in names if name != "input_ids"]
+
+
+def _all_tensors(batch: Iterable[Any]) -> bool:
+    return all(isinstance(item, Tensor) for item in batch)
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _check_device(model: nn.Module, device: torch.device | str | int | None) -> torch.device:
+    found = {tensor.device for tensor in model.parameters()}
+    if any(place.type == "meta" for place in found):
+        raise DeviceError(
+            "The model's parameters are on the meta device, without data. Load its weights first."
+        )
+    if device is None:
+        return next(iter(model.parameters())).device if found else torch.device("cpu")
+    wanted = torch.device(device)
+    matches = any(_same_device(wanted, place) for place in found)
+    if found and not matches:
+        places = ", ".join(sorted(map(str, found)))
+        raise DeviceError(
+            f"device={str(wanted)!r}, but the model's parameters are on {places}. Move the model "
+            f"(model.to({str(wanted)!r})) or pass the device it is on."
+        )
+    return wanted
+
+
+def _same_device(wanted: torch.device, place: torch.device) -> bool:
+    return wanted.type == place.type and wanted.index in (None, place.index)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """`model.eval()` for the block; every module's own flag afterwards, also on an error.
+
+    The root's `train` is called first, so that overridden `train` methods run; then every module
+    that differs gets its flag back.
+    """
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    if not any(flags):
+        yield
+        return
+    root_flag = model.training
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(root_flag)
+        for module, flag in zip(modules, flags, strict=True):
+            if module.training != flag:
+                module.training = flag
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` wraps the model or one of its modules."""
+    return any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Run compiled parts as plain Python for the block: a compiled graph skips new hooks (R14)."""
+    return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()

@@ -1,0 +1,115 @@
+"""Forward hooks that leave no trace: registered, removed, and seeing only the module they are for.
+
+A hook is a closure over weak references (R12): it keeps neither the store nor the model alive, and
+a deep copy of the model carries the same closures, which see that the module is not theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.hooks import RemovableHandle
+
+from fastcap.sites import BoundSite
+
+HookT = TypeVar("HookT", bound=Callable[..., None])
+
+
+class Receiver(Protocol):
+    """Who is told what a hooked module returned."""
+
+    def receive(self, index: int, output: Any) -> None:
+        """The module of the `index`-th site has returned `output`."""
+
+
+def attach(sites: Iterable[BoundSite], receiver: Receiver) -> list[RemovableHandle]:
+    """Register one forward hook per site; on an error, none stays."""
+    handles: list[RemovableHandle] = []
+    try:
+        for index, bound in enumerate(sites):
+            hook = _make_hook(index, bound.module, receiver)
+            handles.append(bound.module.register_forward_hook(hook))
+    except BaseException:
+        detach(handles)
+        raise
+    return handles
+
+
+def detach(handles: list[RemovableHandle]) -> None:
+    """Remove hooks and empty the list, as often as asked."""
+    while handles:
+        handles.pop().remove()
+
+
+def _make_hook(index: int, module: nn.Module, receiver: Receiver) -> Callable[..., None]:
+    module_ref, receiver_ref = weakref.ref(module), weakref.ref(receiver)
+
+    def fastcap_hook(called: nn.Module, args: Any, output: Any) -> None:
+        receiver = receiver_ref()
+        if receiver is not None and called is module_ref():
+            receiver.receive(index, output)
+
+    return _untraced(fastcap_hook)
+
+
+def _untraced(hook: HookT) -> HookT:
+    """Have a compiled model break its graph at a hook and run it as it is (R14).
+
+    This is the mark that `torch.compiler.disable` leaves, without importing the compiler.
+    """
+    hook._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return hook
+
+
+def modes_off() -> AbstractContextManager[Any]:
+    """Hide what fastcap does from the user's dispatch modes (R10); free when there are none."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return nullcontext()
+    return _disable_current_modes()
+
+
+class TokenCounter:
+    """Knows, during a pass, how many token ids each sample has.
+
+    A pre-hook of the root module reads the call's `input_ids`; a hook after the call forgets them.
+    Only the check of a guessed `seq_dim` uses this, so nothing is lost when that hook does not run.
+    """
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    @property
+    def n_tokens(self) -> int | None:
+        return getattr(self._of_thread, "n_tokens", None)
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        of_thread, model_ref = self._of_thread, weakref.ref(model)
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is model_ref():
+                ids = kwargs.get("input_ids", args[0] if args else None)
+                of_thread.n_tokens = count_tokens(ids)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if module is model_ref():
+                of_thread.n_tokens = None
+
+        return [
+            model.register_forward_pre_hook(_untraced(before), with_kwargs=True),
+            model.register_forward_hook(_untraced(after), always_call=True),
+        ]
+
+
+def count_tokens(input_ids: Any) -> int | None:
+    """The length of a `(batch, sequence)` tensor of integers; `None` for anything else."""
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
+        return None
+    is_integer = not (input_ids.is_floating_point() or input_ids.is_complex())
+    return input_ids.shape[1] if is_integer else None

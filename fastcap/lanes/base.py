@@ -1,0 +1,113 @@
+"""What a lane is: the way from a value on one device to host memory."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastcap.devices.base import HostBuffer, Ticket
+from fastcap.pool import Piece
+from fastcap.records import Statistics
+
+
+class Capture:
+    """One captured value on its way to host memory.
+
+    Attributes:
+        shape: The shape after selection.
+        wire_dtype: The dtype of the captured bytes: what the module produced, or what was asked
+            for if that is no wider.
+        dtype: The dtype to deliver.
+        n_bytes: Bytes in `wire_dtype`.
+        pieces: Where the bytes are, while they are not yet delivered.
+        target: Where they are delivered: the caller's rows, or owned memory.
+        tickets: Deliveries to `target` that host workers have been given.
+        spilled: Memory for the whole value, once a piece of it had to leave its slot.
+        route: Captures with one route are delivered in order.
+        was_read: Whether somebody has asked for the value.
+        dropped: Whether nobody wants the value any more.
+        error: Why the value could not be captured; raised to whoever asks for it (R9).
+    """
+
+    __slots__ = (
+        "dropped",
+        "dtype",
+        "error",
+        "n_bytes",
+        "pieces",
+        "route",
+        "shape",
+        "spilled",
+        "target",
+        "tickets",
+        "was_read",
+        "wire_dtype",
+    )
+
+    def __init__(
+        self, shape: torch.Size, wire_dtype: torch.dtype, dtype: torch.dtype, route: int
+    ) -> None:
+        self.shape = shape
+        self.wire_dtype = wire_dtype
+        self.dtype = dtype
+        self.n_bytes = prod(shape) * wire_dtype.itemsize
+        self.route = route
+        self.pieces: list[Piece] = []
+        self.spilled: HostBuffer | None = None
+        self.target: Tensor | None = None
+        self.tickets: list[Ticket] = []
+        self.was_read = False
+        self.dropped = False
+        self.error: Exception | None = None
+
+
+class Lane(Protocol):
+    """The verbs the engine uses, whatever the device.
+
+    `capture` is called in hooks; everything else anywhere, from any thread, also inside a pass.
+    """
+
+    def capture(
+        self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
+    ) -> Capture:
+        """Take the bytes of `value` as they are now.
+
+        Args:
+            value: A detached strided tensor on the lane's device.
+            dtype: The dtype to deliver.
+            target: Where to deliver it if that is known already: contiguous, of the value's shape.
+            route: Captures with one route are delivered in order.
+        """
+
+    def drop(self, capture: Capture) -> None:
+        """Nobody wants this value any more. May be called twice."""
+
+    def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
+        """Start delivery, to `target` or to owned memory; `result` waits for it."""
+
+    def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
+        """The value in host memory: delivered, or lent out of a slot; `None` when dropped.
+
+        Raises:
+            The capture's `error`.
+        """
+
+    def flush(self) -> None:
+        """Put everything captured so far on its way."""
+
+    def replan(self) -> None:
+        """Size the memory for what one pass has shown. Effective once."""
+
+    def statistics(self) -> Statistics:
+        """What this lane has done so far."""
+
+    def close(self) -> None:
+        """Finish deliveries and give all memory back. Undelivered values are dropped."""
+
+
+def narrower(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:
+    """The dtype that crosses the link: narrowing happens before the copy, widening after."""
+    return wanted if wanted.itemsize <= produced.itemsize else produced

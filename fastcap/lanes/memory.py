@@ -1,0 +1,97 @@
+"""The staging ring and the slots of one lane: allocated when first needed, resized once."""
+
+from __future__ import annotations
+
+import torch
+
+from fastcap.budget import Budget, Limits, halved, plan_budget
+from fastcap.devices.base import AnyDevice
+from fastcap.errors import DeviceMemoryError, HostMemoryError
+from fastcap.host_memory import available_bytes, format_bytes
+from fastcap.pool import SlotPool, StagingRing
+
+
+class LaneMemory:
+    """Memory within `limits`: a small ring at first, and what one pass needs once that is known.
+
+    The lane calls this under its lock.
+    """
+
+    def __init__(self, device: AnyDevice, limits: Limits) -> None:
+        self._device = device
+        self._limits = limits
+        self._opened: tuple[StagingRing, SlotPool] | None = None
+        self._error: DeviceMemoryError | HostMemoryError | None = None
+        self.is_sized = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None
+
+    @property
+    def ring(self) -> StagingRing:
+        return self._open()[0]
+
+    @property
+    def slots(self) -> SlotPool:
+        return self._open()[1]
+
+    def _open(self) -> tuple[StagingRing, SlotPool]:
+        if self._opened is None:
+            if self._error is not None:
+                raise self._error
+            try:
+                self._opened = self._allocate(self._plan(0, 0))
+            except (DeviceMemoryError, HostMemoryError) as error:
+                self._error = error  # trying again at every hook would cost every hook
+                raise
+        return self._opened
+
+    def resize(self, pass_bytes: int, largest_bytes: int) -> None:
+        """Allocate again for passes like the one seen. Nothing may be staged, held or lent."""
+        first = Budget(self.ring.chunk_bytes, len(self.ring), len(self.slots))
+        budget = self._plan(pass_bytes, largest_bytes)
+        self.is_sized = True
+        if budget == first or budget.chunk_bytes < first.chunk_bytes:
+            return
+        self.close()
+        try:
+            self._opened = self._allocate(budget)
+        except (DeviceMemoryError, HostMemoryError):
+            self._opened = self._allocate(first)  # slower, and as exact
+
+    def _plan(self, pass_bytes: int, largest_bytes: int) -> Budget:
+        free_bytes = self._device.free_bytes()
+        return plan_budget(self._limits, free_bytes, available_bytes(), pass_bytes, largest_bytes)
+
+    def _allocate(self, budget: Budget) -> tuple[StagingRing, SlotPool]:
+        with torch.inference_mode(False):  # R10: staging must be writable outside it too
+            ring = self._allocate_ring(budget)
+            try:
+                return ring, SlotPool(self._device, ring.chunk_bytes, budget.n_slots)
+            except BaseException:
+                ring.release()
+                raise
+
+    def _allocate_ring(self, budget: Budget) -> StagingRing:
+        smaller: Budget | None = budget
+        while smaller is not None:
+            budget = smaller
+            try:
+                return StagingRing(self._device, budget.chunk_bytes, budget.n_chunks)
+            except DeviceMemoryError as error:
+                reason = error
+                smaller = halved(budget)
+        raise DeviceMemoryError(
+            f"Staging does not fit on {self._device.torch_device}, not even "
+            f"{format_bytes(budget.chunk_bytes)} of it. Free some memory there, use smaller "
+            "batches, or pass a smaller device_bytes=."
+        ) from reason
+
+    def close(self) -> None:
+        """Give everything up; what is lent lives as long as its last reader."""
+        if self._opened is not None:
+            ring, slots = self._opened
+            self._opened = None
+            ring.release()
+            slots.release()

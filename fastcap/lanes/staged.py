@@ -1,0 +1,350 @@
+"""The lane of accelerators: pack on the model's queue, copy on ours, deliver on the host.
+
+    hook, compute queue          per chunk, copy queue              host
+    pack into the open chunk  →  one copy from chunk to slot   →    read, deliver or lend
+
+Two locks. `_lock` guards the bookkeeping and is held for reserve, pack and link; nothing waits,
+calls a consumer or runs a user's code under it (R11). `_moving` is held by a thread that moves
+bytes out of slots and may wait for a fence or a worker, neither of which needs either lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Hashable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from fastcap.budget import Limits
+from fastcap.devices.base import AnyDevice, HostBuffer
+from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
+from fastcap.host_memory import empty_bytes
+from fastcap.lanes.base import Capture, narrower
+from fastcap.lanes.memory import LaneMemory
+from fastcap.pool import Chunk, HostBuffers, Piece, Slot
+from fastcap.records import Statistics
+
+
+class StagedLane:
+    """See `fastcap.lanes.base.Lane`. Memory is taken at the first capture."""
+
+    def __init__(self, device: AnyDevice, limits: Limits, buffers: HostBuffers) -> None:
+        self._device = device
+        self._buffers = buffers
+        self._lock = threading.Lock()
+        self._moving = threading.RLock()
+        self._memory = LaneMemory(device, limits)
+        self._largest_bytes = 0
+        self._n_captures = 0
+        self._captured_bytes = 0
+        self._superseded_bytes = 0
+        self._n_spills = 0
+        self._spilled_bytes = 0
+        self._n_lends = 0
+
+    # captured → staged, in the hook
+
+    def capture(
+        self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
+    ) -> Capture:
+        if self._device.is_capturing():
+            raise DeviceError(
+                "A CUDA graph is being captured, and fastcap cannot capture activations inside "
+                "one: a replay runs no hooks. Disable the store around the graph's capture."
+            )
+        capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route)
+        capture.target = target
+        with self._lock:
+            self._n_captures += 1
+            self._captured_bytes += capture.n_bytes
+            self._largest_bytes = max(self._largest_bytes, capture.n_bytes)
+        try:
+            self._stage(value, capture)
+        except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
+            self.drop(capture)
+            capture.error = error  # R9: raised to whoever asks for the value, not into the model
+        except BaseException:
+            self.drop(capture)
+            raise
+        return capture
+
+    def _stage(self, value: Tensor, capture: Capture) -> None:
+        if capture.n_bytes == 0:
+            return
+        with self._lock:
+            chunk_bytes = self._memory.ring.chunk_bytes
+        compute_queue = self._device.current_queue()
+        if capture.n_bytes <= chunk_bytes:
+            self._stage_piece(compute_queue, value, Piece(capture, 0, capture.n_bytes))
+            return
+        flat = value.reshape(-1)  # dense: a view where it can be, else a copy on the same queue
+        itemsize = capture.wire_dtype.itemsize
+        step = chunk_bytes // itemsize
+        for first in range(0, flat.numel(), step):
+            part = flat[first : first + step]
+            piece = Piece(capture, first * itemsize, part.numel() * itemsize)
+            self._stage_piece(compute_queue, part, piece)
+
+    def _stage_piece(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> None:
+        while True:
+            with self._lock:
+                chunk = self._chunk_with_room(piece.n_bytes)
+                if chunk is not None:
+                    self._pack(compute_queue, value, piece, chunk)
+                    return
+            self._make_room()
+
+    def _chunk_with_room(self, n_bytes: int) -> Chunk | None:
+        ring = self._memory.ring
+        if not ring.open.has_room(n_bytes) and not self._flush_open():
+            return None
+        return ring.open
+
+    def _pack(self, compute_queue: Hashable, value: Tensor, piece: Piece, chunk: Chunk) -> None:
+        capture = piece.owner
+        chunk.open_to(compute_queue)
+        piece.offset = chunk.reserve(piece.n_bytes)
+        self._device.pack(value, chunk.staging, piece.offset, capture.wire_dtype)
+        piece.home = chunk
+        chunk.pieces[piece] = None
+        capture.pieces.append(piece)
+
+    # staged → copying
+
+    def flush(self) -> None:
+        while True:
+            with self._lock:
+                if not self._memory.is_open or self._flush_open():
+                    return
+            self._make_room()
+
+    def _flush_open(self) -> bool:
+        """Copy the open chunk to a slot and open the next; `False` when no slot is free."""
+        ring = self._memory.ring
+        chunk = ring.open
+        if chunk.fill_bytes == 0 or chunk.abandon():
+            return True
+        slot = self._memory.slots.take()
+        if slot is None:
+            return False
+        self._device.copy(
+            chunk.staging,
+            slot.buffer,
+            chunk.fill_bytes,
+            after=chunk.mark_packed(),
+            then=(slot.landed, chunk.copied),
+        )
+        for piece in list(chunk.pieces):
+            piece.home = slot
+            slot.pieces[piece] = None
+            if piece.owner.target is not None:
+                self._hand_over(piece)
+        chunk.reset()
+        ring.advance()
+        return True
+
+    # landed → delivered
+
+    def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
+        if capture.error is not None or capture.dropped:
+            return
+        if capture.target is None:
+            if target is None:
+                target = self._buffers.tensor(capture.shape, capture.dtype)
+            with self._lock:
+                capture.target = target
+                for piece in [p for p in capture.pieces if not isinstance(p.home, Chunk)]:
+                    self._hand_over(piece)
+
+    def _hand_over(self, piece: Piece) -> None:
+        """Give a piece to a host worker. Its slot is in use until the ticket is done."""
+        capture, home = piece.owner, piece.home
+        assert isinstance(home, Slot | HostBuffer)
+        buffer, after = (home.buffer, home.landed) if isinstance(home, Slot) else (home, None)
+        ticket = self._device.deliver(
+            buffer,
+            piece.offset,
+            capture.wire_dtype,
+            _elements(capture.target, piece),
+            after,
+            capture.route,
+        )
+        capture.tickets.append(ticket)
+        if isinstance(home, Slot):
+            home.tickets.append(ticket)
+        self._unlink(piece)
+
+    def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
+        if capture.error is not None:
+            raise capture.error
+        capture.was_read = True
+        with self._moving:
+            self._put_on_its_way(capture)
+            if capture.target is None and not capture.dropped:
+                lent = self._lend(capture) if lend else None
+                capture.target = self._read(capture) if lent is None else lent
+            for ticket in capture.tickets:
+                self._device.join(ticket)
+                if (error := ticket.error()) is not None:
+                    raise error
+            return None if capture.dropped else capture.target
+
+    def _put_on_its_way(self, capture: Capture) -> None:
+        while any(isinstance(piece.home, Chunk) for piece in list(capture.pieces)):
+            self.flush()
+
+    def _read(self, capture: Capture) -> Tensor:
+        """Move a value into memory of its own, in this thread."""
+        target = self._buffers.tensor(capture.shape, capture.dtype)
+        with self._reading(capture.pieces) as pieces:
+            for piece, home in pieces:
+                self._read_piece(piece, home, capture.wire_dtype, _elements(target, piece))
+        self._unlink_all(capture)
+        return target
+
+    def _read_piece(
+        self, piece: Piece, home: Slot | HostBuffer, dtype: torch.dtype, target: Tensor
+    ) -> None:
+        if isinstance(home, Slot):
+            self._device.wait(home.landed)  # R5: each piece by its own fence
+            home = home.buffer
+        self._device.read(home, piece.offset, dtype, target)
+
+    def _lend(self, capture: Capture) -> Tensor | None:
+        """The bytes of a slot without a copy, where the slot is worth it; else `None`."""
+        with self._reading(capture.pieces) as pieces:
+            if len(pieces) != 1 or capture.dtype != capture.wire_dtype:
+                return None
+            piece, slot = pieces[0]
+            if not isinstance(slot, Slot):
+                return None
+            self._device.wait(slot.landed)
+            with self._lock:
+                if not self._memory.slots.may_lend(slot, piece.n_bytes):
+                    return None
+                memory = self._memory.slots.lend(slot, piece.offset, piece.n_bytes)
+        self._n_lends += 1
+        self._unlink_all(capture)
+        with torch.inference_mode(False):
+            return memory.view(capture.dtype).view(capture.shape)
+
+    @contextlib.contextmanager
+    def _reading(self, pieces: Iterable[Piece]) -> Iterator[list[tuple[Piece, Slot | HostBuffer]]]:
+        """Pieces with their homes, whose slots are not reused until the block ends."""
+        with self._lock:
+            homes = [(piece, piece.home) for piece in pieces]
+            placed = [(p, home) for p, home in homes if isinstance(home, Slot | HostBuffer)]
+            slots = {home for _, home in placed if isinstance(home, Slot)}
+            for slot in slots:
+                slot.n_readers += 1
+        try:
+            yield placed
+        finally:
+            with self._lock:
+                for slot in slots:
+                    slot.n_readers -= 1
+
+    # delivered → free
+
+    def drop(self, capture: Capture) -> None:
+        if capture.dropped:
+            return
+        capture.dropped = True
+        if not capture.was_read:
+            self._superseded_bytes += capture.n_bytes
+        self._unlink_all(capture)
+        capture.spilled = None
+
+    def _unlink_all(self, capture: Capture) -> None:
+        with self._lock:
+            for piece in list(capture.pieces):
+                self._unlink(piece)
+
+    def _unlink(self, piece: Piece) -> None:
+        if isinstance(piece.home, Chunk | Slot):
+            piece.home.pieces.pop(piece, None)
+        piece.home = None
+        with contextlib.suppress(ValueError):  # another thread was first
+            piece.owner.pieces.remove(piece)
+
+    def _make_room(self) -> None:
+        """Wait until a slot is free, emptying one if need be. Waits for nothing that the calling
+        thread would have to do: only for copies and host workers, never for a lease.
+        """
+        with self._moving:
+            with self._lock:
+                slot = self._memory.slots.victim()
+            if slot is None:
+                return
+            self._empty(slot)
+
+    def _empty(self, slot: Slot) -> None:
+        with self._lock:
+            pieces, tickets = list(slot.pieces), list(slot.tickets)
+        with self._reading(pieces):
+            for ticket in tickets:
+                self._device.join(ticket)  # its error is raised by `result`
+            self._device.wait(slot.landed)
+            for piece in pieces:
+                self._spill(piece, slot)
+
+    def _spill(self, piece: Piece, slot: Slot) -> None:
+        """Move a wanted piece out of its slot, so that the value outlives the slot (R7)."""
+        capture = piece.owner
+        if capture.spilled is None:
+            # Sized for the whole record, which may still be packing its later pieces.
+            capture.spilled = HostBuffer(empty_bytes(capture.n_bytes))
+            self._n_spills += 1
+        part = capture.spilled.bytes[piece.start : piece.start + piece.n_bytes]
+        self._device.read(slot.buffer, piece.offset, torch.uint8, part)
+        with self._lock:
+            if piece in slot.pieces:
+                del slot.pieces[piece]
+                piece.home, piece.offset = capture.spilled, piece.start
+                self._spilled_bytes += piece.n_bytes
+
+    # Memory and counts
+
+    def replan(self) -> None:
+        with self._moving:
+            with self._lock:
+                if self._memory.is_sized or not self._memory.is_open:
+                    return
+                if self._memory.slots.any_lent():
+                    return  # a lent slot cannot be replaced: later
+                pass_bytes = self._captured_bytes
+                slots = self._memory.slots.all()
+            self.flush()
+            for slot in slots:
+                self._empty(slot)
+            with self._lock:
+                if not self._memory.ring.open.fill_bytes and self._memory.slots.all_reusable():
+                    self._memory.resize(pass_bytes, self._largest_bytes)
+
+    def statistics(self) -> Statistics:
+        return Statistics(
+            captures=self._n_captures,
+            captured_bytes=self._captured_bytes,
+            superseded_bytes=self._superseded_bytes,
+            spills=self._n_spills,
+            spilled_bytes=self._spilled_bytes,
+            lends=self._n_lends,
+            **dataclasses.asdict(self._device.counters),
+        )
+
+    def close(self) -> None:
+        with self._moving:
+            self._device.close()
+            with self._lock:
+                self._memory.close()
+
+
+def _elements(target: Tensor, piece: Piece) -> Tensor:
+    """The part of a contiguous target that a piece's bytes become."""
+    itemsize = piece.owner.wire_dtype.itemsize
+    first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
+    with torch.inference_mode(False):
+        return target.view(-1)[first:last]

@@ -1,0 +1,307 @@
+"""The memory of a lane: staging chunks in a ring, slots in a pool, and leases on slots.
+
+Pure bookkeeping over one device's buffers. Nothing here waits, and nothing here locks: the lane
+calls it under its own lock. What may run at any time, on any thread, is the finalizer of a lease,
+and it only puts into a `SimpleQueue` (R6).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Hashable, Iterable
+from functools import partial
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fastcap.budget import aligned
+from fastcap.devices.base import AnyDevice, HostBuffer, Staging, Ticket
+from fastcap.errors import HostMemoryError
+from fastcap.host_memory import bytes_tensor, empty_bytes
+
+Fence: TypeAlias = Any
+"""A fence of the device at hand; opaque here."""
+
+
+class Piece:
+    """A run of one capture's bytes: a whole record, or a part of one that exceeds a chunk.
+
+    Attributes:
+        owner: The capture the bytes belong to.
+        start: Where the run starts among the capture's bytes.
+        n_bytes: Its length.
+        home: The chunk, the slot or the spill memory that holds it now; `None` when dropped.
+        offset: Where it starts in its home.
+    """
+
+    __slots__ = ("home", "n_bytes", "offset", "owner", "start")
+
+    def __init__(self, owner: Any, start: int, n_bytes: int) -> None:
+        self.owner = owner
+        self.start = start
+        self.n_bytes = n_bytes
+        self.home: Chunk | Slot | HostBuffer | None = None
+        self.offset = 0
+
+
+class Chunk:
+    """A part of staging that is filled by packs and emptied by one copy."""
+
+    def __init__(self, device: AnyDevice, n_bytes: int) -> None:
+        self._device = device
+        self.staging: Staging = device.staging(n_bytes)
+        self.n_bytes = n_bytes
+        self.fill_bytes = 0
+        self.pieces: dict[Piece, None] = {}
+        self.queues: dict[Hashable, Fence] = {}
+        self._spare_fences: list[Fence] = []
+        # Marked when the memory may be written again: first by the queue it was allocated on
+        # (other queues know nothing of that allocation), then by every copy.
+        self.copied: Fence = device.fence()
+        device.mark(self.copied, device.current_queue())
+
+    def has_room(self, n_bytes: int) -> bool:
+        return aligned(self.fill_bytes) + n_bytes <= self.n_bytes
+
+    def reserve(self, n_bytes: int) -> int:
+        """Take the next `n_bytes`; returns their offset."""
+        offset = aligned(self.fill_bytes)
+        self.fill_bytes = offset + n_bytes
+        return offset
+
+    def open_to(self, compute_queue: Hashable) -> None:
+        """Let a queue pack here: the first time since the last copy, only after that copy (R3)."""
+        if compute_queue not in self.queues:
+            self._device.hold(compute_queue, self.copied)
+            fence = self._spare_fences.pop() if self._spare_fences else self._device.fence()
+            self.queues[compute_queue] = fence
+
+    def mark_packed(self) -> list[Fence]:
+        """A fence behind the packs of every queue that packed here, whoever is asking (R2)."""
+        for compute_queue, fence in self.queues.items():
+            self._device.mark(fence, compute_queue)
+        return list(self.queues.values())
+
+    def abandon(self) -> bool:
+        """Start over without a copy, when nobody wants the packs of the one queue that packed."""
+        if self.pieces or len(self.queues) != 1:
+            return False
+        self._device.mark(self.copied, next(iter(self.queues)))
+        self.reset()
+        return True
+
+    def reset(self) -> None:
+        self.fill_bytes = 0
+        self.pieces.clear()
+        self._spare_fences.extend(self.queues.values())
+        self.queues.clear()
+
+    def release(self) -> None:
+        self._device.release(self.staging, [*self.mark_packed(), self.copied])
+
+
+class StagingRing:
+    """Chunks used in turn. One is open to packs; the others are being copied, or are empty."""
+
+    def __init__(self, device: AnyDevice, chunk_bytes: int, n_chunks: int) -> None:
+        self._chunks: deque[Chunk] = deque()
+        self.chunk_bytes = chunk_bytes
+        try:
+            for _ in range(n_chunks):
+                self._chunks.append(Chunk(device, chunk_bytes))
+        except BaseException:
+            self.release()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    @property
+    def open(self) -> Chunk:
+        return self._chunks[0]
+
+    def advance(self) -> None:
+        """Close the open chunk and open the one whose copy is the oldest."""
+        self._chunks.rotate(-1)
+
+    def release(self) -> None:
+        for chunk in self._chunks:
+            chunk.release()
+        self._chunks.clear()
+
+
+class Slot:
+    """One reusable host buffer: the destination of one copy."""
+
+    def __init__(self, device: AnyDevice, n_bytes: int) -> None:
+        self.buffer: HostBuffer = device.host(n_bytes)
+        self.n_bytes = n_bytes
+        self.landed: Fence = device.fence()
+        self.pieces: dict[Piece, None] = {}
+        self.tickets: list[Ticket] = []
+        self.n_leases = 0
+        self.n_readers = 0
+
+
+class SlotPool:
+    """The slots of a lane, the least recently used first."""
+
+    def __init__(self, device: AnyDevice, n_bytes: int, n_slots: int) -> None:
+        self._device = device
+        self._slots: deque[Slot] = deque()
+        self._returned: queue.SimpleQueue[tuple[Slot, int, int]] = queue.SimpleQueue()
+        for _ in range(n_slots):
+            try:
+                self._slots.append(Slot(device, n_bytes))
+            except HostMemoryError:
+                if not self._slots:
+                    raise
+                break  # fewer slots are slower, and as exact
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def all(self) -> tuple[Slot, ...]:
+        return tuple(self._slots)
+
+    def any_lent(self) -> bool:
+        self.collect_returned()
+        return any(slot.n_leases for slot in self._slots)
+
+    def all_reusable(self) -> bool:
+        self.collect_returned()
+        return all(self.is_reusable(slot) for slot in self._slots)
+
+    def is_reusable(self, slot: Slot) -> bool:
+        """Landed, delivered and neither lent nor being read (R6)."""
+        return (
+            not slot.pieces
+            and not slot.n_leases
+            and not slot.n_readers
+            and all(ticket.done() for ticket in slot.tickets)
+            and self._device.done(slot.landed)
+        )
+
+    def take(self) -> Slot | None:
+        """A slot for the next copy, or `None` when every slot is in use."""
+        self.collect_returned()
+        for slot in self._slots:
+            if self.is_reusable(slot):
+                self._slots.remove(slot)
+                self._slots.append(slot)
+                slot.tickets.clear()
+                return slot
+        return None
+
+    def victim(self) -> Slot | None:
+        """The slot to empty when none is free: one that only has to be waited for if there is
+        one, else the oldest that is not lent. `None` when one has become free meanwhile.
+        """
+        self.collect_returned()
+        usable = [slot for slot in self._slots if not slot.n_leases]
+        if any(self.is_reusable(slot) for slot in usable):
+            return None
+        return min(usable, key=lambda slot: bool(slot.pieces))
+
+    # Leases
+
+    def may_lend(self, slot: Slot, n_bytes: int) -> bool:
+        """Whether a record is worth a whole slot, and another slot stays for the copies."""
+        n_unlent = sum(not other.n_leases for other in self._slots)
+        is_last = n_unlent == 1 and not slot.n_leases
+        return 2 * n_bytes >= slot.n_bytes and not is_last
+
+    def lend(self, slot: Slot, offset: int, n_bytes: int) -> Tensor:
+        """The bytes as a uint8 tensor whose storage, while anybody holds it, holds the slot."""
+        array = self._device.lend(slot.buffer, offset, n_bytes)
+        slot.n_leases += 1
+        finalizer = weakref.finalize(array, self._returned.put, (slot, offset, n_bytes))
+        finalizer.atexit = False
+        return bytes_tensor(array)
+
+    def collect_returned(self) -> None:
+        """Account for the leases that nobody holds any more."""
+        while True:
+            try:
+                slot, offset, n_bytes = self._returned.get_nowait()
+            except queue.Empty:
+                return
+            self._device.take_back(slot.buffer, offset, n_bytes)
+            slot.n_leases -= 1
+
+    def release(self) -> None:
+        """Give every slot up. A slot that is still lent lives as long as its last reader."""
+        for slot in self._slots:
+            self._device.release(slot.buffer, [slot.landed])
+        self._slots.clear()
+
+
+def _give_back(returned: queue.SimpleQueue[Tensor], memory: Tensor, limit_bytes: int) -> None:
+    # Runs in a finalizer: no lock. When many are dropped at once, most go to the system.
+    if returned.qsize() * memory.numel() < limit_bytes:
+        returned.put(memory)
+
+
+class HostBuffers:
+    """Ordinary host memory for owned results, used again when nobody holds it.
+
+    Fresh memory costs a page fault per page on first touch, several times the copy itself, so what
+    comes back is kept, up to `limit_bytes`, for later values of about its size. Safe to call from
+    any thread.
+    """
+
+    SMALLEST_BYTES = 1 << 18  # guessed: below this an allocation is cheaper than the bookkeeping
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._returned: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._idle: deque[Tensor] = deque()
+        self._idle_bytes = 0
+
+    def tensor(self, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised, contiguous CPU tensor whose storage is exactly its own.
+
+        Raises:
+            HostMemoryError: The operating system refused the memory.
+        """
+        shape = tuple(shape)
+        n_bytes = prod(shape) * dtype.itemsize
+        with torch.inference_mode(False):  # R10
+            if n_bytes < self.SMALLEST_BYTES:
+                return torch.empty(shape, dtype=dtype, device="cpu")
+            memory = self._take(n_bytes)
+            array = memory.numpy()[:n_bytes]
+            give_back = partial(_give_back, self._returned, memory, self._limit_bytes)
+            weakref.finalize(array, give_back).atexit = False
+            return bytes_tensor(array).view(dtype).view(shape)
+
+    def _take(self, n_bytes: int) -> Tensor:
+        with self._lock:
+            self._collect_returned()
+            for memory in self._idle:
+                if n_bytes <= memory.numel() <= n_bytes + n_bytes // 4:
+                    self._idle = deque(other for other in self._idle if other is not memory)
+                    self._idle_bytes -= memory.numel()
+                    return memory
+        return empty_bytes(n_bytes)
+
+    def _collect_returned(self) -> None:
+        while not self._returned.empty():
+            memory = self._returned.get()
+            self._idle.append(memory)
+            self._idle_bytes += memory.numel()
+        while self._idle_bytes > self._limit_bytes:
+            self._idle_bytes -= self._idle.popleft().numel()
+
+    def trim(self) -> None:
+        """Give all idle memory back to the system."""
+        with self._lock:
+            self._collect_returned()
+            self._idle.clear()
+            self._idle_bytes = 0

@@ -1,0 +1,113 @@
+"""What a user gets back: records, one pass's records together, and counts.
+
+The six states of a capture, in order: captured (the hook has fired) → staged (packed into staging)
+→ copying (its chunk is on the copy queue) → landed (its bytes are in a slot) → delivered (they are
+in memory that the user owns, or lent) → free (nothing of fastcap's holds it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One delivered capture.
+
+    Attributes:
+        site: The site's name, as asked.
+        tensor: The value: on the CPU, contiguous, detached, owned by the receiver.
+        pass_index: Which pass of the stream it came from, from 0.
+        call_index: Which call of the module within the pass it came from, from 0 (the last call
+            is the one kept).
+        samples: The samples that the rows stand for, counted over the whole stream.
+    """
+
+    site: str
+    tensor: Tensor
+    pass_index: int
+    call_index: int
+    samples: range
+
+
+class BatchRecords(Mapping[str, Tensor]):
+    """The records of one pass: a mapping from site to tensor, in the order the sites were asked.
+
+    Attributes:
+        batch: The batch as it came from the caller's iterable.
+        pass_index: Which pass this was, from 0.
+        samples: The samples of this batch, counted over the whole stream.
+        records: The same tensors with their site, pass and call.
+    """
+
+    def __init__(
+        self, batch: object, pass_index: int, samples: range, records: Iterable[Record]
+    ) -> None:
+        self.batch = batch
+        self.pass_index = pass_index
+        self.samples = samples
+        self.records = tuple(records)
+        self._tensors = {record.site: record.tensor for record in self.records}
+
+    def __getitem__(self, site: str) -> Tensor:
+        return self._tensors[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{site!r}: {tuple(t.shape)}" for site, t in self._tensors.items())
+        return f"BatchRecords(pass_index={self.pass_index}, {{{shapes}}})"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What capturing has cost so far, counted at the device seam.
+
+    Bytes are what really moved, after selection and narrowing. On a CPU model `copies` counts the
+    hooks' own copies, since there is no link.
+    """
+
+    captures: int = 0
+    """Values that hooks captured."""
+    captured_bytes: int = 0
+    """Bytes of those values, after selection and in the dtype that crosses the link."""
+    copies: int = 0
+    """Copies from the device into host memory."""
+    copied_bytes: int = 0
+    """Bytes of those copies."""
+    superseded_bytes: int = 0
+    """Bytes captured in vain: a later call of the same site replaced them unread."""
+    waits: int = 0
+    """Times the host waited for a copy, a host worker or a free slot."""
+    waited_secs: float = 0.0
+    """Seconds of those waits, on the device's clock."""
+    holds: int = 0
+    """Times a compute queue was made to wait (without the host) before staging is rewritten."""
+    spills: int = 0
+    """Values moved out of a slot to make room for the next copy."""
+    spilled_bytes: int = 0
+    """Bytes of those values."""
+    lends: int = 0
+    """Records lent out of a slot instead of copied (`zero_copy=True`)."""
+    device_allocations: int = 0
+    """Staging buffers allocated on the device."""
+    device_bytes: int = 0
+    """Bytes of those buffers that are allocated now."""
+    host_allocations: int = 0
+    """Slots allocated (and pinned, where that means something)."""
+    host_bytes: int = 0
+    """Bytes of those slots that are allocated now."""
+    fences: int = 0
+    """Fences (events) created."""
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(Statistics))
+        )

@@ -1,0 +1,177 @@
+"""The oracle: what every capture must equal, bit for bit.
+
+Hook, select, detach, clone to the CPU; lists and `cat`. It is synchronous, keeps everything and
+shares only the question (`fastcap.spec`) with the engine: no hook helper, no selection code, no
+memory management. Slow on purpose, and short enough to be checked by reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastcap.spec import Selection, Site, parse_site
+
+Call = Any
+"""`(model, batch) -> anything`: how one batch becomes one pass."""
+
+
+class ReferenceStore:
+    """The observable behaviour of `ActivationStore`, with every copy made at once in the hook.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+        >>> with ReferenceStore(model, ["0"]) as oracle:
+        ...     _ = model(torch.ones(4, 2))
+        >>> oracle.get("0").shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Iterable[str], selection: Selection | None = None
+    ) -> None:
+        self.model = model
+        self.sites = [parse_site(layer) for layer in layers]
+        self.selection = selection or Selection()
+        self.activations: dict[str, Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def enable(self) -> None:
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        for site in self.sites:
+            module = modules[site.module]
+            self._handles.append(module.register_forward_hook(self._hook_for(site)))
+
+    def disable(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def clear(self) -> None:
+        self.activations = {}
+
+    def get(self, site: str) -> Tensor | None:
+        return self.activations.get(site)
+
+    def __enter__(self) -> Self:
+        self.enable()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disable()
+
+    def _hook_for(self, site: Site) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            value = take_part(output, site)
+            if value is not None:
+                self.activations[site.name] = take_selection(value, self.selection)
+
+        return hook
+
+
+def take_part(output: Any, site: Site) -> Tensor | None:
+    """The tensor a site stands for in a module's output, or `None` where there is none."""
+    if not site.steps:
+        if isinstance(output, tuple) and output:
+            output = output[0]
+        return output if isinstance(output, Tensor) else None
+    for kind, which in site.steps:
+        try:
+            output = getattr(output, str(which)) if kind == "attribute" else output[which]
+        except (AttributeError, IndexError, KeyError, TypeError):
+            return None
+    return output if isinstance(output, Tensor) else None
+
+
+def take_selection(value: Tensor, selection: Selection) -> Tensor:
+    """Positions, then `reduce`, then `dtype`, then a contiguous clone on the CPU."""
+    with torch.no_grad(), torch.inference_mode(False):
+        value = value.detach()
+        dim = 1 if selection.seq_dim is None else selection.seq_dim
+        if selection.positions is not None:
+            positions = selection.positions
+            index: Any = list(positions) if isinstance(positions, tuple) else positions
+            value = value.movedim(dim, 0)[index]
+            if not isinstance(positions, int):
+                value = value.movedim(0, dim)
+        if selection.reduce is not None:
+            value = selection.reduce(value)
+        if selection.dtype is not None:
+            value = value.to(selection.dtype)
+        value = value.resolve_conj().resolve_neg()
+        return torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value)
+
+
+def stream(
+    model: nn.Module,
+    batches: Iterable[Any],
+    sites: Sequence[str],
+    call: Call,
+    selection: Selection | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """One dict of values per batch, sites in the order asked."""
+    store = ReferenceStore(model, sites, selection)
+    for batch in batches:
+        with store, torch.no_grad():
+            call(model, batch)
+        yield {site.name: store.activations[site.name] for site in store.sites}
+        store.clear()
+
+
+def extract(
+    model: nn.Module,
+    batches: Iterable[Any],
+    sites: Sequence[str],
+    call: Call,
+    max_samples: int | None = None,
+    selection: Selection | None = None,
+) -> dict[str, Tensor]:
+    """Every batch's values, concatenated and cropped to `max_samples` rows."""
+    parts: dict[str, list[Tensor]] = {}
+    n_samples = 0
+    for values in stream(model, batches, sites, call, selection):
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value)
+        n_samples += len(next(iter(values.values())))
+        if max_samples is not None and n_samples >= max_samples:
+            break
+    return {name: torch.cat(values)[:max_samples] for name, values in parts.items()}
+
+
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What differs between two results, in words: names, order, shape, dtype, layout, bytes.
+
+    Bytes are compared, so NaN payloads and the sign of zero count.
+    """
+    if list(expected) != list(found):
+        return [f"sites {list(found)}, expected {list(expected)}"]
+    problems: list[str] = []
+    for name, want in expected.items():
+        problems += [f"{name}: {problem}" for problem in _tensor_differences(want, found[name])]
+    return problems
+
+
+def _tensor_differences(want: Tensor, got: Tensor) -> list[str]:
+    if (got.shape, got.dtype) != (want.shape, want.dtype):
+        return [
+            f"{tuple(got.shape)} {got.dtype}, expected {tuple(want.shape)} {want.dtype}",
+        ]
+    flaws = {
+        "not on the CPU": got.device.type != "cpu",
+        "not contiguous": not got.is_contiguous(),
+        "attached to a graph": got.requires_grad,
+        "an inference-mode tensor": got.is_inference(),
+        "a subclass": type(got) is not Tensor,
+    }
+    problems = [flaw for flaw, present in flaws.items() if present]
+    n_different = int((_as_bytes(want) != _as_bytes(got)).sum())
+    return problems + ([f"{n_different} bytes differ"] if n_different else [])
+
+
+def _as_bytes(value: Tensor) -> Tensor:
+    with torch.inference_mode(False):
+        return value.contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,151 @@
+"""`extract_representations`: from a dataset to one tensor per site."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fastcap.budget import make_limits
+from fastcap.engine import Engine
+from fastcap.errors import ArgumentError, FastcapWarning
+from fastcap.forward import BatchCaller, Forward, evaluation_mode
+from fastcap.progress import Progress, open_progress
+from fastcap.results import MemoryResult
+from fastcap.sites import as_site_names, bind_sites
+from fastcap.spec import Positions, as_count, make_selection
+from fastcap.streams import Stream
+
+LOOKAHEAD = 1
+
+
+def extract_representations(
+    model: nn.Module,
+    dataset: Any,
+    layers: Iterable[str],
+    device: torch.device | str | int,
+    batch_size: int = 32,
+    max_samples: int | None = None,
+    *,
+    positions: Positions = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    seq_dim: int | None = None,
+    inputs: Iterable[str] | None = None,
+    forward: Forward | None = None,
+    device_bytes: int | None = None,
+    host_bytes: int | None = None,
+    progress: Progress = False,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    check_memory: bool = True,
+) -> dict[str, Tensor]:
+    """Run a dataset through the model and collect what its sites produce.
+
+    The model is in eval mode and under `no_grad` for the run; every module's flag is as before
+    afterwards, also on an error.
+
+    Args:
+        model: Any module, on `device`.
+        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`.
+        layers: Module names, such as `layers.15.mlp`.
+        device: Where batches are moved to.
+        batch_size: Samples per pass.
+        max_samples: Where to stop. The last batch is run whole and cropped afterwards, so values do
+            not depend on it.
+        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
+            What is not selected is never copied.
+        reduce: A callable on the selected tensor, on its own device, before the copy.
+        dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
+        seq_dim: The dimension `positions` count along; 1 unless given.
+        inputs: Keys of the batch passed to the model by name beside `input_ids`, such as
+            `["attention_mask"]`.
+        forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
+        device_bytes: Staging memory on the accelerator, in bytes.
+        host_bytes: Slot memory on the host, in bytes.
+        progress: `True` for a bar on the terminal, or a callable that is given the number of
+            samples done and the number expected (`None` if unknown).
+        num_workers: Processes that load data, as in `torch.utils.data.DataLoader`.
+        collate_fn: How samples become a batch, as in `torch.utils.data.DataLoader`.
+        check_memory: Whether to refuse a result that cannot fit in the memory available.
+
+    Returns:
+        One tensor of shape `(n_samples, ...)` per site, in the order of `layers`: CPU, contiguous,
+        in the dtype the module produced unless asked otherwise. A site that never fired is left
+        out, with a warning.
+
+    Raises:
+        SiteNotFoundError: A layer is no module of the model.
+        ArgumentError, ArgumentTypeError: No layers, or a number out of range.
+        MissingInputError, BatchError: A batch the model cannot be called with.
+        SelectionError: The selection does not fit what a site produced.
+        ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
+        ResultTooLargeError: The result cannot fit in memory; known after the first batch.
+        DeviceError: The model is not on `device`.
+        Whatever the model raises, unchanged.
+
+    Example:
+        >>> import torch, fastcap
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
+        >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]
+        >>> acts = fastcap.extract_representations(model, dataset, ["0", "1"], "cpu", batch_size=2)
+        >>> acts["1"].shape
+        torch.Size([5, 3, 2])
+    """
+    names = as_site_names(layers)
+    if not names:
+        raise ArgumentError("layers is empty: name at least one module, such as ['layers.0.mlp'].")
+    batch_size = as_count("batch_size", batch_size)
+    max_samples = None if max_samples is None else as_count("max_samples", max_samples)
+    selection = make_selection(positions, reduce, dtype, seq_dim)
+    limits = make_limits(device_bytes, host_bytes)
+    call = BatchCaller(model, device, inputs, forward)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=False,
+        num_workers=as_count("num_workers", num_workers, at_least=0),
+        collate_fn=collate_fn,
+    )
+    result = MemoryResult(_length(dataset), max_samples, check_memory)
+    engine = Engine(model, bind_sites(model, names), selection, limits)
+    with (
+        open_progress(progress, result.n_expected) as advance,
+        evaluation_mode(model),
+        Stream(_until_full(loader, result), engine, call, model, LOOKAHEAD, consumer=result) as run,
+    ):
+        for records in run:
+            advance(min(records.samples.stop, result.n_done))
+        acts = result.tensors()
+    return _in_order(engine.site_names, acts)
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
+def _until_full(loader: Iterable[Any], result: MemoryResult) -> Iterable[Any]:
+    for batch in loader:
+        yield batch
+        if result.is_full:
+            return
+
+
+def _in_order(names: list[str], acts: dict[str, Tensor]) -> dict[str, Tensor]:
+    missing = [name for name in names if name not in acts]
+    if missing:
+        warnings.warn(
+            f"Nothing was captured at {', '.join(map(repr, missing))}: left out of the result. "
+            "Either the forward pass did not reach the module, or it was given no sample, or it "
+            "returned no tensor.",
+            FastcapWarning,
+            stacklevel=3,
+        )
+    return {name: acts[name] for name in names if name in acts}

@@ -1,0 +1,234 @@
+"""Results in memory: rows of one tensor per site, allocated once and filled as passes land."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fastcap.engine import Pass
+from fastcap.errors import HostMemoryError, ResultError, ResultTooLargeError
+from fastcap.host_memory import available_bytes, bytes_tensor, empty_bytes, format_bytes
+from fastcap.lanes.base import Capture, Lane
+
+_Specs: TypeAlias = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape of one row, and dtype, by site."""
+
+
+@dataclass(slots=True)
+class _Rows:
+    """One site's result: the memory of all rows, and its typed view."""
+
+    memory: Tensor
+    view: Tensor
+
+
+class MemoryResult:
+    """Collects `(n_samples, ...)` per site.
+
+    Args:
+        n_samples: How many samples there will be; `None` when the dataset does not say.
+        max_samples: Where to stop; `None` for all.
+        check_memory: Whether to refuse a result that cannot fit in available memory.
+    """
+
+    def __init__(
+        self, n_samples: int | None, max_samples: int | None, check_memory: bool = True
+    ) -> None:
+        if n_samples is not None and max_samples is not None:
+            n_samples = min(n_samples, max_samples)
+        self.n_expected = n_samples
+        self._max_samples = max_samples
+        self._check_memory = check_memory
+        self._rows: dict[str, _Rows] | None = None
+        self._misfits: dict[str, tuple[int, ...]] = {}
+        self._unsettled: deque[tuple[Lane, Capture]] = deque()
+        self._n_batch = 0
+        self._n_kept = 0
+        self._n_passes = 0
+        self.n_done = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._max_samples is not None and self.n_done >= self._max_samples
+
+    # Around one pass
+
+    def begin(self, n_batch: int) -> None:
+        """A pass over `n_batch` samples is about to run; the last one is run whole and cropped."""
+        self._misfits.clear()
+        self._n_batch = self._n_kept = n_batch
+        if self._max_samples is not None:
+            self._n_kept = min(n_batch, self._max_samples - self.n_done)
+        if self._rows is not None:
+            self._make_room(self.n_done + self._n_kept)
+
+    def place(self, site: str, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """In the hook: the rows that are kept and, from the second pass on, where they go."""
+        self._misfits.pop(site, None)
+        if value.ndim == 0 or value.shape[0] != self._n_batch:
+            self._misfits[site] = tuple(value.shape)  # an error if this call is the last one
+            return value, None
+        value = value[: self._n_kept]
+        rows = None if self._rows is None else self._rows.get(site)
+        if rows is None or (value.shape[1:], dtype) != (rows.view.shape[1:], rows.view.dtype):
+            return value, None
+        return value, rows.view[self.n_done : self.n_done + self._n_kept]
+
+    def end(self, finished: Pass) -> None:
+        """The pass is over: check what it captured and start delivering it."""
+        self._check(finished)
+        if self._rows is None:
+            self._allocate(finished)
+        assert self._rows is not None
+        while self._unsettled and all(t.done() for t in self._unsettled[0][1].tickets):
+            self._unsettled.popleft()
+        for site, (lane, capture) in finished.captures.items():
+            rows = self._rows[site].view
+            lane.deliver(capture, rows[self.n_done : self.n_done + self._n_kept])
+            self._unsettled.append((lane, capture))
+        self.n_done += self._n_kept
+        self._n_passes += 1
+
+    def settle(self) -> None:
+        """Wait until every row given to `end` so far is in place.
+
+        Raises:
+            The error of a capture that failed.
+        """
+        while self._unsettled:
+            lane, capture = self._unsettled.popleft()
+            lane.result(capture)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every site's result, its storage exactly its own."""
+        self.settle()
+        return {site: self._cropped(rows) for site, rows in (self._rows or {}).items()}
+
+    def _cropped(self, rows: _Rows) -> Tensor:
+        if len(rows.view) == self.n_done:
+            return rows.view
+        shape = (self.n_done, *rows.view.shape[1:])
+        n_bytes = prod(shape) * rows.view.dtype.itemsize
+        return _typed(bytes_tensor(rows.memory.numpy()[:n_bytes]), rows.view.dtype, shape)
+
+    # Checks
+
+    def _check(self, finished: Pass) -> None:
+        for site, shape in self._misfits.items():
+            raise ResultError(
+                f"Site {site!r} produced shape {shape} for a batch of {self._n_batch} samples: its "
+                "first dimension is not the batch, so its rows cannot be matched to samples. "
+                "Capture another module, or receive it batch by batch with fastcap.stream()."
+            )
+        if self._rows is None:
+            return
+        for site in self._rows.keys() - finished.captures.keys():
+            self._refuse_gap(site, "captured nothing", "earlier ones did")
+        for site, (_, capture) in finished.captures.items():
+            if site not in self._rows:
+                self._refuse_gap(site, "captured something", "earlier ones did not")
+            self._check_rows(site, tuple(capture.shape[1:]), capture.dtype)
+
+    def _refuse_gap(self, site: str, what: str, others: str) -> None:
+        raise ResultError(
+            f"Site {site!r} {what} in batch {self._n_passes}, but {others}: its rows would not "
+            "match the samples. Leave this site out, or receive it with fastcap.stream()."
+        )
+
+    def _check_rows(self, site: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        assert self._rows is not None
+        view = self._rows[site].view
+        if shape != tuple(view.shape[1:]):
+            raise ResultError(
+                f"Site {site!r} produced rows of shape {shape} in batch {self._n_passes} and "
+                f"{tuple(view.shape[1:])} before. Rows of one result need one shape: pad all "
+                "samples to one length, or select what has one shape in every batch "
+                "(positions=-1, reduce=lambda acts: acts.mean(dim=1)), or receive batches as they "
+                "are with fastcap.stream()."
+            )
+        if dtype != view.dtype:
+            raise ResultError(
+                f"Site {site!r} produced {dtype} in batch {self._n_passes} and {view.dtype} "
+                "before. Ask for one with dtype=, such as dtype=torch.float32."
+            )
+
+    # Memory
+
+    def _allocate(self, first: Pass) -> None:
+        specs = {
+            site: (tuple(capture.shape[1:]), capture.dtype)
+            for site, (_, capture) in first.captures.items()
+        }
+        if self.n_expected is not None:
+            self._rows = self._new_rows(specs, max(self.n_expected, self._n_kept))
+            return
+        try:
+            self._rows = self._new_rows(specs, self._affordable_rows(specs))
+        except HostMemoryError:  # address space is limited: start small and grow
+            self._rows = self._new_rows(specs, self._n_kept)
+
+    def _affordable_rows(self, specs: _Specs) -> int:
+        """Rows to reserve when the dataset has no length: what available memory can hold.
+
+        Only address space is taken at first, and pages as rows arrive, so nothing has to be moved
+        later.
+        """
+        n_rows = self._max_samples
+        available, row_bytes = available_bytes(), sum(_sizes(specs, 1).values())
+        if available is not None and row_bytes:
+            affordable = available // row_bytes
+            n_rows = affordable if n_rows is None else min(n_rows, affordable)
+        return max(self._n_kept, self._n_kept if n_rows is None else n_rows)
+
+    def _make_room(self, n_rows: int) -> None:
+        """Grow when a dataset turns out longer than it said, or said nothing."""
+        assert self._rows is not None
+        capacity = min((len(rows.view) for rows in self._rows.values()), default=n_rows)
+        if n_rows <= capacity:
+            return
+        capacity = max(n_rows, 2 * capacity)
+        if self._max_samples is not None:
+            capacity = min(capacity, self._max_samples)
+        specs = {site: (tuple(r.view.shape[1:]), r.view.dtype) for site, r in self._rows.items()}
+        grown = self._new_rows(specs, capacity)
+        self.settle()
+        for site, rows in self._rows.items():
+            grown[site].view[: self.n_done].copy_(rows.view[: self.n_done])
+        self._rows = grown
+
+    def _new_rows(self, specs: _Specs, n_rows: int) -> dict[str, _Rows]:
+        sizes = _sizes(specs, n_rows)
+        if self._check_memory:
+            self._refuse_too_large(sizes, n_rows)
+        rows = {}
+        for site, (shape, dtype) in specs.items():
+            memory = empty_bytes(sizes[site])
+            rows[site] = _Rows(memory, _typed(memory, dtype, (n_rows, *shape)))
+        return rows
+
+    def _refuse_too_large(self, sizes: Mapping[str, int], n_rows: int) -> None:
+        available, n_bytes = available_bytes(), sum(sizes.values())
+        if available is None or n_bytes <= available:
+            return
+        fitting = int(n_rows * available / n_bytes)
+        raise ResultTooLargeError(
+            f"The result needs {format_bytes(n_bytes)} ({n_rows} samples, {len(sizes)} sites), and "
+            f"{format_bytes(available)} of memory is available. Select less (positions=, reduce=), "
+            f"narrow it (dtype=torch.float16), ask for fewer sites or max_samples={fitting}, or "
+            "receive it batch by batch with fastcap.stream(). To try anyway: check_memory=False."
+        )
+
+
+def _sizes(specs: _Specs, n_rows: int) -> dict[str, int]:
+    return {site: n_rows * prod(shape) * dtype.itemsize for site, (shape, dtype) in specs.items()}
+
+
+def _typed(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(False):
+        return memory.view(dtype).view(shape)

@@ -1,0 +1,207 @@
+"""`save_activations`: one file that plain NumPy, or stock safetensors, reads back.
+
+Written under a temporary name in the same folder, synced, then renamed: a file under the final
+name is always whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcap.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    FastcapWarning,
+    SaveError,
+    UnsupportedTensorError,
+)
+from fastcap.host_memory import format_bytes
+
+NUMPY_DTYPES = frozenset(
+    {torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool}
+    | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+    | {torch.int8, torch.int16, torch.int32, torch.int64}
+)
+
+
+def save_activations(
+    activations: Mapping[str, Tensor | np.ndarray[Any, Any]],
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Save tensors by name to `.npz`, or to `.safetensors` if the path ends so.
+
+    The suffix `.npz` is added where it is missing, and nothing else of the name is changed
+    (`step_5.0` becomes `step_5.0.npz`). Parent folders are made. The file appears whole or not at
+    all, and replaces an older one only when it is whole.
+
+    Args:
+        activations: Tensors (any device, gradients or not) or NumPy arrays by name. Any name works.
+        path: Where to save.
+        dtype: Store floating-point tensors in this dtype. Without it, `.npz` stores dtypes that
+            NumPy lacks (bfloat16, float8) as float32, which is exact, and warns once;
+            `.safetensors` keeps every dtype.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        SaveError: The folder or file cannot be written, or the disk is full; nothing is left.
+        ArgumentTypeError: A value is no tensor or array, or a name no string.
+        UnsupportedTensorError: A sparse, nested, quantised or meta tensor.
+
+    Example:
+        >>> import tempfile, numpy, torch, fastcap
+        >>> folder = tempfile.mkdtemp()
+        >>> path = fastcap.save_activations({"layers.0": torch.ones(2, 3)}, folder + "/acts")
+        >>> path.name, numpy.load(path)["layers.0"].shape
+        ('acts.npz', (2, 3))
+    """
+    path = Path(path)
+    as_safetensors = path.suffix.lower() == ".safetensors"
+    if not as_safetensors and path.suffix.lower() != ".npz":
+        path = path.with_name(path.name + ".npz") if path.name else path
+    tensors = {_checked_name(name): _as_cpu(name, value) for name, value in activations.items()}
+    if dtype is not None:
+        tensors = {name: _cast(value, dtype) for name, value in tensors.items()}
+    if as_safetensors:
+        _write_whole(path, lambda file: _write_safetensors(file, tensors))
+    else:
+        arrays = _as_arrays(tensors)
+        _write_whole(path, lambda file: _write_npz(file, arrays))
+    return path
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"Names of activations must be strings; got {name!r}.")
+    if "\0" in name:
+        raise ArgumentError(f"The name {name!r} has a NUL character, where zip files end a name.")
+    return name
+
+
+def _as_cpu(name: str, value: object) -> Tensor:
+    if isinstance(value, np.ndarray):
+        try:
+            return torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+        except (TypeError, ValueError) as error:
+            raise ArgumentTypeError(
+                f"Cannot save {name!r}: it is an array of {value.dtype}, which torch cannot hold. "
+                "Convert it to a native numeric dtype first."
+            ) from error
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(
+            f"Cannot save {name!r}: it is a {type(value).__name__}, not a tensor or array."
+        )
+    if value.is_nested or value.layout is not torch.strided or value.is_quantized or value.is_meta:
+        raise UnsupportedTensorError(
+            f"Cannot save {name!r}: only dense tensors with data can be saved. Convert it first "
+            "(to_dense(), dequantize(), torch.nested.to_padded_tensor)."
+        )
+    return value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    widened = {
+        name: str(value.dtype) for name, value in tensors.items() if value.dtype not in NUMPY_DTYPES
+    }
+    if widened:
+        name, dtype = next(iter(widened.items()))
+        more = f" and {len(widened) - 1} more" if len(widened) > 1 else ""
+        warnings.warn(
+            f"NumPy has no {dtype.removeprefix('torch.')}: {name!r}{more} is stored as float32, "
+            "exactly, in twice the space or more. To keep the dtype, save to a path that ends in "
+            ".safetensors; to choose one, pass dtype=.",
+            FastcapWarning,
+            stacklevel=3,
+        )
+    return {
+        name: (value.float() if name in widened else value).numpy()
+        for name, value in tensors.items()
+    }
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    # numpy.savez takes names as keyword arguments and so loses or refuses some ("file").
+    with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        # The library refuses tensors that share memory; each is saved whole.
+        save_file({name: value.clone() for name, value in tensors.items()}, path)
+    except SafetensorError as error:
+        full = "No space left" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a temporary file beside `path`, sync it, rename it into place and sync the folder."""
+    temporary = path.with_name(f".fastcap-{uuid.uuid4().hex}.tmp")
+    with _explained(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        advice = _advice(error, path)
+        message = f"Cannot save activations to {str(path)!r}: {reason}. {advice}"
+        raise SaveError(error.errno, message) from error
+
+
+def _advice(error: OSError, path: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        existing = next(parent for parent in path.absolute().parents if parent.exists())
+        free = format_bytes(shutil.disk_usage(existing).free)
+        return f"{free} is free there. Nothing was left behind; an older file is as it was."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Choose a folder you can write to."
+    if error.errno == errno.EISDIR:
+        return f"For example {str(path / 'activations.npz')!r}."
+    return "Nothing was left behind."

@@ -1,0 +1,108 @@
+"""A selection applied to a value, on the value's own device and queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastcap.errors import CastError, PositionError, SelectionError
+from fastcap.spec import Selection, Site
+
+MOST_INDICES = 64  # guessed: lengths of one run that are worth an index tensor each
+
+
+class Selector:
+    """A selection, ready to be applied to one value after another."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._indices: dict[tuple[torch.device, int], Tensor] = {}
+
+    def __call__(self, value: Tensor, site: Site, n_tokens: int | None) -> Tensor:
+        """A detached view, or a selection made on the value's own device.
+
+        Args:
+            value: What the site produced, any shape.
+            site: Named in errors.
+            n_tokens: Token ids per sample in this pass, if it has any: what `seq_dim` must measure.
+
+        Raises:
+            PositionError: No such dimension or position.
+            SelectionError: `seq_dim` is a guess and does not measure the tokens, or `reduce`
+                returned no tensor.
+            CastError: The dtype asked for cannot hold the values.
+        """
+        value = value.detach()
+        selection = self._selection
+        if type(value) is not Tensor:
+            value = value.as_subclass(Tensor)
+        if selection.positions is not None:
+            dim = self._sequence_dim(value, site, n_tokens)
+            value = self._take_positions(value, dim, site)
+        if selection.reduce is not None:
+            value = _apply_reduce(selection.reduce, value, site)
+        if selection.dtype is not None and not torch.can_cast(value.dtype, selection.dtype):
+            raise CastError(
+                f"Site {site.name!r} produced {value.dtype}, which dtype={selection.dtype} cannot "
+                "hold. Leave dtype= out, or convert with reduce=, such as "
+                "reduce=lambda acts: acts.abs()."
+            )
+        return value
+
+    def _sequence_dim(self, value: Tensor, site: Site, n_tokens: int | None) -> int:
+        asked = self._selection.seq_dim
+        dim = 1 if asked is None else asked
+        if not -value.ndim <= dim < value.ndim:
+            raise PositionError(
+                f"Site {site.name!r} produced shape {tuple(value.shape)}, which has no dimension "
+                f"{dim} to take positions={self._selection.positions!r} from. Leave positions= out "
+                "for this site, or name the dimension with seq_dim=."
+            )
+        if asked is None and n_tokens is not None and value.shape[1] != n_tokens:
+            raise SelectionError(
+                f"Site {site.name!r} produced shape {tuple(value.shape)}, but the pass has "
+                f"{n_tokens} tokens per sample, so dimension 1 does not count tokens. Name the "
+                "dimension with seq_dim= (seq_dim=1 if this is what you want)."
+            )
+        return dim % value.ndim
+
+    def _take_positions(self, value: Tensor, dim: int, site: Site) -> Tensor:
+        positions, length = self._selection.positions, value.shape[dim]
+        if isinstance(positions, slice):
+            return value[(slice(None),) * dim + (positions,)]
+        for position in (positions,) if isinstance(positions, int) else positions or ():
+            if not -length <= position < length:
+                raise PositionError(
+                    f"Site {site.name!r} produced shape {tuple(value.shape)}: position {position} "
+                    f"is out of range for the {length} of dimension {dim}."
+                )
+        if isinstance(positions, int):
+            return value.select(dim, positions)
+        return value.index_select(dim, self._index(value.device, length))
+
+    def _index(self, device: torch.device, length: int) -> Tensor:
+        """The positions as a tensor on `device`, built once for each sequence length."""
+        positions = self._selection.positions
+        assert isinstance(positions, tuple)
+        index = self._indices.get((device, length))
+        if index is None:
+            if len(self._indices) >= MOST_INDICES:
+                self._indices.clear()
+            resolved = [position % length for position in positions]
+            with torch.inference_mode(False):
+                index = torch.tensor(resolved, dtype=torch.int64, device=device)
+            self._indices[device, length] = index
+        return index
+
+
+def _apply_reduce(reduce: Callable[[Tensor], Tensor], value: Tensor, site: Site) -> Tensor:
+    with torch.no_grad():
+        reduced = reduce(value)
+    if not isinstance(reduced, Tensor):
+        raise SelectionError(
+            f"reduce returned a {type(reduced).__name__} for site {site.name!r} (input shape "
+            f"{tuple(value.shape)}); it must return a tensor."
+        )
+    return reduced.detach()

@@ -1,0 +1,247 @@
+"""`stream`: passes over batches, and their records one batch at a time, while the next one runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastcap.budget import make_limits
+from fastcap.engine import Engine, Pass
+from fastcap.errors import ArgumentError
+from fastcap.forward import (
+    BatchCaller,
+    Forward,
+    count_rows,
+    evaluation_mode,
+    uncompiled,
+)
+from fastcap.hooks import detach
+from fastcap.records import BatchRecords, Record, Statistics
+from fastcap.sites import as_site_names, bind_sites
+from fastcap.spec import Positions, as_count, make_selection
+
+
+class Consumer(Protocol):
+    """Who receives what a pass captured, when it is not the caller's loop."""
+
+    def begin(self, n_batch: int) -> None:
+        """A pass over `n_batch` samples is about to run."""
+
+    def place(self, site: str, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """See `fastcap.engine.Place`."""
+
+    def end(self, finished: Pass) -> None:
+        """The pass is over."""
+
+    def settle(self) -> None:
+        """Wait for what `end` was given."""
+
+
+class _Finished(NamedTuple):
+    """A pass that has run, and whose records are on their way."""
+
+    batch: Any
+    pass_index: int
+    samples: range
+    captured: Pass
+
+
+class Stream(Iterator[BatchRecords]):
+    """What `stream` returns: an iterator of `BatchRecords`, and a context manager.
+
+    Ends by itself when the batches do, on an error, and when it is closed or dropped; its hooks
+    are gone then.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        engine: Engine,
+        call: BatchCaller,
+        model: nn.Module,
+        lookahead: int,
+        zero_copy: bool = False,
+        consumer: Consumer | None = None,
+    ) -> None:
+        self._batches = iter(batches)
+        self._engine = engine
+        self._call = call
+        self._model = model
+        self._lookahead = lookahead
+        self._zero_copy = zero_copy
+        self._consumer = consumer
+        self._running: deque[_Finished] = deque()
+        self._postponed: Exception | None = None
+        self._n_passes = 0
+        self._n_samples = 0
+        self._ended = False
+        engine.attach()
+        weakref.finalize(self, detach, engine.handles).atexit = False
+
+    def __next__(self) -> BatchRecords:
+        try:
+            while not self._ended and len(self._running) <= self._lookahead:
+                self._run_next()
+            if not self._running:
+                error, self._postponed = self._postponed, None
+                raise error or StopIteration
+            return self._deliver(self._running.popleft())
+        except BaseException:
+            self.close()
+            raise
+
+    def _run_next(self) -> None:
+        """Run one more pass. An error waits until the passes before it are delivered."""
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._ended = True
+            return
+        except Exception as error:  # noqa: BLE001 - raised unchanged, after delivery
+            self._end_after_delivery(error)
+            return
+        try:
+            self._running.append(self._run(batch))
+        except Exception as error:  # noqa: BLE001 - raised unchanged, after delivery
+            self._end_after_delivery(error)
+
+    def _end_after_delivery(self, error: Exception) -> None:
+        self._ended = True
+        self._postponed = error
+        self._engine.detach()
+
+    def _run(self, batch: Any) -> _Finished:
+        prepared = self._call.prepare(batch)
+        n_rows = count_rows(prepared) or 0
+        place = None
+        if self._consumer is not None:
+            self._consumer.begin(n_rows)
+            place = self._consumer.place
+        if self._n_passes == 1:
+            self._engine.replan()
+        captured = self._engine.open_pass(place)
+        try:
+            with evaluation_mode(self._model), uncompiled(self._model), torch.no_grad():
+                self._call(prepared)
+            self._send(captured)
+        except BaseException:
+            captured.clear()  # a failed pass is not delivered
+            raise
+        finally:
+            self._engine.end_pass()
+        samples = range(self._n_samples, self._n_samples + n_rows)
+        finished = _Finished(batch, self._n_passes, samples, captured)
+        self._n_passes += 1
+        self._n_samples += n_rows
+        return finished
+
+    def _send(self, captured: Pass) -> None:
+        """Put everything on its way, so that it travels while the next pass runs."""
+        for lane in self._engine.lanes():
+            lane.flush()
+        if self._consumer is not None:
+            self._consumer.end(captured)
+        elif not self._zero_copy:
+            for lane, capture in captured.captures.values():
+                lane.deliver(capture)
+
+    def _deliver(self, finished: _Finished) -> BatchRecords:
+        captured, records = finished.captured, []
+        for site in self._engine.site_names:
+            if site not in captured.captures:
+                continue
+            lane, capture = captured.captures[site]
+            tensor = lane.result(capture, lend=self._zero_copy)
+            assert tensor is not None  # this pass's captures are nobody else's to drop
+            call_index = captured.n_calls[site] - 1
+            records.append(Record(site, tensor, finished.pass_index, call_index, finished.samples))
+        return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
+
+    def statistics(self) -> Statistics:
+        """What capturing has cost so far."""
+        return self._engine.statistics()
+
+    def close(self) -> None:
+        """Remove the hooks and give memory back. Records already delivered stay as they are."""
+        self._ended = True
+        self._running.clear()
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def stream(
+    model: nn.Module,
+    batches: Iterable[Any],
+    sites: Iterable[str],
+    *,
+    device: torch.device | str | int | None = None,
+    positions: Positions = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    seq_dim: int | None = None,
+    inputs: Iterable[str] | None = None,
+    forward: Forward | None = None,
+    zero_copy: bool = False,
+    device_bytes: int | None = None,
+    host_bytes: int | None = None,
+    lookahead: int = 1,
+) -> Stream:
+    """Run the model over batches and hand out what its sites produced, batch by batch.
+
+    Records arrive in order while the following pass already runs: the model is in eval mode and
+    without gradients during each pass only, and your loop body in between sees it as you left it.
+
+    Args:
+        model: Any module; hooks are on it until the stream ends.
+        batches: Dicts with `input_ids`, tensors, or tuples of tensors (the positional arguments).
+        sites: Module names, such as `layers.15.mlp`; see `docs/concepts.md`.
+        device: Where batches are moved; by default where the model's parameters are.
+        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
+        reduce: A callable on the selected tensor, on its own device, before the copy.
+        dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
+        seq_dim: The dimension `positions` count along; 1 unless given.
+        inputs: Keys of the batch passed to the model by name beside `input_ids`.
+        forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
+        zero_copy: Lend records out of pinned slots where they fill at least half of one, instead of
+            copying them; the slot is used again when the tensor and every view of it are gone.
+        device_bytes: Staging memory on the accelerator, in bytes.
+        host_bytes: Slot memory on the host, in bytes.
+        lookahead: Passes run ahead of the batch handed out. 0 if your loop changes the model.
+
+    Returns:
+        An iterator of `BatchRecords`, which also is a context manager.
+
+    Raises:
+        SiteNotFoundError: A site is no module of the model.
+        ArgumentError: No sites, or an argument out of range.
+        DeviceError: The model is not on `device`.
+        Whatever a pass raises, unchanged, after the batches before it were handed out.
+
+    Example:
+        >>> import torch, fastcap
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
+        >>> batches = [torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5, 6]])]
+        >>> for records in fastcap.stream(model, batches, ["1"], positions=-1):
+        ...     print(records.pass_index, records["1"].shape)
+        0 torch.Size([1, 2])
+        1 torch.Size([1, 2])
+    """
+    names = as_site_names(sites)
+    if not names:
+        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
+    selection = make_selection(positions, reduce, dtype, seq_dim)
+    limits = make_limits(device_bytes, host_bytes)
+    lookahead = as_count("lookahead", lookahead, at_least=0)
+    call = BatchCaller(model, device, inputs, forward)
+    engine = Engine(model, bind_sites(model, names), selection, limits)
+    return Stream(batches, engine, call, model, lookahead, zero_copy)
