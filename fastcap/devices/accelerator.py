@@ -37,6 +37,7 @@ class Abilities:
     new_event: Callable[[torch.device], Event]
     current_stream: Callable[[torch.device], Stream]
     use_stream: Callable[[Stream], AbstractContextManager[Any]]
+    pinned_bytes: Callable[[int], Tensor]
     free_bytes: Callable[[torch.device], int | None]
     is_capturing: Callable[[], bool]
 
@@ -51,11 +52,16 @@ def _use_generic_stream(stream: Stream) -> Any:
         torch.accelerator.set_stream(before)
 
 
+def _pinned_bytes(n_bytes: int) -> Tensor:
+    return torch.empty(n_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+
+
 GENERIC = Abilities(
     new_stream=lambda device: torch.Stream(device),
     new_event=lambda device: torch.Event(device),
     current_stream=lambda device: torch.accelerator.current_stream(device),
     use_stream=_use_generic_stream,
+    pinned_bytes=_pinned_bytes,
     free_bytes=lambda device: None,
     is_capturing=lambda: False,
 )
@@ -68,6 +74,7 @@ ABILITIES: dict[str, Abilities] = {
         new_event=lambda device: torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]
         current_stream=lambda device: torch.cuda.current_stream(device),
         use_stream=lambda stream: torch.cuda.stream(stream),
+        pinned_bytes=_pinned_bytes,
         free_bytes=lambda device: torch.cuda.mem_get_info(device)[0],
         is_capturing=lambda: torch.cuda.is_current_stream_capturing(),
     ),
@@ -111,7 +118,8 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
 
     def staging(self, n_bytes: int) -> Staging:
         try:
-            memory = torch.empty(n_bytes, dtype=torch.uint8, device=self.torch_device)
+            with torch.inference_mode(False):  # R10
+                memory = torch.empty(n_bytes, dtype=torch.uint8, device=self.torch_device)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"Cannot allocate {format_bytes(n_bytes)} of staging on {self.torch_device}. Free "
@@ -125,7 +133,8 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
 
     def host(self, n_bytes: int) -> HostBuffer:
         try:
-            memory = torch.empty(n_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+            with torch.inference_mode(False):
+                memory = self._can.pinned_bytes(n_bytes)
         except (RuntimeError, MemoryError) as error:
             raise HostMemoryError(
                 f"Cannot pin {format_bytes(n_bytes)} of host memory. Pass a smaller host_bytes=, "

@@ -45,7 +45,9 @@ class SynchronousDevice(ThreadedDevice[None, None]):
     def staging(self, n_bytes: int) -> Staging:
         self.counters.device_allocations += 1
         self.counters.device_bytes += n_bytes
-        return Staging(torch.empty(n_bytes, dtype=torch.uint8, device=self.torch_device))
+        with torch.inference_mode(False):
+            memory = torch.empty(n_bytes, dtype=torch.uint8, device=self.torch_device)
+        return Staging(memory)
 
     def host(self, n_bytes: int) -> HostBuffer:
         self.counters.host_allocations += 1

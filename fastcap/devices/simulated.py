@@ -26,6 +26,7 @@ from fastcap.errors import DeviceMemoryError, HostMemoryError
 
 POISON = 0xFB  # as bf16, fp16, fp32 and fp64 a large negative number that no test produces
 N_WORKERS = 2
+QUEUE_KINDS = ("compute", "copy", "worker")
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +51,7 @@ class Queue:
     """Operations that run in the order they were given."""
 
     name: str
+    kind: str = "compute"
     pending: deque[Operation] = field(default_factory=deque)
 
     @property
@@ -67,31 +69,39 @@ class SimulatedFence:
     last: Mark | None = None
 
 
+EXTREMES = {
+    "late": (0.0, 0.0, 0.0),
+    "early": (1.0, 1.0, 1.0),
+    "compute first": (1.0, 0.0, 0.0),
+    "copies first": (0.0, 1.0, 0.0),
+    "workers last": (1.0, 1.0, 0.0),
+}
+"""Eagerness of compute queues, copy queue and host workers in the schedules that fail first."""
+
+
 class Schedule:
     """Who runs when. Every choice comes from one seed.
 
     Args:
-        kind: `"late"` runs an operation only when the host waits for it, `"early"` runs all there
-            is at every call, `"random"` draws how many steps of which queues to run.
-        seed: For `"random"`.
+        kind: A name in `EXTREMES`, or `"random"` to draw how eager each kind of queue is.
+        seed: Decides every choice.
     """
 
     def __init__(self, kind: str = "random", seed: int = 0) -> None:
-        if kind not in ("late", "early", "random"):
-            raise ValueError(f"kind must be 'late', 'early' or 'random'; got {kind!r}")
-        self.kind = kind
         self._random = random.Random(seed)
+        if kind == "random":
+            drawn = [self._random.choice((0.0, 0.1, 0.5, 0.9, 1.0)) for _ in range(3)]
+            self._eagerness = dict(zip(QUEUE_KINDS, drawn, strict=True))
+        else:
+            self._eagerness = dict(zip(QUEUE_KINDS, EXTREMES[kind], strict=True))
 
-    def n_steps(self) -> int:
-        """How many operations to run at a call into the device."""
-        if self.kind == "late":
-            return 0
-        if self.kind == "early":
-            return 1_000_000
-        return self._random.choice((0, 0, 0, 1, 1, 2, 5))
+    def order(self, queues: list[Queue]) -> list[Queue]:
+        """In which order queues get a chance to run."""
+        return self._random.sample(queues, len(queues))
 
-    def choose(self, runnable: list[Queue]) -> Queue:
-        return self._random.choice(runnable) if self.kind == "random" else runnable[0]
+    def goes_on(self, queue: Queue) -> bool:
+        """Whether a queue that could run an operation now does."""
+        return self._random.random() < self._eagerness[queue.kind]
 
 
 class SimulatedTicket:
@@ -130,8 +140,8 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         self.device_capacity_bytes = device_capacity_bytes
         self.host_capacity_bytes = host_capacity_bytes
         self.compute = Queue("compute")
-        self.copy_queue = Queue("copy")
-        self.workers = [Queue(f"worker {i}") for i in range(N_WORKERS)]
+        self.copy_queue = Queue("copy", "copy")
+        self.workers = [Queue(f"worker {i}", "worker") for i in range(N_WORKERS)]
         self.capturing = False
         self._queues = [self.compute, self.copy_queue, *self.workers]
         self._of_thread = threading.local()
@@ -140,15 +150,9 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
 
     # Queues and fences
 
-    @contextlib.contextmanager
-    def on_queue(self, queue: Queue) -> Iterator[None]:
-        """Have this thread's model code use another compute queue."""
-        before = self.current_queue()
+    def use_queue(self, queue: Queue) -> None:
+        """Have this thread's model code use another compute queue from now on."""
         self._of_thread.queue = queue
-        try:
-            yield
-        finally:
-            self._of_thread.queue = before
 
     def new_queue(self, name: str) -> Queue:
         queue = Queue(name)
@@ -319,11 +323,15 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
                 self._run_some()
 
     def _run_some(self) -> None:
-        for _ in range(self.schedule.n_steps()):
-            runnable = [queue for queue in self._queues if queue.is_runnable]
-            if not runnable:
+        runnable = [queue for queue in self._queues if queue.is_runnable]
+        while runnable:
+            for queue in self.schedule.order(runnable):
+                while queue.is_runnable and self.schedule.goes_on(queue):
+                    self._step(queue)
+            # What one queue did may have unblocked another; a queue that paused is asked again.
+            before, runnable = runnable, [queue for queue in self._queues if queue.is_runnable]
+            if runnable == before:
                 return
-            self._step(self.schedule.choose(runnable))
 
     def _run_until(self, mark: Mark) -> None:
         """Run what `mark` needs and no more: everything else happens as late as it may."""

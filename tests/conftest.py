@@ -1,0 +1,41 @@
+"""Fixtures and the summaries that some tests print at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+SUMMARIES = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SUMMARIES] = {}
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for title, text in config.stash[SUMMARIES].items():
+        terminalreporter.section(title)
+        terminalreporter.write_line(text)
+
+
+@pytest.fixture
+def summary(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Print a titled text at the end of the run."""
+
+    def show(title: str, text: str) -> None:
+        request.config.stash[SUMMARIES][title] = text
+
+    return show
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Iterator[None]:
+    """Every test starts from the same seed and leaves the thread count alone."""
+    torch.manual_seed(0)
+    n_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(n_threads)

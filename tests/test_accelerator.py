@@ -1,0 +1,138 @@
+"""The accelerator device's own promises, over streams that log what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fastcap
+from fastcap import devices, reference
+from fastcap.devices import accelerator
+from fastcap.devices.accelerator import AcceleratorDevice
+from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
+from tests.support.devices import LoggedStream, LoggedStreams, logged_accelerator
+from tests.support.programs import LEAVES, ScriptedModel, Value
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def streams() -> LoggedStreams:
+    return LoggedStreams()
+
+
+@pytest.fixture
+def device(streams: LoggedStreams) -> Iterator[AcceleratorDevice]:
+    with logged_accelerator(streams) as device:
+        yield device
+        device.close()
+
+
+def test_a_copy_waits_before_it_runs_and_marks_after_it(
+    device: AcceleratorDevice, streams: LoggedStreams
+) -> None:
+    staging, slot = device.staging(64), device.host(64)
+    first, second, landed, copied = (device.fence() for _ in range(4))
+    device.copy(staging, slot, 64, after=[first, second], then=[landed, copied])
+    assert streams.log == [
+        "copy stream 1 waits for event 1",
+        "copy stream 1 waits for event 2",
+        "enter copy stream 1",
+        "leave copy stream 1",
+        "event 3 on copy stream 1",
+        "event 4 on copy stream 1",
+    ]
+
+
+def test_the_current_stream_is_asked_for_every_time(
+    device: AcceleratorDevice, streams: LoggedStreams
+) -> None:
+    other = LoggedStream("other", streams.log)
+    assert device.current_queue() is streams.default
+    streams.current = other
+    assert device.current_queue() is other
+
+
+def test_one_copy_stream_serves_all_lanes_of_a_device(
+    device: AcceleratorDevice, streams: LoggedStreams
+) -> None:
+    another = AcceleratorDevice(CPU)
+    for each in (device, another):
+        each.copy(each.staging(64), each.host(64), 64, after=[], then=[])
+    assert [line for line in streams.log if "enter" in line] == ["enter copy stream 1"] * 2
+    another.close()
+
+
+def test_staging_is_given_back_in_the_order_of_the_stream_it_came_from(
+    device: AcceleratorDevice, streams: LoggedStreams
+) -> None:
+    staging, copied = device.staging(64), device.fence()
+    streams.current = LoggedStream("other", streams.log)
+    device.release(staging, [copied])
+    assert streams.log == ["default waits for event 1"]
+
+
+def test_a_wait_for_what_is_done_is_not_counted(device: AcceleratorDevice) -> None:
+    device.wait(device.fence())
+    assert device.counters.waits == 0
+
+
+def test_memory_that_does_not_fit_on_the_device_says_what_to_do(
+    device: AcceleratorDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(DeviceMemoryError, match=r"Cannot allocate 1\.05 MB of staging on cpu"):
+        device.staging(1 << 20)
+
+
+def test_memory_that_cannot_be_pinned_says_what_to_do(streams: LoggedStreams) -> None:
+    def refuse(n_bytes: int) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with logged_accelerator(streams):
+        accelerator.ABILITIES["cpu"] = replace(streams.abilities(), pinned_bytes=refuse)
+        device = AcceleratorDevice(CPU)
+        with pytest.raises(HostMemoryError, match=r"Cannot pin 1\.05 MB.*host_bytes=.*ulimit -l"):
+            device.host(1 << 20)
+
+
+def test_the_engine_never_enters_the_copy_stream_around_anything_but_a_copy(
+    streams: LoggedStreams,
+) -> None:
+    values = [Value((4, 3), torch.float32, "contiguous", "tensor", seed) for seed in range(4)]
+    model = torch.nn.ModuleList([ScriptedModel()])[0]
+    assert isinstance(model, ScriptedModel)
+    with logged_accelerator(streams) as device, devices.substitute(lambda _: device):
+        store = fastcap.ActivationStore(model, LEAVES, device_bytes=512, host_bytes=4096)
+        oracle = reference.ReferenceStore(model, LEAVES)
+        with store, oracle:
+            for leaf, value in zip(model.leaves, values, strict=True):
+                leaf(value)
+            assert not reference.differences(oracle.activations, store.activations)
+    entered = [i for i, line in enumerate(streams.log) if line.startswith("enter")]
+    assert entered
+    assert all(streams.log[i + 1].startswith("leave") for i in entered)
+
+
+def test_a_cuda_graph_capture_is_refused(streams: LoggedStreams) -> None:
+    model = torch.nn.Sequential(torch.nn.ReLU())
+    with logged_accelerator(streams):
+        accelerator.ABILITIES["cpu"] = replace(streams.abilities(), is_capturing=lambda: True)
+        device = AcceleratorDevice(CPU)
+        with (
+            devices.substitute(lambda _: device),
+            fastcap.ActivationStore(model, ["0"]),
+            pytest.raises(DeviceError, match="CUDA graph is being captured"),
+        ):
+            model(torch.ones(2))
+
+
+def test_cuda_and_every_other_accelerator_have_a_way_to_do_each_thing() -> None:
+    for abilities in (accelerator.GENERIC, accelerator.ABILITIES["cuda"]):
+        assert all(callable(getattr(abilities, name)) for name in abilities.__slots__)
