@@ -10,7 +10,7 @@ MiB = 1 << 20
 ALIGNMENT_BYTES = 256  # where a record starts in a chunk: what device allocators align to
 SMALLEST_CHUNK_BYTES = 8 * MiB  # past the knee of the link: a copy this large runs at full speed
 LARGEST_CHUNK_BYTES = 64 * MiB
-MOST_CHUNKS = 16  # beyond this, more chunks hid nothing more (docs/design/cost-model.md)
+MOST_SMALL_CHUNKS = 16  # beyond this, more chunks hid nothing more (docs/design/cost-model.md)
 DEFAULT_DEVICE_BYTES = 256 * MiB
 DEFAULT_HOST_BYTES = 2048 * MiB
 UNKNOWN_HOST_BYTES = 4096 * MiB  # assumed to be available where the system does not say
@@ -76,7 +76,9 @@ def plan_budget(
     chunk_bytes = min(max(staging_bytes // 4, SMALLEST_CHUNK_BYTES), LARGEST_CHUNK_BYTES)
     half_bytes = max(device_bytes // 2, ALIGNMENT_BYTES)  # a ring of one chunk overlaps nothing
     chunk_bytes = _round_down(min(chunk_bytes, half_bytes, host_bytes))
-    n_chunks = min(staging_bytes // chunk_bytes, MOST_CHUNKS)
+    n_chunks = staging_bytes // chunk_bytes
+    if chunk_bytes < SMALLEST_CHUNK_BYTES:
+        n_chunks = min(n_chunks, MOST_SMALL_CHUNKS)
     wanted_slots = -(-2 * pass_bytes // chunk_bytes) + n_chunks + 2
     return Budget(chunk_bytes, n_chunks, max(1, min(wanted_slots, host_bytes // chunk_bytes)))
 

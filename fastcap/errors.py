@@ -114,6 +114,9 @@ class ResultTooLargeError(HostMemoryError):
 class SaveError(FastcapError, OSError):
     """Activations could not be written; no partial file was left behind."""
 
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
+
 
 class MissingExtraError(FastcapError, ImportError):
     """An optional package is needed; the message names the command that installs it."""

@@ -6,11 +6,12 @@ a deep copy of the model carries the same closures, which see that the module is
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.sites import BoundSite
 
-HookT = TypeVar("HookT", bound=Callable[..., None])
+Hook = Callable[..., None]
 
 
 class Receiver(Protocol):
@@ -34,7 +35,7 @@ def attach(sites: Iterable[BoundSite], receiver: Receiver) -> list[RemovableHand
     handles: list[RemovableHandle] = []
     try:
         for index, bound in enumerate(sites):
-            hook = _make_hook(index, bound.module, receiver)
+            hook = untraced(_make_hook(index, bound.module, receiver))
             handles.append(bound.module.register_forward_hook(hook))
     except BaseException:
         detach(handles)
@@ -48,24 +49,52 @@ def detach(handles: list[RemovableHandle]) -> None:
         handles.pop().remove()
 
 
-def _make_hook(index: int, module: nn.Module, receiver: Receiver) -> Callable[..., None]:
+def _make_hook(index: int, module: nn.Module, receiver: Receiver) -> Hook:
     module_ref, receiver_ref = weakref.ref(module), weakref.ref(receiver)
 
-    def fastcap_hook(called: nn.Module, args: Any, output: Any) -> None:
+    def receive(called: nn.Module, args: Any, output: Any) -> None:
         receiver = receiver_ref()
         if receiver is not None and called is module_ref():
             receiver.receive(index, output)
 
-    return _untraced(fastcap_hook)
+    return receive
 
 
-def _untraced(hook: HookT) -> HookT:
-    """Have a compiled model break its graph at a hook and run it as it is (R14).
+def untraced(hook: Hook) -> Hook:
+    """Keep a hook out of `torch.compile`: a compiled graph breaks here and runs it as it is (R14).
 
-    This is the mark that `torch.compiler.disable` leaves, without importing the compiler.
+    `torch.compiler.disable` needs the compiler, whose import takes seconds; so it is used once
+    somebody else has imported that. Where this comes after the hook was registered, a tracer sees
+    the frame below, and no more.
     """
-    hook._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return hook
+    if "torch._dynamo" in sys.modules:
+        disabled: Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+        return disabled
+
+    def fastcap_hook(*args: Any) -> None:
+        if "torch._dynamo" not in sys.modules:
+            hook(*args)
+        elif _run_untraced is None:
+            _make_run_untraced()(hook, *args)
+        else:
+            _run_untraced(hook, *args)
+
+    fastcap_hook._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return fastcap_hook
+
+
+_run_untraced: Callable[..., None] | None = None
+
+
+def _make_run_untraced() -> Callable[..., None]:
+    global _run_untraced
+    run: Callable[..., None] = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+    _run_untraced = run
+    return run
+
+
+def _run(hook: Hook, *args: Any) -> None:
+    hook(*args)
 
 
 def modes_off() -> AbstractContextManager[Any]:
@@ -102,8 +131,8 @@ class TokenCounter:
                 of_thread.n_tokens = None
 
         return [
-            model.register_forward_pre_hook(_untraced(before), with_kwargs=True),
-            model.register_forward_hook(_untraced(after), always_call=True),
+            model.register_forward_pre_hook(untraced(before), with_kwargs=True),
+            model.register_forward_hook(untraced(after), always_call=True),
         ]
 
 

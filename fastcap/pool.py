@@ -59,7 +59,7 @@ class Chunk:
         self.fill_bytes = 0
         self.pieces: dict[Piece, None] = {}
         self.queues: dict[Hashable, Fence] = {}
-        self._spare_fences: list[Fence] = []
+        self._spare_fences: list[Fence] = [device.fence()]
         # Marked when the memory may be written again: first by the queue it was allocated on
         # (other queues know nothing of that allocation), then by every copy.
         self.copied: Fence = device.fence()
@@ -298,6 +298,12 @@ class HostBuffers:
             self._idle_bytes += memory.numel()
         while self._idle_bytes > self._limit_bytes:
             self._idle_bytes -= self._idle.popleft().numel()
+
+    def idle_bytes(self) -> int:
+        """Memory that is kept for later."""
+        with self._lock:
+            self._collect_returned()
+            return self._idle_bytes
 
     def trim(self) -> None:
         """Give all idle memory back to the system."""
