@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.budget import make_limits
 from fastcap.engine import Engine, Pass
-from fastcap.errors import FastcapWarning
+from fastcap.errors import ArgumentTypeError
 from fastcap.forward import is_compiled
 from fastcap.hooks import detach
 from fastcap.records import Statistics
 from fastcap.sites import as_site_names, bind_sites
 from fastcap.spec import Positions, make_selection
+from fastcap.warn import warn
 
 
 class ActivationStore:
@@ -117,13 +117,11 @@ class ActivationStore:
     def _retrace(self) -> None:
         # R14: graphs compiled before the hooks exist skip them, some only for some input shapes.
         torch.compiler.reset()
-        warnings.warn(
+        warn(
             "The model is compiled, and graphs compiled before a hook exists skip it. fastcap has "
             "cleared torch.compile's caches, so the next pass compiles again, with a graph break "
             "at each site. To avoid that, run the pass under "
-            'torch.compiler.set_stance("force_eager").',
-            FastcapWarning,
-            stacklevel=3,
+            'torch.compiler.set_stance("force_eager").'
         )
 
     def disable(self) -> None:
@@ -157,6 +155,7 @@ class ActivationStore:
         Raises:
             DeviceMemoryError, HostMemoryError: The value could not be captured for lack of memory.
         """
+        name = name.removesuffix(":output")  # the default part is in no key
         while (found := self._latest.captures.get(name)) is not None:
             lane, capture = found
             value = lane.result(capture, lend=self._zero_copy)
@@ -168,6 +167,12 @@ class ActivationStore:
     def statistics(self) -> Statistics:
         """What capturing has cost so far."""
         return self._past if self._engine is None else self._past + self._engine.statistics()
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            "An ActivationStore is bound to hooks on its model and cannot be copied or pickled. "
+            "Copy its values instead: store.activations is a new dict."
+        )
 
     def __enter__(self) -> Self:
         self.enable()

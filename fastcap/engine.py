@@ -9,7 +9,6 @@ site. It knows no kind of device.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,8 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.budget import DEFAULT_HOST_BYTES, Limits
 from fastcap.devices import open_device
-from fastcap.errors import FastcapWarning
-from fastcap.hooks import TokenCounter, attach, detach, modes_off
+from fastcap.hooks import attach, detach, modes_off
 from fastcap.lanes.base import Capture, Lane
 from fastcap.lanes.direct import DirectLane
 from fastcap.lanes.staged import StagedLane
@@ -30,6 +28,8 @@ from fastcap.records import Statistics
 from fastcap.selector import Selector
 from fastcap.sites import BoundSite
 from fastcap.spec import Selection, Site
+from fastcap.tokens import TokenCounter
+from fastcap.warn import warn
 
 
 class Place(Protocol):
@@ -131,7 +131,7 @@ class Engine:
     def _capture(self, current: Pass, index: int, value: Tensor) -> None:
         site = self._sites[index]
         check_capturable(value, site)
-        value = self._selector(value, site, self._tokens.n_tokens)
+        value = self._selector(value, site, self._tokens)
         dtype = self._dtype or value.dtype
         target = None
         if current.place is not None:
@@ -151,7 +151,7 @@ class Engine:
     def _report(self, site: Site, message: str) -> None:
         if site.name not in self._reported:
             self._reported.add(site.name)
-            warnings.warn(message, FastcapWarning, stacklevel=2)
+            warn(message)
 
     # Lanes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,9 +15,9 @@ from fastcap.errors import (
     ArgumentTypeError,
     BatchError,
     DeviceError,
-    FastcapWarning,
     MissingInputError,
 )
+from fastcap.warn import warn
 
 Forward = Callable[[nn.Module, Any], Any]
 """What callers may pass as `forward`: gets the model and the batch, tensors on `device`."""
@@ -49,6 +49,8 @@ class BatchCaller:
                 "forward must be a callable such as lambda model, batch: model(**batch); "
                 f"got {forward!r}."
             )
+        if not isinstance(model, nn.Module):
+            raise ArgumentTypeError(f"model must be a torch.nn.Module; got {model!r}.")
         self._model = model
         self._inputs = _as_names(inputs)
         self._forward = forward
@@ -74,14 +76,12 @@ class BatchCaller:
             BatchError: The batch is of a kind the model cannot be called with.
             MissingInputError: An input that was asked for is not in it.
         """
+        if self._forward is not None:
+            return _to_device(batch, self.device)
         if isinstance(batch, Mapping):
             return self._prepare_mapping(batch)
-        if isinstance(batch, Tensor):
-            return batch.to(self.device)
-        if isinstance(batch, list | tuple) and (self._forward or _all_tensors(batch)):
-            return type(batch)(_to_device(item, self.device) for item in batch)
-        if self._forward is not None:
-            return batch
+        if isinstance(batch, Tensor) or (isinstance(batch, list | tuple) and _all_tensors(batch)):
+            return _to_device(batch, self.device)
         raise BatchError(
             f"Cannot call the model with a batch of type {type(batch).__name__}. Give dicts with "
             "'input_ids', tensors or tuples of tensors, or say how with "
@@ -89,8 +89,6 @@ class BatchCaller:
         )
 
     def _prepare_mapping(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        if self._forward is not None:
-            return {key: _to_device(value, self.device) for key, value in batch.items()}
         self._warn_of_mask(batch)
         prepared = {}
         for key in ("input_ids", *self._inputs):
@@ -115,25 +113,37 @@ class BatchCaller:
         if self._warned_of_mask or not isinstance(mask, Tensor) or bool(mask.all()):
             return
         self._warned_of_mask = True
-        warnings.warn(
+        warn(
             "The batches have an attention_mask with zeros (padding), and it is not passed to the "
-            "model, which will attend to the padding. Pass it with inputs=['attention_mask'].",
-            FastcapWarning,
-            stacklevel=2,
+            "model, which will attend to the padding. Pass it with inputs=['attention_mask']."
         )
 
 
 def count_rows(batch: Any) -> int | None:
-    """Samples in a batch: the first dimension of `input_ids`, or of the first tensor in it."""
-    if isinstance(batch, Mapping):
-        batch = [batch["input_ids"]] if "input_ids" in batch else list(batch.values())
-    elif isinstance(batch, Tensor):
-        batch = [batch]
-    if isinstance(batch, list | tuple):
-        for value in batch:
-            if isinstance(value, Tensor) and value.ndim:
-                return value.shape[0]
-    return None
+    """Samples in a batch; `None` where nothing in it says so.
+
+    The first dimension of `input_ids`, else of the first tensor in it, else the length of the first
+    list of things that are no tensors.
+    """
+    if isinstance(batch, Mapping) and "input_ids" in batch:
+        batch = batch["input_ids"]
+    lengths = list(_lengths(batch))
+    of_tensors = [n for n, is_tensor in lengths if is_tensor]
+    return next(iter(of_tensors or [n for n, _ in lengths]), None)
+
+
+def _lengths(batch: Any) -> Iterator[tuple[int, bool]]:
+    if isinstance(batch, Tensor):
+        if batch.ndim:
+            yield batch.shape[0], True
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _lengths(value)
+    elif isinstance(batch, list | tuple):
+        if not any(isinstance(item, Tensor | Mapping | list | tuple) for item in batch):
+            yield len(batch), False
+        for item in batch:
+            yield from _lengths(item)
 
 
 def _as_names(inputs: Iterable[str] | None) -> list[str]:
@@ -149,7 +159,17 @@ def _all_tensors(batch: Iterable[Any]) -> bool:
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+    """The same structure with its tensors on `device`; the caller's objects stay as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if callable(getattr(value, "to", None)):  # transformers' BatchEncoding moves itself, in place
+        return copy.copy(value).to(device)
+    if isinstance(value, Mapping):
+        return {key: _to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_to_device(item, device) for item in value]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    return value
 
 
 def _check_device(model: nn.Module, device: torch.device | str | int | None) -> torch.device:

@@ -7,14 +7,13 @@ a deep copy of the model carries the same closures, which see that the module is
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
@@ -102,43 +101,3 @@ def modes_off() -> AbstractContextManager[Any]:
     if torch._C._len_torch_dispatch_stack() == 0:
         return nullcontext()
     return _disable_current_modes()
-
-
-class TokenCounter:
-    """Knows, during a pass, how many token ids each sample has.
-
-    A pre-hook of the root module reads the call's `input_ids`; a hook after the call forgets them.
-    Only the check of a guessed `seq_dim` uses this, so nothing is lost when that hook does not run.
-    """
-
-    def __init__(self) -> None:
-        self._of_thread = threading.local()
-
-    @property
-    def n_tokens(self) -> int | None:
-        return getattr(self._of_thread, "n_tokens", None)
-
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        of_thread, model_ref = self._of_thread, weakref.ref(model)
-
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if module is model_ref():
-                ids = kwargs.get("input_ids", args[0] if args else None)
-                of_thread.n_tokens = count_tokens(ids)
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            if module is model_ref():
-                of_thread.n_tokens = None
-
-        return [
-            model.register_forward_pre_hook(untraced(before), with_kwargs=True),
-            model.register_forward_hook(untraced(after), always_call=True),
-        ]
-
-
-def count_tokens(input_ids: Any) -> int | None:
-    """The length of a `(batch, sequence)` tensor of integers; `None` for anything else."""
-    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
-        return None
-    is_integer = not (input_ids.is_floating_point() or input_ids.is_complex())
-    return input_ids.shape[1] if is_integer else None

@@ -33,6 +33,8 @@ def take_part(output: Any, site: Site) -> Tensor | None:
 
 def _step_into(value: Any, step: Step) -> Any:
     kind, which = step
+    if kind == "index" and isinstance(value, Mapping) and which not in value:
+        which = str(which)  # a mapping may have the key "0"
     try:
         return getattr(value, str(which)) if kind == "attribute" else value[which]
     except (AttributeError, IndexError, KeyError, TypeError):
@@ -56,10 +58,9 @@ def _tensor_parts(output: Any, path: str, depth: int = 2) -> Iterator[str]:
         yield path
     elif depth and isinstance(output, Mapping):
         for key, value in output.items():
-            attribute = isinstance(key, str) and key.isidentifier() and hasattr(output, key)
-            yield from _tensor_parts(
-                value, f"{path}.{key}" if attribute else f"{path}[{key}]", depth - 1
-            )
+            is_attribute = isinstance(key, str) and getattr(output, key, None) is value
+            step = f".{key}" if is_attribute else f"[{key}]"
+            yield from _tensor_parts(value, path + step, depth - 1)
     elif depth and isinstance(output, list | tuple):
         for index, value in enumerate(output):
             yield from _tensor_parts(value, f"{path}[{index}]", depth - 1)

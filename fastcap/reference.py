@@ -80,6 +80,8 @@ def take_part(output: Any, site: Site) -> Tensor | None:
             output = output[0]
         return output if isinstance(output, Tensor) else None
     for kind, which in site.steps:
+        if kind == "index" and isinstance(output, dict) and which not in output:
+            which = str(which)
         try:
             output = getattr(output, str(which)) if kind == "attribute" else output[which]
         except (AttributeError, IndexError, KeyError, TypeError):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from fastcap.budget import make_limits
 from fastcap.engine import Engine
-from fastcap.errors import ArgumentError, FastcapWarning
+from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.forward import BatchCaller, Forward, evaluation_mode
 from fastcap.progress import Progress, open_progress
 from fastcap.results import MemoryResult
 from fastcap.sites import as_site_names, bind_sites
 from fastcap.spec import Positions, as_count, make_selection
 from fastcap.streams import Stream
+from fastcap.warn import warn
 
 LOOKAHEAD = 1
 
@@ -105,7 +105,7 @@ def extract_representations(
     limits = make_limits(device_bytes, host_bytes)
     call = BatchCaller(model, device, inputs, forward)
     loader: DataLoader[Any] = DataLoader(
-        dataset,
+        _as_dataset(dataset),
         batch_size=batch_size,
         shuffle=False,
         num_workers=as_count("num_workers", num_workers, at_least=0),
@@ -127,8 +127,28 @@ def extract_representations(
 def _length(dataset: Any) -> int | None:
     try:
         return len(dataset)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
+
+
+class _Iterated(IterableDataset[Any]):
+    """A generator, or anything else that can only be iterated, as `DataLoader` wants it."""
+
+    def __init__(self, samples: Iterable[Any]) -> None:
+        self._samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._samples)
+
+
+def _as_dataset(dataset: Any) -> Any:
+    if isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__"):
+        return dataset
+    if isinstance(dataset, Iterable):
+        return _Iterated(dataset)
+    raise ArgumentTypeError(
+        f"dataset must be a dataset or a list of samples; got {type(dataset).__name__}."
+    )
 
 
 def _until_full(loader: Iterable[Any], result: MemoryResult) -> Iterable[Any]:
@@ -141,11 +161,9 @@ def _until_full(loader: Iterable[Any], result: MemoryResult) -> Iterable[Any]:
 def _in_order(names: list[str], acts: dict[str, Tensor]) -> dict[str, Tensor]:
     missing = [name for name in names if name not in acts]
     if missing:
-        warnings.warn(
+        warn(
             f"Nothing was captured at {', '.join(map(repr, missing))}: left out of the result. "
             "Either the forward pass did not reach the module, or it was given no sample, or it "
-            "returned no tensor.",
-            FastcapWarning,
-            stacklevel=3,
+            "returned no tensor."
         )
     return {name: acts[name] for name in names if name in acts}

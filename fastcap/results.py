@@ -218,10 +218,11 @@ class MemoryResult:
             return
         fitting = int(n_rows * available / n_bytes)
         raise ResultTooLargeError(
-            f"The result needs {format_bytes(n_bytes)} ({n_rows} samples, {len(sizes)} sites), and "
-            f"{format_bytes(available)} of memory is available. Select less (positions=, reduce=), "
-            f"narrow it (dtype=torch.float16), ask for fewer sites or max_samples={fitting}, or "
-            "receive it batch by batch with fastcap.stream(). To try anyway: check_memory=False."
+            f"The result needs {format_bytes(n_bytes)} (samples: {n_rows}, sites: {len(sizes)}), "
+            f"and {format_bytes(available)} of memory is available. Select less (positions=, "
+            "reduce=), narrow it (dtype=torch.float16), ask for fewer sites or "
+            f"max_samples={fitting}, or receive it batch by batch with fastcap.stream(). To try "
+            "anyway: check_memory=False."
         )
 
 
@@ -231,4 +232,6 @@ def _sizes(specs: _Specs, n_rows: int) -> dict[str, int]:
 
 def _typed(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     with torch.inference_mode(False):
+        if prod(shape) == 0:  # memory of no bytes has strides that no view accepts
+            return torch.empty(shape, dtype=dtype, device="cpu")
         return memory.view(dtype).view(shape)

@@ -11,7 +11,6 @@ import errno
 import os
 import shutil
 import uuid
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,11 +23,11 @@ from torch import Tensor
 from fastcap.errors import (
     ArgumentError,
     ArgumentTypeError,
-    FastcapWarning,
     SaveError,
     UnsupportedTensorError,
 )
 from fastcap.host_memory import format_bytes
+from fastcap.warn import warn
 
 NUMPY_DTYPES = frozenset(
     {torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool}
@@ -71,18 +70,26 @@ def save_activations(
         >>> path.name, numpy.load(path)["layers.0"].shape
         ('acts.npz', (2, 3))
     """
+    if not isinstance(activations, Mapping):
+        raise ArgumentTypeError(
+            f"activations must be a dict of tensors by name; got {type(activations).__name__}."
+        )
     path = Path(path)
     as_safetensors = path.suffix.lower() == ".safetensors"
     if not as_safetensors and path.suffix.lower() != ".npz":
         path = path.with_name(path.name + ".npz") if path.name else path
     tensors = {_checked_name(name): _as_cpu(name, value) for name, value in activations.items()}
     if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            raise ArgumentTypeError(
+                f"dtype must be a torch.dtype such as torch.float16; got {dtype!r}."
+            )
         tensors = {name: _cast(value, dtype) for name, value in tensors.items()}
     if as_safetensors:
-        _write_whole(path, lambda file: _write_safetensors(file, tensors))
+        _write_whole(path, lambda file: _write_safetensors(file, tensors), _n_bytes(tensors))
     else:
         arrays = _as_arrays(tensors)
-        _write_whole(path, lambda file: _write_npz(file, arrays))
+        _write_whole(path, lambda file: _write_npz(file, arrays), _n_bytes(arrays))
     return path
 
 
@@ -97,7 +104,9 @@ def _checked_name(name: object) -> str:
 def _as_cpu(name: str, value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         try:
-            return torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+            # torch warns of arrays it may not write to; it is not going to.
+            array = value if value.flags.writeable else value.copy()
+            return torch.from_numpy(np.ascontiguousarray(array).reshape(value.shape))
         except (TypeError, ValueError) as error:
             raise ArgumentTypeError(
                 f"Cannot save {name!r}: it is an array of {value.dtype}, which torch cannot hold. "
@@ -125,13 +134,11 @@ def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]
     }
     if widened:
         name, dtype = next(iter(widened.items()))
-        more = f" and {len(widened) - 1} more" if len(widened) > 1 else ""
-        warnings.warn(
+        more = f" (and {len(widened) - 1} more)" if len(widened) > 1 else ""
+        warn(
             f"NumPy has no {dtype.removeprefix('torch.')}: {name!r}{more} is stored as float32, "
             "exactly, in twice the space or more. To keep the dtype, save to a path that ends in "
-            ".safetensors; to choose one, pass dtype=.",
-            FastcapWarning,
-            stacklevel=3,
+            ".safetensors; to choose one, pass dtype=."
         )
     return {
         name: (value.float() if name in widened else value).numpy()
@@ -151,18 +158,25 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode  # what a new file gets here; the library makes its own private
     try:
         # The library refuses tensors that share memory; each is saved whole.
         save_file({name: value.clone() for name, value in tensors.items()}, path)
     except SafetensorError as error:
         full = "No space left" in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+    path.chmod(mode)
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def _n_bytes(values: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in values.values())
+
+
+def _write_whole(path: Path, write: Callable[[Path], None], n_bytes: int) -> None:
     """Write a temporary file beside `path`, sync it, rename it into place and sync the folder."""
     temporary = path.with_name(f".fastcap-{uuid.uuid4().hex}.tmp")
-    with _explained(path):
+    with _explained(path, n_bytes):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,21 +199,24 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, n_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        advice = _advice(error, path)
+        advice = _advice(error, path, n_bytes)
         message = f"Cannot save activations to {str(path)!r}: {reason}. {advice}"
         raise SaveError(error.errno, message) from error
 
 
-def _advice(error: OSError, path: Path) -> str:
+def _advice(error: OSError, path: Path, n_bytes: int) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         existing = next(parent for parent in path.absolute().parents if parent.exists())
         free = format_bytes(shutil.disk_usage(existing).free)
-        return f"{free} is free there. Nothing was left behind; an older file is as it was."
+        return (
+            f"The file needs {format_bytes(n_bytes)}, and {free} is free there. Nothing was left "
+            "behind; an older file is as it was."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Choose a folder you can write to."
     if error.errno == errno.EISDIR:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastcap.errors import CastError, PositionError, SelectionError
 from fastcap.spec import Selection, Site
+from fastcap.tokens import TokenCounter
 
 MOST_INDICES = 64  # guessed: lengths of one run that are worth an index tensor each
 
@@ -20,13 +21,13 @@ class Selector:
         self._selection = selection
         self._indices: dict[tuple[torch.device, int], Tensor] = {}
 
-    def __call__(self, value: Tensor, site: Site, n_tokens: int | None) -> Tensor:
+    def __call__(self, value: Tensor, site: Site, tokens: TokenCounter) -> Tensor:
         """A detached view, or a selection made on the value's own device.
 
         Args:
             value: What the site produced, any shape.
             site: Named in errors.
-            n_tokens: Token ids per sample in this pass, if it has any: what `seq_dim` must measure.
+            tokens: Knows the token ids per sample in this pass: what `seq_dim` must measure.
 
         Raises:
             PositionError: No such dimension or position.
@@ -39,19 +40,19 @@ class Selector:
         if type(value) is not Tensor:
             value = value.as_subclass(Tensor)
         if selection.positions is not None:
-            dim = self._sequence_dim(value, site, n_tokens)
+            dim = self._sequence_dim(value, site, tokens)
             value = self._take_positions(value, dim, site)
         if selection.reduce is not None:
             value = _apply_reduce(selection.reduce, value, site)
         if selection.dtype is not None and not torch.can_cast(value.dtype, selection.dtype):
             raise CastError(
                 f"Site {site.name!r} produced {value.dtype}, which dtype={selection.dtype} cannot "
-                "hold. Leave dtype= out, or convert with reduce=, such as "
-                "reduce=lambda acts: acts.abs()."
+                "hold. Leave dtype= out, or say how to convert with reduce=, such as "
+                "reduce=lambda acts: acts.abs() for complex values or acts.round().to(torch.int32)."
             )
         return value
 
-    def _sequence_dim(self, value: Tensor, site: Site, n_tokens: int | None) -> int:
+    def _sequence_dim(self, value: Tensor, site: Site, tokens: TokenCounter) -> int:
         asked = self._selection.seq_dim
         dim = 1 if asked is None else asked
         if not -value.ndim <= dim < value.ndim:
@@ -60,7 +61,8 @@ class Selector:
                 f"{dim} to take positions={self._selection.positions!r} from. Leave positions= out "
                 "for this site, or name the dimension with seq_dim=."
             )
-        if asked is None and n_tokens is not None and value.shape[1] != n_tokens:
+        n_tokens = tokens.n_tokens if asked is None else None
+        if n_tokens not in (None, value.shape[dim]) and tokens.is_within_pass():
             raise SelectionError(
                 f"Site {site.name!r} produced shape {tuple(value.shape)}, but the pass has "
                 f"{n_tokens} tokens per sample, so dimension 1 does not count tokens. Name the "

@@ -148,7 +148,8 @@ def _freeze_positions(positions: Positions) -> int | slice | tuple[int, ...] | N
 
 
 def _as_int(name: str, value: object) -> int:
-    if not isinstance(value, bool):
+    is_flag = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
+    if not is_flag:
         try:
             return operator.index(value)  # type: ignore[arg-type]
         except TypeError:

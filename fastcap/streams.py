@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcap.budget import make_limits
 from fastcap.engine import Engine, Pass
-from fastcap.errors import ArgumentError
+from fastcap.errors import ArgumentError, BatchError
 from fastcap.forward import (
     BatchCaller,
     Forward,
@@ -88,8 +88,8 @@ class Stream(Iterator[BatchRecords]):
             while not self._ended and len(self._running) <= self._lookahead:
                 self._run_next()
             if not self._running:
-                error, self._postponed = self._postponed, None
-                raise error or StopIteration
+                self._raise_postponed()
+                raise StopIteration
             return self._deliver(self._running.popleft())
         except BaseException:
             self.close()
@@ -110,6 +110,14 @@ class Stream(Iterator[BatchRecords]):
         except Exception as error:  # noqa: BLE001 - raised unchanged, after delivery
             self._end_after_delivery(error)
 
+    def _raise_postponed(self) -> None:
+        error, self._postponed = self._postponed, None
+        if isinstance(error, StopIteration):
+            # Here it would look like the end of the batches, as in a generator.
+            raise RuntimeError("the forward pass raised StopIteration") from error
+        if error is not None:
+            raise error
+
     def _end_after_delivery(self, error: Exception) -> None:
         self._ended = True
         self._postponed = error
@@ -117,9 +125,14 @@ class Stream(Iterator[BatchRecords]):
 
     def _run(self, batch: Any) -> _Finished:
         prepared = self._call.prepare(batch)
-        n_rows = count_rows(prepared) or 0
+        n_rows = count_rows(prepared)
         place = None
         if self._consumer is not None:
+            if n_rows is None:
+                raise BatchError(
+                    "Cannot tell how many samples a batch has: it holds no tensor and no list. Let "
+                    "the dataset or collate_fn= give a dict, tensor or list."
+                )
             self._consumer.begin(n_rows)
             place = self._consumer.place
         if self._n_passes == 1:
@@ -134,10 +147,10 @@ class Stream(Iterator[BatchRecords]):
             raise
         finally:
             self._engine.end_pass()
-        samples = range(self._n_samples, self._n_samples + n_rows)
+        samples = range(self._n_samples, self._n_samples + (n_rows or 0))
         finished = _Finished(batch, self._n_passes, samples, captured)
         self._n_passes += 1
-        self._n_samples += n_rows
+        self._n_samples = samples.stop
         return finished
 
     def _send(self, captured: Pass) -> None:

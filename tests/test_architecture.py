@@ -14,9 +14,11 @@ from fastcap import errors
 PACKAGE = Path(fastcap.__file__).parent
 LEVELS = [
     {"errors"},
-    {"spec", "records", "host_memory"},
+    {"spec", "records", "host_memory", "warn"},
     {"budget", "reference", "sites", "progress", "saving", "devices"},
-    {"hooks", "parts", "selector", "pool", "forward"},
+    {"hooks", "parts", "pool"},
+    {"tokens", "forward"},
+    {"selector"},
     {"lanes"},
     {"engine"},
     {"results"},
