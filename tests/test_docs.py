@@ -1,0 +1,86 @@
+"""Documents are true: examples run, links lead somewhere, the reference is what the code says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import pkgutil
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import fastcap
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+CODE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "reference.md"], ids=relative)
+def test_the_python_examples_of_a_page_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "example"}
+    for example in CODE.findall(page.read_text()):
+        exec(compile(example, relative(page), "exec"), names)
+
+
+def module_names() -> list[str]:
+    return [
+        module.name
+        for module in pkgutil.walk_packages(fastcap.__path__, "fastcap.")
+        if not module.name.startswith(("fastcap.demo", "fastcap.cli"))
+    ]
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_the_examples_in_docstrings_give_what_they_say(name: str) -> None:
+    assert doctest.testmod(import_module(name)).failed == 0
+
+
+def test_public_callables_have_an_example() -> None:
+    for name in ("ActivationStore", "extract_representations", "save_activations", "stream"):
+        assert ">>> " in str(getattr(fastcap, name).__doc__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = [target for target, _ in LINK.findall(page.read_text()) if "://" not in target]
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_the_reference_is_written_from_the_docstrings() -> None:
+    path = ROOT / "docs" / "make_reference.py"
+    spec = importlib.util.spec_from_file_location("make_reference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert (ROOT / "docs" / "reference.md").read_text() == maker.render()
+
+
+def test_files_named_in_comments_exist() -> None:
+    named = re.compile(r"\b((?:docs|tests|benchmarks|fastcap)/[\w./-]+\.(?:md|py))\b")
+    missing = {
+        f"{relative(path)}: {target}"
+        for path in ROOT.rglob("*.py")
+        if not set(path.relative_to(ROOT).parts) & {".venv", "build"}
+        for target in named.findall(path.read_text())
+        if not (ROOT / target).exists()
+    }
+    assert not missing
+
+
+def test_examples_and_links_of_a_page_are_found() -> None:
+    page = "```python\nassert False\n```\nSee [nowhere](missing.md) and [there](a.md#part).\n"
+    assert CODE.findall(page) == ["assert False\n"]
+    assert LINK.findall(page) == [("missing.md", ""), ("a.md", "#part")]
