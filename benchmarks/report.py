@@ -1,0 +1,261 @@
+"""What one run of the benchmark says: a card before it, and a table, JSON and Markdown after it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.floors import Floors, Prediction, predict
+from benchmarks.machine import Checkout, Machine
+from benchmarks.memory import Peak, over_hookless
+from benchmarks.timing import Ratio, paired_ratio
+from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT
+from benchmarks.workloads import Workload
+from fastcap.host_memory import format_bytes
+
+PEAK = "Peak added: the high-water mark of a process over that of one without capture"
+INTERVAL = "95 % interval: Student's t on the logarithms of the rounds' paired ratios"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Everything that is known before the first measurement of a way.
+
+    `load` is the system's load average then: what others ran beside it.
+    """
+
+    workload: Workload
+    machine: Machine
+    checkout: Checkout
+    date: str
+    load: float
+    n_threads: int
+    model_bytes: int
+    floors: Floors
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was measured.
+
+    Attributes:
+        secs: Seconds of every timed run, by way.
+        problems: What differed from the oracle, by way; empty lists when nothing did.
+        peaks: Peak memory by way; empty when it was not measured.
+        no_peaks_because: Why not.
+    """
+
+    secs: Mapping[str, Sequence[float]]
+    problems: Mapping[str, Sequence[str]]
+    peaks: Mapping[str, Peak]
+    no_peaks_because: str | None = None
+
+    @property
+    def is_equal(self) -> bool:
+        return not any(self.problems.values())
+
+    def to_hookless(self) -> dict[str, Ratio]:
+        base = self.secs[HOOKLESS]
+        return {way: paired_ratio(s, base) for way, s in self.secs.items() if way != HOOKLESS}
+
+    def to_incumbent(self) -> Ratio:
+        return paired_ratio(self.secs[FASTCAP], self.secs[INCUMBENT])
+
+    def prediction(self, setting: Setting) -> Prediction:
+        hookless_secs = statistics.median(self.secs[HOOKLESS])
+        return predict(setting.workload, setting.floors, hookless_secs)
+
+    def peak_over_result(self, setting: Setting) -> dict[str, float]:
+        """What capturing adds to the peak, in results; empty when it was not measured."""
+        if not self.peaks:
+            return {}
+        added = over_hookless(self.peaks)
+        return {way: n_bytes / setting.workload.result_bytes for way, n_bytes in added.items()}
+
+
+# Before
+
+
+def card(setting: Setting) -> str:
+    """What will run, how many bytes it makes, and what this machine can do at best."""
+    return "\n".join(f"{name:<14}{text}" for name, text in _card_rows(setting))
+
+
+def _card_rows(setting: Setting) -> Iterable[tuple[str, str]]:
+    workload, shape, place = setting.workload, setting.workload.shape, setting.workload.device
+    dtype, weights = _dtype_name(workload.dtype), format_bytes(setting.model_bytes)
+    per_pass = workload.result_bytes * workload.batch_size // workload.n_samples
+    n_sites, batch = len(workload.sites), workload.batch_size
+    tokens = "all tokens" if workload.position is None else f"token {workload.position} only"
+    yield "workload", workload.name
+    yield "model", f"{shape.n_layers} layers of width {shape.width}, {dtype}, {weights} on {place}"
+    yield "data", f"{workload.n_samples} samples of {workload.n_tokens} tokens, {batch} per pass"
+    yield "capture", f"{n_sites} sites, {tokens}"
+    yield "result", f"{format_bytes(workload.result_bytes)}, {format_bytes(per_pass)} per pass"
+    yield from _machine_rows(setting)
+    yield "floors", _floor_text(setting.floors)
+
+
+def _machine_rows(setting: Setting) -> Iterable[tuple[str, str]]:
+    machine, checkout = setting.machine, setting.checkout
+    memory = f"{format_bytes(machine.memory_bytes)}, huge pages: {machine.huge_pages}"
+    yield "machine", f"{machine.cpu}, {machine.n_cores} cores, {memory}"
+    yield "load", f"{setting.load:.2f} before the start"
+    if machine.gpu is not None:
+        yield "gpu", f"{machine.gpu}, {format_bytes(machine.gpu_memory_bytes or 0)}"
+    versions = f"{torch.__version__}, Python {platform.python_version()}"
+    yield "torch", f"{versions}, threads: {setting.n_threads}"
+    changes = f", with {len(checkout.changes)} changed paths" if checkout.changes else ""
+    yield "commit", f"{checkout.commit or 'unknown: not a git checkout'}{changes}"
+
+
+def _floor_text(floors: Floors) -> str:
+    rates = {
+        "copy into warm memory": floors.warm_gb_per_sec,
+        "into fresh memory from NumPy": floors.fresh_numpy_gb_per_sec,
+        "from torch": floors.fresh_torch_gb_per_sec,
+        "into rested memory": floors.rested_gb_per_sec,
+        "link": floors.link_gb_per_sec,
+    }
+    return ", ".join(f"{name} {rate:.2f} GB/s" for name, rate in rates.items() if rate is not None)
+
+
+# After
+
+
+def table(setting: Setting, outcome: Outcome) -> str:
+    """One row per way, as an aligned Markdown table."""
+    header = ("way", "median s", "x hookless", "x incumbent", "peak added", "x result", "equal")
+    ratios, shares = outcome.to_hookless(), outcome.peak_over_result(setting)
+    added = over_hookless(outcome.peaks) if outcome.peaks else {}
+    rows = [
+        (
+            way,
+            f"{statistics.median(secs):.3f}",
+            str(ratios.get(way, "1")),
+            str(outcome.to_incumbent()) if way == FASTCAP else "",
+            format_bytes(added[way]) if way in added else "",
+            f"{shares[way]:.2f}" if way in shares else "",
+            "no" if outcome.problems[way] else "yes",
+        )
+        for way, secs in outcome.secs.items()
+    ]
+    return _aligned([header, *rows])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def remarks(setting: Setting, outcome: Outcome) -> list[str]:
+    """What the table leaves open: what was predicted, how the interval is made, what is missing."""
+    predicted = outcome.prediction(setting)
+    share = statistics.median(outcome.secs[FASTCAP]) / predicted.secs
+    notes = [
+        f"The floors predict {predicted.secs:.3f} s ({predicted.what}).",
+        f"fastcap takes {share:.3f} times what the floors predict.",
+        f"{INTERVAL}, {len(outcome.secs[HOOKLESS])} rounds.",
+        PEAK,
+    ]
+    notes += [_off_heap(way, peak) for way, peak in outcome.peaks.items() if peak.device_bytes]
+    if outcome.no_peaks_because is not None:
+        notes.append(f"Peak memory was not measured: {outcome.no_peaks_because}")
+    differing = {way: found for way, found in outcome.problems.items() if found}
+    return notes + [f"{way} DIFFERS: {'; '.join(found)}" for way, found in differing.items()]
+
+
+def _off_heap(way: str, peak: Peak) -> str:
+    pinned = "unknown" if peak.pinned_bytes is None else format_bytes(peak.pinned_bytes)
+    return f"{way}: {format_bytes(peak.device_bytes or 0)} on the GPU at most, {pinned} pinned."
+
+
+def headline(setting: Setting, outcome: Outcome) -> dict[str, Any]:
+    """The figures to quote, small enough for one line."""
+    return {
+        "workload": setting.workload.name,
+        "machine": setting.machine.tag,
+        "commit": setting.checkout.commit,
+        "fastcap_to_hookless": _brief(outcome.to_hookless()[FASTCAP]),
+        "fastcap_to_incumbent": _brief(outcome.to_incumbent()),
+        "fastcap_to_prediction": round(
+            statistics.median(outcome.secs[FASTCAP]) / outcome.prediction(setting).secs, 4
+        ),
+        "peak_over_result": {
+            way: round(share, 3) for way, share in outcome.peak_over_result(setting).items()
+        },
+        "equal": outcome.is_equal,
+    }
+
+
+def _brief(ratio: Ratio) -> list[float]:
+    return [round(ratio.median, 4), round(ratio.low, 4), round(ratio.high, 4)]
+
+
+def document(setting: Setting, outcome: Outcome) -> dict[str, Any]:
+    """Everything, raw times included, for the JSON file."""
+    return {
+        "format": 1,
+        "headline": headline(setting, outcome),
+        "date": setting.date,
+        "commit": setting.checkout.commit,
+        "changed_paths": list(setting.checkout.changes),
+        "machine": asdict(setting.machine),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": setting.n_threads,
+        "load": setting.load,
+        "workload": _workload_fields(setting.workload),
+        "model_bytes": setting.model_bytes,
+        "result_bytes": setting.workload.result_bytes,
+        "floors": asdict(setting.floors),
+        "prediction": asdict(outcome.prediction(setting)),
+        "secs": {way: list(secs) for way, secs in outcome.secs.items()},
+        "interval": INTERVAL,
+        "ratios_to_hookless": {w: asdict(ratio) for w, ratio in outcome.to_hookless().items()},
+        "fastcap_to_incumbent": asdict(outcome.to_incumbent()),
+        "peaks": {way: asdict(peak) for way, peak in outcome.peaks.items()},
+        "peak_over_result": outcome.peak_over_result(setting),
+        "no_peaks_because": outcome.no_peaks_because,
+        "equal": {way: not found for way, found in outcome.problems.items()},
+        "problems": {way: list(found) for way, found in outcome.problems.items()},
+    }
+
+
+def _workload_fields(workload: Workload) -> dict[str, Any]:
+    return {**asdict(workload), "dtype": _dtype_name(workload.dtype)}
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def markdown(setting: Setting, outcome: Outcome) -> str:
+    """The page beside the JSON."""
+    notes = "\n".join(f"* {note}" for note in remarks(setting, outcome))
+    title = f"# {setting.workload.name} on {setting.machine.tag}, {setting.date[:10]}"
+    return f"{title}\n\n```\n{card(setting)}\n```\n\n{table(setting, outcome)}\n\n{notes}\n"
+
+
+def write(folder: Path, setting: Setting, outcome: Outcome) -> Path:
+    """Write both files; returns the path of the JSON."""
+    stem = f"{setting.date[:10]}-{setting.workload.name}-{setting.machine.tag}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stem}.json"
+    path.write_text(json.dumps(document(setting, outcome), indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown(setting, outcome))
+    return path

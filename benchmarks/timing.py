@@ -1,0 +1,151 @@
+"""Interleaved rounds, and what the ratios between two ways are.
+
+Shared machines drift by more than what is measured here, so no way is timed by itself: every round
+runs every way once, each round starts with another way, and ways are compared within a round.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+FEWEST_ROUNDS = 2  # an interval needs a spread
+
+# 97.5 % quantiles of Student's t for 1, 2, ... 30 degrees of freedom.
+T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as long one way takes as another.
+
+    Attributes:
+        median: Of the rounds' ratios.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+        rounds: The ratio within each round.
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def paired_ratio(secs: Sequence[float], base_secs: Sequence[float]) -> Ratio:
+    """Compare two ways round by round.
+
+    The interval is Student's t on the logarithms of the ratios, taken back to ratios: with seven
+    rounds a bootstrap of the median covers less than it claims. One round gives no interval.
+    """
+    rounds = [one / base for one, base in zip(secs, base_secs, strict=True)]
+    low, high = log_interval(rounds)
+    return Ratio(statistics.median(rounds), low, high, tuple(rounds))
+
+
+def log_interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the typical (geometric mean) ratio; infinite for fewer than two."""
+    if len(ratios) < 2:
+        return 0.0, math.inf
+    logs = [math.log(ratio) for ratio in ratios]
+    centre = statistics.fmean(logs)
+    half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(centre - half), math.exp(centre + half)
+
+
+def t_quantile(n_degrees: int) -> float:
+    """The 97.5 % quantile of Student's t, a little too wide beyond the table."""
+    return T_QUANTILES[min(n_degrees, len(T_QUANTILES)) - 1]
+
+
+def rotated(names: Sequence[str], n_places: int) -> list[str]:
+    """The names in order, starting `n_places` further on."""
+    start = n_places % len(names)
+    return [*names[start:], *names[:start]]
+
+
+def measure_rounds(
+    runs: Mapping[str, Callable[[], T]],
+    n_rounds: int,
+    check: Callable[[str, T], None],
+    on_round: Callable[[int, Mapping[str, float]], None] = lambda index, secs: None,
+    synchronise: Callable[[], None] = lambda: None,
+    limit_secs: float | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of every run, by name: one round to warm up and check, then `n_rounds` timed ones.
+
+    Args:
+        runs: What to time, in the order of the first round.
+        n_rounds: Timed rounds.
+        check: Told every run's name and value, outside the timing.
+        on_round: Told every timed round's index and seconds.
+        synchronise: Waits until the device has nothing left to do.
+        limit_secs: When to start no further round, once the fewest are done.
+    """
+    deadline = math.inf if limit_secs is None else time.perf_counter() + limit_secs
+    secs: dict[str, list[float]] = {name: [] for name in runs}
+    for name in runs:
+        _time_once(runs[name], name, check, synchronise)
+    for index in range(n_rounds):
+        if index >= FEWEST_ROUNDS and time.perf_counter() > deadline:
+            break
+        of_round = {
+            name: _time_once(runs[name], name, check, synchronise)
+            for name in rotated(list(runs), index)
+        }
+        for name, elapsed in of_round.items():
+            secs[name].append(elapsed)
+        on_round(index, of_round)
+    return secs
+
+
+def _time_once(
+    run: Callable[[], T],
+    name: str,
+    check: Callable[[str, T], None],
+    synchronise: Callable[[], None],
+) -> float:
+    give_back_memory()
+    synchronise()
+    started = time.perf_counter()
+    value = run()
+    synchronise()
+    elapsed = time.perf_counter() - started
+    check(name, value)
+    return elapsed
+
+
+def give_back_memory() -> None:
+    """Collect garbage, and have the C library return free memory to the system.
+
+    Otherwise a way would pay for the garbage of the one before it, or get the memory that one
+    freed, already touched, which a process that runs one way only would not.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc; other C libraries return memory by themselves
+        trim(0)
+
+
+def synchroniser(device: str) -> Callable[[], None]:
+    """What waits for everything queued on a device."""
+    if torch.device(device).type == "cpu":
+        return lambda: None
+    return lambda: torch.accelerator.synchronize(device)
