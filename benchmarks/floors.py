@@ -1,10 +1,11 @@
 """What this machine can do at best: what measured times are held against.
 
-Rates count the bytes of the payload once and are the median of some repeats. "Warm" memory has been
+Rates count the bytes of the payload once and are the best of some repeats. "Warm" memory has been
 written before by this process. "Fresh" memory is new to it, so every page of it costs a fault.
 "Rested" memory is fresh and has lain free for some seconds: the host of a virtual machine may have
-taken it back meanwhile, and then each page costs a fault there too, many times the one here. A
-result is written to rested memory, except where something just gave back as much.
+taken it back meanwhile, and then each page costs a fault there too, many times the one here; its
+rate is the median. A result is written to rested memory, except where something just gave back as
+much.
 """
 
 from __future__ import annotations
@@ -59,23 +60,21 @@ def measure_floors(device: str, n_bytes: int = COPY_BYTES) -> Floors:
     source = torch.randint(256, (n_bytes,), dtype=torch.uint8)
     warm = source.clone()
     return Floors(
-        warm_gb_per_sec=copy_rate(source, lambda: warm),
-        fresh_numpy_gb_per_sec=copy_rate(source, lambda: _fresh_numpy(n_bytes)),
-        fresh_torch_gb_per_sec=copy_rate(source, lambda: torch.empty(n_bytes, dtype=torch.uint8)),
-        rested_gb_per_sec=copy_rate(
-            source, lambda: _fresh_numpy(n_bytes), n_repeats=N_RESTED_REPEATS, rest_secs=REST_SECS
-        ),
+        warm_gb_per_sec=max(copy_rates(source, lambda: warm)),
+        fresh_numpy_gb_per_sec=max(copy_rates(source, lambda: _fresh_numpy(n_bytes))),
+        fresh_torch_gb_per_sec=max(copy_rates(source, lambda: _fresh_torch(n_bytes))),
+        rested_gb_per_sec=_rested_rate(source),
         link_gb_per_sec=None if device == "cpu" else _link_rate(source, device),
     )
 
 
-def copy_rate(
+def copy_rates(
     source: Tensor,
     make_target: Callable[[], Tensor],
     synchronise: Callable[[], None] = lambda: None,
     n_repeats: int = N_REPEATS,
     rest_secs: float = 0.0,
-) -> float:
+) -> list[float]:
     """GB/s of copying `source` into what `make_target` returns; making it is part of the cost."""
     rates = []
     for _ in range(n_repeats):
@@ -87,16 +86,30 @@ def copy_rate(
         elapsed = time.perf_counter() - started
         del target  # giving the memory back is no part of a copy into it
         rates.append(source.nbytes / elapsed / 1e9)
-    return statistics.median(rates)
+    return rates
 
 
 def _fresh_numpy(n_bytes: int) -> Tensor:
     return torch.from_numpy(np.empty(n_bytes, dtype=np.uint8))
 
 
+def _fresh_torch(n_bytes: int) -> Tensor:
+    return torch.empty(n_bytes, dtype=torch.uint8)
+
+
+def _rested_rate(source: Tensor) -> float:
+    rates = copy_rates(
+        source,
+        lambda: _fresh_numpy(source.nbytes),
+        n_repeats=N_RESTED_REPEATS,
+        rest_secs=REST_SECS,
+    )
+    return statistics.median(rates)  # the best is one that was given pages in use until just now
+
+
 def _link_rate(source: Tensor, device: str) -> float:
     pinned = torch.empty(source.shape, dtype=torch.uint8, pin_memory=True)
-    return copy_rate(source.to(device), lambda: pinned, synchroniser(device))
+    return max(copy_rates(source.to(device), lambda: pinned, synchroniser(device)))
 
 
 def predict(workload: Workload, floors: Floors, hookless_secs: float) -> Prediction:

@@ -20,7 +20,7 @@ from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT
 from benchmarks.workloads import Workload
 from fastcap.host_memory import format_bytes
 
-PEAK = "Peak added: the high-water mark of a process over that of one without capture"
+PEAK = "Peak added: the high-water mark over that of hookless, freed memory being returned at once."
 INTERVAL = "95 % interval: Student's t on the logarithms of the rounds' paired ratios"
 
 

@@ -170,7 +170,7 @@ def _tensor_differences(want: Tensor, got: Tensor) -> list[str]:
         "a subclass": type(got) is not Tensor,
     }
     problems = [flaw for flaw, present in flaws.items() if present]
-    n_different = int((_as_bytes(want) != _as_bytes(got)).sum())
+    n_different = int(torch.count_nonzero(_as_bytes(want) != _as_bytes(got)))
     return problems + ([f"{n_different} bytes differ"] if n_different else [])
 
 
