@@ -130,13 +130,19 @@ class ActivationStore:
         if engine is None:
             return
         engine.detach()
+        errors: list[Exception] = []
         try:
             for lane, capture in list(self._latest.captures.values()):
-                if capture.error is None:
-                    lane.result(capture)
+                try:
+                    if capture.error is None:
+                        lane.result(capture)
+                except Exception as error:  # noqa: BLE001 - raised below, after the other values
+                    errors.append(error)
         finally:
             engine.close()
             self._past += engine.statistics()
+        if errors:
+            raise errors[0]
 
     def clear(self) -> None:
         """Forget every captured value; the hooks stay."""

@@ -8,7 +8,9 @@ site. It knows no kind of device.
 
 from __future__ import annotations
 
+import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -66,6 +68,18 @@ class Pass:
             self.drop(site)
 
 
+_orphans: queue.SimpleQueue[dict[torch.device, Lane]] = queue.SimpleQueue()
+"""Lanes of engines that were dropped without `close`. A finalizer may not touch a device, and
+memory that is freed while queues still use it would be handed to the model."""
+
+
+def close_orphans() -> None:
+    """Give back the memory of engines that were dropped while attached."""
+    while not _orphans.empty():
+        for lane in _orphans.get().values():
+            lane.close()
+
+
 class Engine:
     """Captures values of some sites of one model.
 
@@ -99,13 +113,17 @@ class Engine:
         self._buffers = HostBuffers(limits.host_bytes or DEFAULT_HOST_BYTES)
         self._lanes: dict[torch.device, Lane] = {}
         self._lanes_lock = threading.Lock()
+        self._filing = threading.Lock()
+        self._fired: set[str] = set()
         self._closed = Statistics()
         self._reported: set[str] = set()
         self.handles: list[RemovableHandle] = []
+        weakref.finalize(self, _orphans.put, self._lanes).atexit = False
 
     # Hooks
 
     def attach(self) -> None:
+        self._buffers.keeps = True
         self.handles += attach(self._bound, self)
         if self._counts_tokens:
             self.handles += self._tokens.attach(self._model)
@@ -137,14 +155,17 @@ class Engine:
         if current.place is not None:
             value, target = current.place(site.name, value, dtype)
         lane = self._lanes.get(value.device) or self._open_lane(value.device)
-        if current is self._always and site.name in current.captures:
-            lane.replan()  # the site's second call: one pass, or one turn of a loop, is known
+        if current is self._always:
+            if site.name in self._fired:
+                lane.replan()  # its second call: one pass, or one turn of a loop, is known
+            self._fired.add(site.name)
         self._file(current, site, lane, lane.capture(value, dtype, target, index))
 
     def _file(self, current: Pass, site: Site, lane: Lane, capture: Capture) -> None:
-        previous = current.captures.get(site.name)
-        current.captures[site.name] = (lane, capture)
-        current.n_calls[site.name] = current.n_calls.get(site.name, 0) + 1
+        with self._filing:
+            previous = current.captures.get(site.name)
+            current.captures[site.name] = (lane, capture)
+            current.n_calls[site.name] = current.n_calls.get(site.name, 0) + 1
         if previous is not None:
             previous[0].drop(previous[1])
 
@@ -156,6 +177,7 @@ class Engine:
     # Lanes
 
     def _open_lane(self, torch_device: torch.device) -> Lane:
+        close_orphans()
         with self._lanes_lock:
             if torch_device not in self._lanes:
                 device = open_device(torch_device)
@@ -203,4 +225,5 @@ class Engine:
             for lane in self._lanes.values():
                 self._closed += lane.statistics()
             self._lanes.clear()
+        self._buffers.keeps = False
         self._buffers.trim()

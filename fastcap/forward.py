@@ -219,9 +219,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` wraps the model or one of its modules."""
+    """Whether `torch.compile` wraps the model, one of its modules or the `forward` of one."""
     return any(
-        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        "_orig_mod" in module._modules
+        or module._compiled_call_impl is not None
+        or hasattr(module.forward, "get_compiler_config")
         for module in model.modules()
     )
 

@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Hashable, Iterable
-from functools import partial
 from math import prod
 from typing import Any, TypeAlias
 
@@ -148,13 +147,17 @@ class Slot:
         self.n_readers = 0
 
 
+Lease: TypeAlias = tuple[Slot, int, int]
+"""A slot, and the offset and length of the bytes that are lent."""
+
+
 class SlotPool:
     """The slots of a lane, the least recently used first."""
 
     def __init__(self, device: AnyDevice, n_bytes: int, n_slots: int) -> None:
         self._device = device
         self._slots: deque[Slot] = deque()
-        self._returned: queue.SimpleQueue[tuple[Slot, int, int]] = queue.SimpleQueue()
+        self._returned: queue.SimpleQueue[Lease] = queue.SimpleQueue()
         for _ in range(n_slots):
             try:
                 self._slots.append(Slot(device, n_bytes))
@@ -220,9 +223,14 @@ class SlotPool:
         """The bytes as a uint8 tensor whose storage, while anybody holds it, holds the slot."""
         array = self._device.lend(slot.buffer, offset, n_bytes)
         slot.n_leases += 1
-        finalizer = weakref.finalize(array, self._returned.put, (slot, offset, n_bytes))
-        finalizer.atexit = False
+        lease = (slot, offset, n_bytes)
+        weakref.finalize(array, _end_lease, weakref.ref(self), lease).atexit = False
         return bytes_tensor(array)
+
+    def take_returned(self, lease: Lease) -> None:
+        """Runs in a finalizer, on any thread and at any moment: no lock, and no call."""
+        if self._slots:  # else released, and nobody would collect it
+            self._returned.put(lease)
 
     def collect_returned(self) -> None:
         """Account for the leases that nobody holds any more."""
@@ -241,10 +249,16 @@ class SlotPool:
         self._slots.clear()
 
 
-def _give_back(returned: queue.SimpleQueue[Tensor], memory: Tensor, limit_bytes: int) -> None:
-    # Runs in a finalizer: no lock. When many are dropped at once, most go to the system.
-    if returned.qsize() * memory.numel() < limit_bytes:
-        returned.put(memory)
+def _end_lease(pool_ref: weakref.ref[SlotPool], lease: Lease) -> None:
+    pool = pool_ref()
+    if pool is not None:
+        pool.take_returned(lease)
+
+
+def _give_back(buffers_ref: weakref.ref[HostBuffers], memory: Tensor) -> None:
+    buffers = buffers_ref()
+    if buffers is not None:
+        buffers.take_returned(memory)
 
 
 class HostBuffers:
@@ -253,12 +267,16 @@ class HostBuffers:
     Fresh memory costs a page fault per page on first touch, several times the copy itself, so what
     comes back is kept, up to `limit_bytes`, for later values of about its size. Safe to call from
     any thread.
+
+    Attributes:
+        keeps: Whether what comes back is kept; set it to `False` when no more is asked for.
     """
 
     SMALLEST_BYTES = 1 << 18  # guessed: below this an allocation is cheaper than the bookkeeping
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
+        self.keeps = True
         self._lock = threading.Lock()
         self._returned: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         self._idle: deque[Tensor] = deque()
@@ -277,9 +295,15 @@ class HostBuffers:
                 return torch.empty(shape, dtype=dtype, device="cpu")
             memory = self._take(n_bytes)
             array = memory.numpy()[:n_bytes]
-            give_back = partial(_give_back, self._returned, memory, self._limit_bytes)
-            weakref.finalize(array, give_back).atexit = False
+            weakref.finalize(array, _give_back, weakref.ref(self), memory).atexit = False
             return bytes_tensor(array).view(dtype).view(shape)
+
+    def take_returned(self, memory: Tensor) -> None:
+        """Runs in a finalizer, on any thread and at any moment: no lock. When many are dropped at
+        once, most go to the system.
+        """
+        if self.keeps and self._returned.qsize() * memory.numel() < self._limit_bytes:
+            self._returned.put(memory)
 
     def _take(self, n_bytes: int) -> Tensor:
         with self._lock:

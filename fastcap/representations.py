@@ -97,6 +97,7 @@ def extract_representations(
         torch.Size([5, 3, 2])
     """
     names = as_site_names(layers)
+    num_workers = as_count("num_workers", num_workers, at_least=0)
     if not names:
         raise ArgumentError("layers is empty: name at least one module, such as ['layers.0.mlp'].")
     batch_size = as_count("batch_size", batch_size)
@@ -105,10 +106,10 @@ def extract_representations(
     limits = make_limits(device_bytes, host_bytes)
     call = BatchCaller(model, device, inputs, forward)
     loader: DataLoader[Any] = DataLoader(
-        _as_dataset(dataset),
+        _as_dataset(dataset, num_workers),
         batch_size=batch_size,
         shuffle=False,
-        num_workers=as_count("num_workers", num_workers, at_least=0),
+        num_workers=num_workers,
         collate_fn=collate_fn,
     )
     result = MemoryResult(_length(dataset), max_samples, check_memory)
@@ -141,10 +142,16 @@ class _Iterated(IterableDataset[Any]):
         return iter(self._samples)
 
 
-def _as_dataset(dataset: Any) -> Any:
+def _as_dataset(dataset: Any, num_workers: int) -> Any:
     if isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__"):
         return dataset
     if isinstance(dataset, Iterable):
+        if num_workers > 1:
+            raise ArgumentError(
+                f"Each of {num_workers} workers would give every sample of a "
+                f"{type(dataset).__name__}, which can only be iterated. Pass num_workers=1, a "
+                "list, or an IterableDataset that shares its samples out among workers."
+            )
         return _Iterated(dataset)
     raise ArgumentTypeError(
         f"dataset must be a dataset or a list of samples; got {type(dataset).__name__}."

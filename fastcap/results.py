@@ -20,6 +20,10 @@ _Specs: TypeAlias = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape of one row, and dtype, by site."""
 
 
+MOST_OF_MEMORY = 0.9
+"""Share of available memory that a dataset without a length reserves: the rest moves meanwhile."""
+
+
 @dataclass(slots=True)
 class _Rows:
     """One site's result: the memory of all rows, and its typed view."""
@@ -182,7 +186,7 @@ class MemoryResult:
         n_rows = self._max_samples
         available, row_bytes = available_bytes(), sum(_sizes(specs, 1).values())
         if available is not None and row_bytes:
-            affordable = available // row_bytes
+            affordable = int(MOST_OF_MEMORY * available) // row_bytes
             n_rows = affordable if n_rows is None else min(n_rows, affordable)
         return max(self._n_kept, self._n_kept if n_rows is None else n_rows)
 
@@ -192,10 +196,8 @@ class MemoryResult:
         capacity = min((len(rows.view) for rows in self._rows.values()), default=n_rows)
         if n_rows <= capacity:
             return
-        capacity = max(n_rows, 2 * capacity)
-        if self._max_samples is not None:
-            capacity = min(capacity, self._max_samples)
         specs = {site: (tuple(r.view.shape[1:]), r.view.dtype) for site, r in self._rows.items()}
+        capacity = max(n_rows, min(2 * capacity, self._affordable_rows(specs)))
         grown = self._new_rows(specs, capacity)
         self.settle()
         for site, rows in self._rows.items():

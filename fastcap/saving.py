@@ -136,14 +136,22 @@ def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]
         name, dtype = next(iter(widened.items()))
         more = f" (and {len(widened) - 1} more)" if len(widened) > 1 else ""
         warn(
-            f"NumPy has no {dtype.removeprefix('torch.')}: {name!r}{more} is stored as float32, "
-            "exactly, in twice the space or more. To keep the dtype, save to a path that ends in "
-            ".safetensors; to choose one, pass dtype=."
+            f"NumPy has no {dtype.removeprefix('torch.')}: {name!r}{more} is stored as "
+            f"{_wide_name(tensors[name])}, exactly, in twice the space or more. To keep the dtype, "
+            "save to a path that ends in .safetensors; to choose one, pass dtype=."
         )
     return {
-        name: (value.float() if name in widened else value).numpy()
+        name: (_widened(value) if name in widened else value).numpy()
         for name, value in tensors.items()
     }
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.to(torch.complex64) if value.is_complex() else value.float()
+
+
+def _wide_name(value: Tensor) -> str:
+    return "complex64" if value.is_complex() else "float32"
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -187,7 +195,8 @@ def _write_whole(path: Path, write: Callable[[Path], None], n_bytes: int) -> Non
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        with contextlib.suppress(OSError):  # not every folder can be opened, nor synced
+            _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

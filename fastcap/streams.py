@@ -226,7 +226,9 @@ def stream(
         inputs: Keys of the batch passed to the model by name beside `input_ids`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
         zero_copy: Lend records out of pinned slots where they fill at least half of one, instead of
-            copying them; the slot is used again when the tensor and every view of it are gone.
+            copying them; the slot is used again when the tensor and every view of it are gone. A
+            slot is pinned memory: if you copy from one with `non_blocking=True` on another stream
+            or to another device, synchronise that before you drop the tensor.
         device_bytes: Staging memory on the accelerator, in bytes.
         host_bytes: Slot memory on the host, in bytes.
         lookahead: Passes run ahead of the batch handed out. 0 if your loop changes the model.

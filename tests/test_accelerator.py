@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -136,3 +137,28 @@ def test_a_cuda_graph_capture_is_refused(streams: LoggedStreams) -> None:
 def test_cuda_and_every_other_accelerator_have_a_way_to_do_each_thing() -> None:
     for abilities in (accelerator.GENERIC, accelerator.ABILITIES["cuda"]):
         assert all(callable(getattr(abilities, name)) for name in abilities.__slots__)
+
+
+def test_a_generic_stream_leaves_both_devices_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Setting a stream of another device changes that device's stream and the current device."""
+    current_device: list[int] = [0]
+    streams: dict[int, Any] = {0: "stream of 0", 1: "stream of 1"}
+
+    class Copies:
+        device = 1
+
+    def set_stream(stream: Any) -> None:
+        place = 1 if stream is copies or stream == "stream of 1" else 0
+        streams[place], current_device[0] = stream, place
+
+    def current_stream(device: int | None = None) -> Any:
+        return streams[current_device[0] if device is None else device]
+
+    copies = Copies()
+    monkeypatch.setattr(torch.accelerator, "set_stream", set_stream)
+    monkeypatch.setattr(torch.accelerator, "current_stream", current_stream)
+    with accelerator.GENERIC.use_stream(copies):
+        assert (streams[1], current_device) == (copies, [1])
+    assert (streams, current_device) == ({0: "stream of 0", 1: "stream of 1"}, [0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import zipfile
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastcap import FastcapWarning, save_activations
+from fastcap import FastcapWarning, save_activations, saving
 from fastcap.reference import differences
 
 NOT_IN_NUMPY = [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -341,3 +342,26 @@ def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(
     save_activations(ACTS, tmp_path / "acts")
 
     assert steps == ["sync .tmp", "rename .tmp to acts.npz", "sync folder"]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_half_precision_complex_is_widened_with_its_imaginary_part(tmp_path: Path) -> None:
+    value = torch.complex(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])).to(torch.complex32)
+    with pytest.warns(FastcapWarning, match="stored as complex64, exactly"):
+        path = save_activations({"a": value}, tmp_path / "acts")
+    assert np.load(path)["a"].tolist() == [1 + 3j, 2 + 4j]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = saving._sync
+
+    def refuse_folders(path: Path) -> None:
+        if path.is_dir():
+            raise OSError(errno.EINVAL, "not here")
+        sync(path)
+
+    monkeypatch.setattr(saving, "_sync", refuse_folders)
+    path = save_activations({"a": torch.ones(2)}, tmp_path / "acts")
+    assert np.load(path)["a"].tolist() == [1, 1]

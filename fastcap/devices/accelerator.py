@@ -44,12 +44,14 @@ class Abilities:
 
 @contextlib.contextmanager
 def _use_generic_stream(stream: Stream) -> Any:
-    before = torch.accelerator.current_stream()
+    # Setting a stream also makes its device the current one: both devices' streams are restored.
+    before = [torch.accelerator.current_stream(stream.device), torch.accelerator.current_stream()]
     torch.accelerator.set_stream(stream)
     try:
         yield
     finally:
-        torch.accelerator.set_stream(before)
+        for earlier in before:
+            torch.accelerator.set_stream(earlier)
 
 
 def _pinned_bytes(n_bytes: int) -> Tensor:

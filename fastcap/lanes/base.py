@@ -108,6 +108,15 @@ class Lane(Protocol):
         """Finish deliveries and give all memory back. Undelivered values are dropped."""
 
 
+def without_frames(error: Exception) -> Exception:
+    """The error without tracebacks: kept beside a value, it must not keep the model's values."""
+    part: BaseException | None = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    return error
+
+
 def narrower(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:
     """The dtype that crosses the link: narrowing happens before the copy, widening after."""
     return wanted if wanted.itemsize <= produced.itemsize else produced

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import FastcapError
-from fastcap.lanes.base import Capture
+from fastcap.lanes.base import Capture, without_frames
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
 
@@ -33,7 +33,7 @@ class DirectLane:
                 target = self._buffers.tensor(value.shape, dtype)
             self._device.place(value, target)
         except FastcapError as error:
-            capture.error = error
+            capture.error = without_frames(error)
             return capture
         capture.target = target
         self._n_captures += 1
@@ -57,7 +57,7 @@ class DirectLane:
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
         if capture.error is not None:
-            raise capture.error
+            raise without_frames(capture.error)
         capture.was_read = True
         return capture.target
 

@@ -8,7 +8,7 @@ from fastcap.budget import Budget, Limits, halved, plan_budget
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import DeviceMemoryError, HostMemoryError
 from fastcap.host_memory import available_bytes, format_bytes
-from fastcap.pool import SlotPool, StagingRing
+from fastcap.pool import Piece, SlotPool, StagingRing
 
 
 class LaneMemory:
@@ -21,7 +21,7 @@ class LaneMemory:
         self._device = device
         self._limits = limits
         self._opened: tuple[StagingRing, SlotPool] | None = None
-        self._error: DeviceMemoryError | HostMemoryError | None = None
+        self._refusal: tuple[type[DeviceMemoryError | HostMemoryError], str] | None = None
         self.is_sized = False
 
     @property
@@ -38,12 +38,15 @@ class LaneMemory:
 
     def _open(self) -> tuple[StagingRing, SlotPool]:
         if self._opened is None:
-            if self._error is not None:
-                raise self._error
+            if self._refusal is not None:
+                kind, message = self._refusal
+                raise kind(message)
             try:
                 self._opened = self._allocate(self._plan(0, 0))
             except (DeviceMemoryError, HostMemoryError) as error:
-                self._error = error  # trying again at every hook would cost every hook
+                # Trying again at every hook would cost every hook. The error itself would keep
+                # the frames of every hook that raises it, and so the model's values.
+                self._refusal = type(error), str(error)
                 raise
         return self._opened
 
@@ -87,6 +90,10 @@ class LaneMemory:
             f"{format_bytes(budget.chunk_bytes)} of it. Free some memory there, use smaller "
             "batches, or pass a smaller device_bytes=."
         ) from reason
+
+    def staged(self) -> list[Piece]:
+        """What is packed and not yet being copied."""
+        return [] if self._opened is None else list(self.ring.open.pieces)
 
     def close(self) -> None:
         """Give everything up; what is lent lives as long as its last reader."""

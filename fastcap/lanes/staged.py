@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fastcap.budget import Limits
 from fastcap.devices.base import AnyDevice, HostBuffer
-from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
+from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
 from fastcap.host_memory import empty_bytes
-from fastcap.lanes.base import Capture, narrower
+from fastcap.lanes.base import Capture, narrower, without_frames
 from fastcap.lanes.memory import LaneMemory
 from fastcap.pool import Chunk, HostBuffers, Piece, Slot
 from fastcap.records import Statistics
@@ -65,7 +65,8 @@ class StagedLane:
             self._stage(value, capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
             self.drop(capture)
-            capture.error = error  # R9: raised to whoever asks for the value, not into the model
+            # R9: raised to whoever asks for the value, not into the model.
+            capture.error = without_frames(error)
         except BaseException:
             self.drop(capture)
             raise
@@ -179,7 +180,7 @@ class StagedLane:
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
         if capture.error is not None:
-            raise capture.error
+            raise without_frames(capture.error)
         capture.was_read = True
         with self._moving:
             self._put_on_its_way(capture)
@@ -223,7 +224,7 @@ class StagedLane:
                 return None
             self._device.wait(slot.landed)
             with self._lock:
-                if not self._memory.slots.may_lend(slot, piece.n_bytes):
+                if not self._memory.is_open or not self._memory.slots.may_lend(slot, piece.n_bytes):
                     return None
                 memory = self._memory.slots.lend(slot, piece.offset, piece.n_bytes)
         self._n_lends += 1
@@ -294,22 +295,24 @@ class StagedLane:
     def _spill(self, piece: Piece, slot: Slot) -> None:
         """Move a wanted piece out of its slot, so that the value outlives the slot (R7)."""
         capture = piece.owner
-        if capture.spilled is None:
+        spilled = capture.spilled  # another thread may drop the capture meanwhile
+        if spilled is None:
             # Sized for the whole record, which may still be packing its later pieces.
-            capture.spilled = HostBuffer(empty_bytes(capture.n_bytes))
+            capture.spilled = spilled = HostBuffer(empty_bytes(capture.n_bytes))
             self._n_spills += 1
-        part = capture.spilled.bytes[piece.start : piece.start + piece.n_bytes]
+        part = spilled.bytes[piece.start : piece.start + piece.n_bytes]
         self._device.read(slot.buffer, piece.offset, torch.uint8, part)
         with self._lock:
             if piece in slot.pieces:
                 del slot.pieces[piece]
-                piece.home, piece.offset = capture.spilled, piece.start
+                piece.home, piece.offset = spilled, piece.start
                 self._spilled_bytes += piece.n_bytes
 
     # Memory and counts
 
     def replan(self) -> None:
-        with self._moving:
+        # Memory of another size is faster and not more exact, and this is in a hook (R9).
+        with contextlib.suppress(DeviceMemoryError, HostMemoryError), self._moving:
             with self._lock:
                 if self._memory.is_sized or not self._memory.is_open:
                     return
@@ -339,6 +342,12 @@ class StagedLane:
         with self._moving:
             self._device.close()
             with self._lock:
+                for piece in self._memory.staged():
+                    piece.owner.error = FastcapError(
+                        "This value was still on its way when its store was disabled or its stream "
+                        "closed, by an error or from another thread. Run the pass again."
+                    )
+                    self._unlink(piece)
                 self._memory.close()
 
 

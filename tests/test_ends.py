@@ -1,0 +1,220 @@
+"""What is left when something ends early: an error, an interrupt, a store that is just dropped."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastcap
+from fastcap import devices
+from fastcap.devices.simulated import Schedule, SimulatedDevice
+from fastcap.engine import close_orphans
+from fastcap.errors import ArgumentError, DeviceMemoryError, FastcapError, HostMemoryError
+from fastcap.forward import is_compiled
+from fastcap.lanes.memory import LaneMemory
+from fastcap.lanes.staged import StagedLane
+
+N_SITES = 4
+SITES = [str(site) for site in range(N_SITES)]
+LARGE = 1 << 17  # elements: from 256 KiB on, owned memory is kept for later
+
+
+@contextmanager
+def simulated(**options: Any) -> Iterator[SimulatedDevice]:
+    device = SimulatedDevice(Schedule("late"), **options)
+    with devices.substitute(lambda _: device):
+        yield device
+
+
+def echoes() -> nn.Module:
+    return nn.Sequential(*(nn.Identity() for _ in range(N_SITES)))
+
+
+def lane_of(store: fastcap.ActivationStore) -> StagedLane:
+    assert store._engine is not None
+    [lane] = store._engine.lanes()
+    assert isinstance(lane, StagedLane)
+    return lane
+
+
+def value(number: float = 1.0, n_elements: int = 64) -> Tensor:
+    return torch.full((n_elements,), number)
+
+
+def test_missing_memory_does_not_keep_values_of_the_model_alive() -> None:
+    model = echoes()
+    with simulated(device_capacity_bytes=100), fastcap.ActivationStore(model, SITES) as store:
+        kept = []
+        for number in range(5):
+            acts = value(number)
+            kept.append(weakref.ref(acts.untyped_storage()))
+            model(acts)
+            del acts
+            with pytest.raises(DeviceMemoryError):
+                store.get("0")
+        gc.collect()
+        assert not any(storage() for storage in kept)
+
+
+def test_a_value_that_an_interrupted_disable_left_behind_is_an_error_and_not_an_endless_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = echoes()
+    result = StagedLane.result
+    with simulated():
+        store = fastcap.ActivationStore(model, SITES, device_bytes=512, host_bytes=1024)
+        store.enable()
+        model(value())
+
+        def interrupted(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(StagedLane, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.disable()
+        monkeypatch.setattr(StagedLane, "result", result)
+        first = store.get("0")
+        assert first is not None
+        assert first.eq(1).all()
+        with pytest.raises(FastcapError, match=r"still on its way .* Run the pass again"):
+            store.get("3")
+    assert not next(model.children())._forward_hooks
+
+
+def test_one_value_that_cannot_be_delivered_does_not_cost_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = echoes()
+    result, n_calls = StagedLane.result, 0
+
+    def failing_first(lane: StagedLane, capture: Any, lend: bool = False) -> Tensor | None:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 1:
+            raise HostMemoryError("planned")
+        return result(lane, capture, lend)
+
+    with simulated() as device:
+        store = fastcap.ActivationStore(model, SITES)
+        store.enable()
+        model(value())
+        monkeypatch.setattr(StagedLane, "result", failing_first)
+        with pytest.raises(HostMemoryError, match="planned"):
+            store.disable()
+        for site in SITES[1:]:
+            found = store.get(site)
+            assert found is not None
+            assert found.eq(1).all()
+        assert device.counters.device_bytes == 0
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_one_kept_result_does_not_keep_the_others_memory(accelerated: bool) -> None:
+    model = echoes()
+    device = SimulatedDevice(Schedule("early")) if accelerated else None
+    with devices.substitute(lambda _: device):
+        with fastcap.ActivationStore(model, SITES) as store:
+            model(value(1, LARGE))
+            kept = store.get("0")
+            assert kept is not None
+            assert store._engine is not None
+            buffers = weakref.ref(store._engine._buffers)
+        store.clear()
+        del store
+        gc.collect()
+    assert buffers() is None
+    assert kept.eq(1).all()
+
+
+def test_a_lease_keeps_its_own_slot_and_no_other() -> None:
+    model = echoes()
+    with simulated():
+        store = fastcap.ActivationStore(
+            model, SITES, zero_copy=True, device_bytes=512, host_bytes=4096
+        )
+        with store:
+            model(value())
+            lent = store.get("0")
+            assert lent is not None
+            assert store.statistics().lends == 1
+            slots = [weakref.ref(slot) for slot in lane_of(store)._memory.slots.all()]
+        del store
+        gc.collect()
+        assert sum(slot() is not None for slot in slots) <= 1
+    assert lent.eq(1).all()
+
+
+def test_a_store_that_is_dropped_gives_its_memory_back_behind_its_queues() -> None:
+    model = echoes()
+    with simulated() as device:
+        store = fastcap.ActivationStore(model, SITES)
+        store.enable()
+        model(value())
+        assert device.counters.device_bytes > 0
+        del store
+        gc.collect()
+        close_orphans()  # which the next capture does
+        assert (device.counters.device_bytes, device.counters.host_bytes) == (0, 0)
+
+
+def test_memory_that_cannot_be_resized_is_no_error_in_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise HostMemoryError("planned")
+
+    monkeypatch.setattr(LaneMemory, "resize", refuse)
+    model = echoes()
+    with simulated(), fastcap.ActivationStore(model, SITES) as store:
+        for number in range(3):
+            model(value(number))
+            found = store.get("3")
+            assert found is not None
+            assert found.eq(number).all()
+
+
+def test_memory_is_sized_by_a_whole_pass_also_after_enabling_again() -> None:
+    model = echoes()
+    with simulated():
+        store = fastcap.ActivationStore(model, SITES)
+        for _ in range(2):
+            with store:
+                model(value())
+                assert not lane_of(store)._memory.is_sized
+                model(value())
+                assert lane_of(store)._memory.is_sized
+
+
+def test_a_compiled_forward_counts_as_compiled() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert not is_compiled(model)
+    model.forward = torch.compile(model.forward, backend="eager")  # type: ignore[method-assign]
+    assert is_compiled(model)
+
+
+def test_an_iterator_is_not_read_by_several_workers() -> None:
+    samples = ({"input_ids": torch.ones(3)} for _ in range(4))
+    with pytest.raises(ArgumentError, match="Each of 2 workers would give every sample"):
+        fastcap.extract_representations(echoes(), samples, ["0"], "cpu", num_workers=2)
+
+
+def test_a_dataset_without_a_length_survives_memory_that_comes_and_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row_bytes = 64 * 4
+    readings = iter([100 * row_bytes, 95 * row_bytes])  # what is reserved, what is then checked
+
+    def available() -> int:
+        return next(readings, 95 * row_bytes)
+
+    monkeypatch.setattr("fastcap.results.available_bytes", available)
+    samples = ({"input_ids": value(number)} for number in range(7))
+    acts = fastcap.extract_representations(echoes(), samples, ["0"], "cpu", batch_size=2)
+    assert acts["0"][:, 0].tolist() == list(range(7))
