@@ -23,6 +23,8 @@ from fastcap.host_memory import format_bytes
 PEAK = "Peak added: the high-water mark over that of hookless, freed memory being returned at once."
 INTERVAL = "95 % interval: Student's t on the logarithms of the rounds' paired ratios"
 
+SLICES = "Within a round the ways alternate batch by batch, each over its own copy of the model."
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -170,6 +172,7 @@ def remarks(setting: Setting, outcome: Outcome) -> list[str]:
         f"The floors predict {predicted.secs:.3f} s ({predicted.what}).",
         f"fastcap takes {share:.3f} times what the floors predict.",
         f"{INTERVAL}, {len(outcome.secs[HOOKLESS])} rounds.",
+        *([SLICES] if torch.device(setting.workload.device).type == "cpu" else []),
         PEAK,
     ]
     notes += [_off_heap(way, peak) for way, peak in outcome.peaks.items() if peak.device_bytes]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from benchmarks import timing
-from benchmarks.timing import log_interval, measure_rounds, paired_ratio, rotated, t_quantile
+from benchmarks.timing import (
+    log_interval,
+    measure_rounds,
+    paired_ratio,
+    rotated,
+    run_one_after_another,
+    t_quantile,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -72,29 +80,41 @@ def test_quantiles_fall_with_the_degrees_of_freedom_and_stay_wide_beyond_the_tab
     assert t_quantile(1000) == t_quantile(30) > 1.96
 
 
-def test_rounds_warm_up_then_interleave_in_rotation() -> None:
-    ran: list[str] = []
-    runs = {name: (lambda name=name: ran.append(name)) for name in "AB"}
-    secs = measure_rounds(runs, 3, check=lambda name, value: None)
-    assert "".join(ran) == "AB" + "AB" + "BA" + "AB"
-    assert {name: len(of_name) for name, of_name in secs.items()} == {"A": 3, "B": 3}
+def timed() -> timing.Round[str]:
+    return lambda order: {name: (1.0, name) for name in order}
 
 
-def test_every_run_is_checked_and_the_device_is_waited_for_on_both_sides() -> None:
+def test_rounds_interleave_in_rotation() -> None:
+    orders: list[str] = []
+
+    def run_round(order: Sequence[str]) -> Mapping[str, tuple[float, str]]:
+        orders.append("".join(order))
+        return {name: (float(len(orders)), name) for name in order}
+
+    secs = measure_rounds("AB", run_round, 3, check=lambda name, value: None)
+    assert orders == ["AB", "BA", "AB"]
+    assert secs == {"A": [1.0, 2.0, 3.0], "B": [1.0, 2.0, 3.0]}
+
+
+def test_every_run_is_checked() -> None:
+    checked: list[str] = []
+    measure_rounds("AB", timed(), 2, check=lambda name, value: checked.append(name + value))
+    assert checked == ["AA", "BB"] * 2
+
+
+def test_whole_runs_wait_for_the_device_on_both_sides() -> None:
     events: list[str] = []
-    measure_rounds(
-        {"A": lambda: events.append("run")},
-        1,
-        check=lambda name, value: events.append("check"),
-        synchronise=lambda: events.append("wait"),
+    run_one_after_another(
+        {"A": lambda: events.append("run")}, "A", synchronise=lambda: events.append("wait")
     )
-    assert events == ["wait", "run", "wait", "check"] * 2
+    assert events == ["wait", "run", "wait"]
 
 
 def test_a_round_is_reported_with_its_seconds() -> None:
     seen: list[tuple[int, list[str]]] = []
     measure_rounds(
-        {"A": int, "B": int},
+        "AB",
+        timed(),
         2,
         check=lambda name, value: None,
         on_round=lambda index, secs: seen.append((index, list(secs))),
@@ -103,5 +123,5 @@ def test_a_round_is_reported_with_its_seconds() -> None:
 
 
 def test_past_its_limit_a_run_stops_after_two_rounds() -> None:
-    secs = measure_rounds({"A": int}, 9, check=lambda name, value: None, limit_secs=0.0)
+    secs = measure_rounds("A", timed(), 9, check=lambda name, value: None, limit_secs=0.0)
     assert len(secs["A"]) == 2

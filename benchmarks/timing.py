@@ -1,7 +1,8 @@
 """Interleaved rounds, and what the ratios between two ways are.
 
 Shared machines drift by more than what is measured here, so no way is timed by itself: every round
-runs every way once, each round starts with another way, and ways are compared within a round.
+runs every way once, each round starts with another way, and ways are compared within a round. On
+the CPU the ways of a round even alternate batch by batch (`benchmarks.slices`).
 """
 
 from __future__ import annotations
@@ -81,55 +82,58 @@ def rotated(names: Sequence[str], n_places: int) -> list[str]:
     return [*names[start:], *names[:start]]
 
 
+Round = Callable[[Sequence[str]], Mapping[str, tuple[float, T]]]
+"""Runs every named way once, in this order; seconds and value by way."""
+
+
 def measure_rounds(
-    runs: Mapping[str, Callable[[], T]],
+    names: Sequence[str],
+    run_round: Round[T],
     n_rounds: int,
     check: Callable[[str, T], None],
     on_round: Callable[[int, Mapping[str, float]], None] = lambda index, secs: None,
-    synchronise: Callable[[], None] = lambda: None,
     limit_secs: float | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every run, by name: one round to warm up and check, then `n_rounds` timed ones.
+    """Seconds of every run, by name.
 
     Args:
-        runs: What to time, in the order of the first round.
+        names: What to time, in the order of the first round.
+        run_round: How.
         n_rounds: Timed rounds.
         check: Told every run's name and value, outside the timing.
         on_round: Told every timed round's index and seconds.
-        synchronise: Waits until the device has nothing left to do.
         limit_secs: When to start no further round, once the fewest are done.
     """
     deadline = math.inf if limit_secs is None else time.perf_counter() + limit_secs
-    secs: dict[str, list[float]] = {name: [] for name in runs}
-    for name in runs:
-        _time_once(runs[name], name, check, synchronise)
+    secs: dict[str, list[float]] = {name: [] for name in names}
     for index in range(n_rounds):
         if index >= FEWEST_ROUNDS and time.perf_counter() > deadline:
             break
-        of_round = {
-            name: _time_once(runs[name], name, check, synchronise)
-            for name in rotated(list(runs), index)
-        }
-        for name, elapsed in of_round.items():
+        give_back_memory()
+        of_round = run_round(rotated(names, index))
+        for name in names:
+            elapsed, value = of_round[name]
             secs[name].append(elapsed)
-        on_round(index, of_round)
+            check(name, value)
+        on_round(index, {name: elapsed for name, (elapsed, _) in of_round.items()})
     return secs
 
 
-def _time_once(
-    run: Callable[[], T],
-    name: str,
-    check: Callable[[str, T], None],
-    synchronise: Callable[[], None],
-) -> float:
-    give_back_memory()
-    synchronise()
-    started = time.perf_counter()
-    value = run()
-    synchronise()
-    elapsed = time.perf_counter() - started
-    check(name, value)
-    return elapsed
+def run_one_after_another(
+    runs: Mapping[str, Callable[[], T]],
+    order: Sequence[str],
+    synchronise: Callable[[], None] = lambda: None,
+) -> dict[str, tuple[float, T]]:
+    """A round of whole runs."""
+    outcome = {}
+    for name in order:
+        give_back_memory()
+        synchronise()
+        started = time.perf_counter()
+        value = runs[name]()
+        synchronise()
+        outcome[name] = (time.perf_counter() - started, value)
+    return outcome
 
 
 def give_back_memory() -> None:

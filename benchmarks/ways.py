@@ -3,11 +3,14 @@
 Every capturing way returns one `(n_samples, ...)` tensor per site, in the order of the sites, and
 must equal the oracle bit for bit. `hookless` captures nothing: it is what the others are held
 against, and returns the model's output for the last batch under the name of the root module.
+
+The two that are plain loops can also be run batch by batch (`STEPPED`): generators that yield after
+each and return the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -26,18 +29,20 @@ Way = Callable[[Case], Values]
 ROOT = ""
 
 
-@torch.no_grad()
-def hookless(case: Case) -> Values:
+Steps = Generator[None, None, Values]
+
+
+def hookless_steps(case: Case) -> Steps:
     """The same loop with nothing captured."""
     values: Values = {}
     for batch in case.batches():
         values.clear()  # no other way keeps an output while the next is made
         values[ROOT] = _run(case.model, batch, case.workload.device)
+        yield
     return values
 
 
-@torch.no_grad()
-def incumbent(case: Case) -> Values:
+def incumbent_steps(case: Case) -> Steps:
     """What the documented calls do: copy in the hook and wait for it, keep lists, concatenate.
 
     It has no selection, so the wanted position is cut out at the end, as its page says.
@@ -51,6 +56,7 @@ def incumbent(case: Case) -> Values:
             for site, values in parts.items():
                 values.append(captured[site])
             captured.clear()
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -59,6 +65,24 @@ def incumbent(case: Case) -> Values:
     if position is None:
         return whole
     return {site: acts[:, position].contiguous() for site, acts in whole.items()}
+
+
+STEPPED: Mapping[str, Callable[[Case], Steps]] = MappingProxyType(
+    {"hookless": hookless_steps, "incumbent": incumbent_steps}
+)
+
+
+def _without_stops(name: str) -> Way:
+    def run(case: Case) -> Values:
+        steps = STEPPED[name](case)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                values: Values = end.value
+                return values
+
+    return run
 
 
 def oracle(case: Case) -> Values:
@@ -87,12 +111,18 @@ def with_fastcap(case: Case) -> Values:
 HOOKLESS, INCUMBENT, ORACLE, FASTCAP = "hookless", "incumbent", "oracle", "fastcap"
 
 WAYS: Mapping[str, Way] = MappingProxyType(
-    {HOOKLESS: hookless, INCUMBENT: incumbent, ORACLE: oracle, FASTCAP: with_fastcap}
+    {
+        HOOKLESS: _without_stops(HOOKLESS),
+        INCUMBENT: _without_stops(INCUMBENT),
+        ORACLE: oracle,
+        FASTCAP: with_fastcap,
+    }
 )
 
 CAPTURING = tuple(name for name in WAYS if name != HOOKLESS)
 
 
+@torch.no_grad()
 def _run(model: nn.Module, batch: Mapping[str, Tensor], device: str) -> Tensor:
     output: Tensor = model(batch["input_ids"].to(device))
     return output
