@@ -17,11 +17,21 @@ from torch import Tensor, nn
 N_LEAVES = 4
 LEAVES = [f"leaves.{i}" for i in range(N_LEAVES)]
 
+
+def _can_index(dtype: torch.dtype) -> bool:
+    """Whether this torch's CPU can take rows of the dtype: 2.6 cannot of float8."""
+    try:
+        torch.zeros(2, dtype=torch.uint8).view(dtype)[torch.tensor([0])]
+    except RuntimeError:
+        return False
+    return True
+
+
 DTYPES = [
     torch.float32,
     torch.bfloat16,
     torch.float16,
-    torch.float8_e4m3fn,
+    *([torch.float8_e4m3fn] if _can_index(torch.float8_e4m3fn) else []),
     torch.float64,
     torch.int64,
     torch.int8,
