@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
-.PHONY: setup demo test check bench gpu-test clean
+.PHONY: setup demo test check bench races gpu-test clean
 
 setup: $(SETUP)
 
@@ -28,6 +28,13 @@ check: $(SETUP)
 
 bench: $(SETUP)
 	$(BIN)/python -m benchmarks.run
+
+PROGRAMS ?= 10000
+SCHEDULES ?= 10
+SEED ?= 0
+
+races: $(SETUP)
+	$(BIN)/python -m tests.races --programs $(PROGRAMS) --schedules $(SCHEDULES) --first-seed $(SEED) --out benchmarks/results
 
 gpu-test: $(SETUP)
 	$(BIN)/python -m pytest -m gpu

@@ -15,7 +15,7 @@ from fastcap.devices import accelerator
 from fastcap.devices.accelerator import AcceleratorDevice
 from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
 from tests.support.devices import LoggedStream, LoggedStreams, logged_accelerator
-from tests.support.programs import LEAVES, ScriptedModel, Value
+from tests.support.scripted import LEAVES, ScriptedModel, Value
 
 CPU = torch.device("cpu")
 

@@ -50,13 +50,19 @@ class LaneMemory:
                 raise
         return self._opened
 
+    def fits(self, pass_bytes: int, largest_bytes: int) -> bool:
+        """Whether this is the size for passes like the one seen; settled for good if it is."""
+        budget, first = self._plan(pass_bytes, largest_bytes), self._budget()
+        self.is_sized = budget == first or budget.chunk_bytes < first.chunk_bytes
+        return self.is_sized
+
+    def _budget(self) -> Budget:
+        return Budget(self.ring.chunk_bytes, len(self.ring), len(self.slots))
+
     def resize(self, pass_bytes: int, largest_bytes: int) -> None:
         """Allocate again for passes like the one seen. Nothing may be staged, held or lent."""
-        first = Budget(self.ring.chunk_bytes, len(self.ring), len(self.slots))
-        budget = self._plan(pass_bytes, largest_bytes)
+        first, budget = self._budget(), self._plan(pass_bytes, largest_bytes)
         self.is_sized = True
-        if budget == first or budget.chunk_bytes < first.chunk_bytes:
-            return
         self.close()
         try:
             self._opened = self._allocate(budget)

@@ -319,6 +319,8 @@ class StagedLane:
                 if self._memory.slots.any_lent():
                     return  # a lent slot cannot be replaced: later
                 pass_bytes = self._captured_bytes
+                if self._memory.fits(pass_bytes, self._largest_bytes):
+                    return
                 slots = self._memory.slots.all()
             self.flush()
             for slot in slots:

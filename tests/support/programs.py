@@ -1,251 +1,184 @@
-"""Random programs: models whose modules return what a script says, and what is done to them.
+"""Random programs as data: what is captured, with which memory, and what then happens.
 
-A program is drawn from a `random.Random`, so a seed replays it. Hypothesis can shrink it where it
-draws the generator (`st.randoms(use_true_random=False)`).
+A program is drawn from a `random.Random`: a seed replays it, hypothesis can shrink it where it
+draws the generator (`st.randoms(use_true_random=False)`), and `shrink` makes any failing one
+smaller. It does not depend on the schedule it runs under.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-N_LEAVES = 4
-LEAVES = [f"leaves.{i}" for i in range(N_LEAVES)]
+from tests.support.scripted import DTYPES, LAYOUTS, LEAVES, N_LEAVES, WRAPPINGS, Action, Value
 
-
-def _can_index(dtype: torch.dtype) -> bool:
-    """Whether this torch's CPU can take rows of the dtype: 2.6 cannot of float8."""
-    try:
-        torch.zeros(2, dtype=torch.uint8).view(dtype)[torch.tensor([0])]
-    except RuntimeError:
-        return False
-    return True
-
-
-DTYPES = [
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    *([torch.float8_e4m3fn] if _can_index(torch.float8_e4m3fn) else []),
-    torch.float64,
-    torch.int64,
-    torch.int8,
-    torch.bool,
-    torch.complex64,
-]
-LAYOUTS = [
-    "contiguous",
-    "contiguous",
-    "transposed",
-    "sliced",
-    "expanded",
-    "channels last",
-    "conjugate",
-    "negative",
-]
-WRAPPINGS = ["tensor", "tensor", "tensor", "tuple", "list", "dict", "nothing"]
+BUDGETS = (256, 512, 1024, 4096)
+MODES = ("no_grad", "inference", "grad")
+POSITIONS = (None, 0, -1, slice(0, 2), slice(None, None, 2), slice(5, None), (0, -1), ())
+REDUCERS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "none": None,
+    "first": lambda acts: acts[:1],
+    "zeros": torch.zeros_like,
+}
 
 
 @dataclass(frozen=True)
-class Value:
-    """What a module returns: bytes from a seed, in some shape, dtype, layout and wrapping."""
+class Step:
+    """One thing that is done to a model and its store.
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    layout: str
-    wrapping: str
-    seed: int
-
-    @property
-    def is_view(self) -> bool:
-        return self.layout != "contiguous"
-
-    def make(self) -> Any:
-        return self._wrap(self._tensor())
-
-    def _tensor(self) -> Tensor:
-        shape, layout = self.shape, self.layout
-        if layout == "transposed" and len(shape) >= 2:
-            return self._fresh((*shape[:-2], shape[-1], shape[-2])).transpose(-1, -2)
-        if layout == "sliced" and shape:
-            return self._fresh((*shape[:-1], shape[-1] * 2 + 1))[..., 1::2]
-        if layout == "expanded" and shape and shape[0]:
-            return self._fresh((1, *shape[1:])).expand(shape)
-        if layout == "channels last" and len(shape) == 4:
-            return self._fresh(shape).to(memory_format=torch.channels_last)
-        if layout == "conjugate" and self.dtype.is_complex:
-            return self._fresh(shape).conj()
-        if layout == "negative" and self.dtype == torch.float32:
-            real = self._fresh(shape)
-            return torch.complex(real, real).conj().imag
-        return self._fresh(shape)
-
-    def _fresh(self, shape: Sequence[int]) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        n_elements = 1
-        for size in shape:
-            n_elements *= size
-        if self.dtype == torch.bool:
-            return torch.randint(0, 2, tuple(shape), generator=generator).bool()
-        n_bytes = n_elements * self.dtype.itemsize
-        # Any bit pattern: NaN payloads, infinities, subnormals.
-        raw = torch.randint(0, 256, (n_bytes,), dtype=torch.uint8, generator=generator)
-        return raw.view(self.dtype).view(tuple(shape))
-
-    def _wrap(self, value: Tensor) -> Any:
-        if self.wrapping == "tuple":
-            return value, "aux"
-        if self.wrapping == "list":
-            return [value]
-        if self.wrapping == "dict":
-            return {"hidden": value}
-        return None if self.wrapping == "nothing" else value
-
-
-@dataclass(frozen=True)
-class Action:
-    """One thing that happens inside a forward pass.
-
-    `call` a leaf; `change` or `free` what it returned last; `reenter` the root with actions of its
-    own; `get` a site; `raise` or `interrupt`; `queue` makes the rest run on another queue.
+    `pass` runs actions; `leaf` calls one leaf with a value; `compare` holds the store against the
+    oracle, and perhaps keeps what it returned; `clear`; `disable`, and perhaps enable again;
+    `collect` garbage; `drop` what was kept.
     """
 
     kind: str
-    leaf: int = 0
-    value: Value | None = None
-    inner: tuple[Action, ...] = ()
+    actions: tuple[Action, ...] = ()
+    mode: str = "no_grad"
+    sites: tuple[str, ...] = ()
+    flag: bool = False
 
 
-class PlannedInterrupt(KeyboardInterrupt):
-    """A Ctrl-C that a program planned."""
+@dataclass(frozen=True)
+class Program:
+    """A store on a scripted model, and what happens to them."""
+
+    sites: tuple[str, ...]
+    steps: tuple[Step, ...]
+    zero_copy: bool = False
+    device_bytes: int = 256
+    host_bytes: int = 256
+    seq_dim: int | None = None
+    positions: Any = None
+    reduce: str = "none"
+    n_engines = 1
+
+    def paths(self) -> set[str]:
+        """What kinds of things happen in it."""
+        found: set[str] = set()
+        for action in self._actions():
+            if action.kind == "reenter":
+                found.add("re-entry")
+            elif action.kind == "change":
+                found.add("in-place")
+            elif action.kind in ("raise", "interrupt"):
+                found.add("raise")
+            elif action.value is not None and action.value.is_view:
+                found.add("view")
+        return found
+
+    def smaller(self) -> Iterator[Program]:
+        """Steps, then actions, then sites left out in turn."""
+        steps = self.steps
+        for i, step in enumerate(steps):
+            yield replace(self, steps=steps[:i] + steps[i + 1 :])
+            for j in range(len(step.actions) if step.kind == "pass" else 0):
+                shorter = replace(step, actions=step.actions[:j] + step.actions[j + 1 :])
+                yield replace(self, steps=(*steps[:i], shorter, *steps[i + 1 :]))
+        for i in range(len(self.sites) if len(self.sites) > 1 else 0):
+            yield replace(self, sites=self.sites[:i] + self.sites[i + 1 :])
+
+    def _actions(self) -> Iterator[Action]:
+        pending = [action for step in self.steps for action in step.actions]
+        while pending:
+            action = pending.pop()
+            yield action
+            pending += action.inner
 
 
-class PlannedError(RuntimeError):
-    """An error that a program planned."""
+def draw_program(draw: random.Random, with_selection: bool | None = None) -> Program:
+    """A program with any kind of value, or one with a selection and values it fits."""
+    if with_selection is None:
+        with_selection = draw.random() < 0.4
+    maker = _Maker(draw, (3,) if with_selection else (0, 1, 2, 3, 4))
+    program = Program(
+        sites=tuple(draw.sample(LEAVES, draw.randint(1, len(LEAVES)))),
+        steps=tuple(maker.step() for _ in range(draw.randint(2, 9))),
+        zero_copy=draw.random() < 0.5,
+        device_bytes=draw.choice(BUDGETS),
+        host_bytes=draw.choice(BUDGETS),
+    )
+    if not with_selection:
+        return program
+    return replace(
+        program,
+        seq_dim=draw.choice((0, 1, 2, -1)),
+        positions=draw.choice(POSITIONS),
+        reduce=draw.choice(("none", "none", *REDUCERS)),
+    )
 
 
-class Leaf(nn.Module):
-    """Returns what it is told to."""
+class _Maker:
+    """Draws the parts of one program."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+    def __init__(self, draw: random.Random, ranks: tuple[int, ...]) -> None:
+        self.draw = draw
+        self.ranks = ranks
+        self.may_be_empty = len(ranks) > 1  # a selection needs something to select
 
-    def forward(self, value: Value) -> Any:
-        return value.make()
+    def step(self) -> Step:
+        draw = self.draw
+        kinds = ["pass"] * 6 + ["compare"] * 3
+        kind = draw.choice([*kinds, "leaf", "clear", "disable", "collect", "drop"])
+        if kind == "pass":
+            return Step(kind, self.actions(), draw.choice(MODES))
+        if kind == "leaf":
+            action = Action("call", draw.randrange(N_LEAVES), self.value())
+            return Step(kind, (action,), draw.choice(MODES))
+        if kind == "compare":
+            sites = () if draw.random() < 0.5 else tuple(draw.sample(LEAVES, len(LEAVES)))
+            return Step(kind, sites=sites, flag=draw.random() < 0.5)
+        return Step(kind, flag=draw.random() < 0.5)
 
+    def actions(self, depth: int = 0, n_most: int = 8) -> tuple[Action, ...]:
+        return tuple(self.action(depth) for _ in range(self.draw.randint(1, n_most)))
 
-@dataclass
-class World:
-    """What actions may reach besides the model."""
+    def action(self, depth: int) -> Action:
+        draw = self.draw
+        rare = ["free", "get", "get", "queue", "queue", "reenter", "raise", "interrupt"]
+        kind = draw.choice(["call"] * 8 + ["change"] * 2 + rare)
+        leaf = draw.randrange(N_LEAVES)
+        if kind == "reenter" and depth < 2:
+            return Action(kind, inner=self.actions(depth + 1, n_most=3))
+        is_end = kind in ("raise", "interrupt")
+        if kind in ("call", "reenter") or (is_end and draw.random() < 0.7):
+            return Action("call", leaf, self.value())
+        return Action(kind, leaf)
 
-    get: Callable[[str], None] = lambda site: None
-    switch_queue: Callable[[], None] = lambda: None
-
-
-class ScriptedModel(nn.Module):
-    """A root whose forward pass is a list of actions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.leaves = nn.ModuleList(Leaf() for _ in range(N_LEAVES))
-        self.world = World()
-        self._live: dict[int, Any] = {}
-
-    def forward(self, actions: Sequence[Action]) -> Tensor:
-        for action in actions:
-            getattr(self, f"_do_{action.kind}")(action)
-        return torch.zeros(1)
-
-    def _do_call(self, action: Action) -> None:
-        self._live[action.leaf] = self.leaves[action.leaf](action.value)
-
-    def _do_change(self, action: Action) -> None:
-        for tensor in _tensors(self._live.get(action.leaf)):
-            if tensor.is_inference() and not torch.is_inference_mode_enabled():
-                continue  # torch forbids it
-            if tensor.numel() and not _overlaps_itself(tensor):
-                with torch.no_grad():
-                    tensor.copy_(torch.zeros_like(tensor))
-
-    def _do_free(self, action: Action) -> None:
-        self._live.pop(action.leaf, None)
-
-    def _do_reenter(self, action: Action) -> None:
-        try:
-            self(action.inner)
-        except PlannedError:
-            return
-
-    def _do_get(self, action: Action) -> None:
-        self.world.get(LEAVES[action.leaf])
-
-    def _do_queue(self, action: Action) -> None:
-        self.world.switch_queue()
-
-    def _do_raise(self, action: Action) -> None:
-        raise PlannedError("planned")
-
-    def _do_interrupt(self, action: Action) -> None:
-        raise PlannedInterrupt("planned")
-
-
-class Table(nn.Module):
-    """Rows by token id, `(batch, sequence, width)`, in some dtype and layout."""
-
-    def __init__(self, draw: random.Random) -> None:
-        super().__init__()
-        self.width = draw.choice((1, 2, 5, 16))
-        self.value = Value(
-            (16, 1, self.width),
+    def value(self) -> Value:
+        draw = self.draw
+        shape = tuple(draw.choice((1, 2, 3, 5, 8, 13)) for _ in range(draw.choice(self.ranks)))
+        if shape and self.may_be_empty and draw.random() < 0.05:
+            shape = (*shape[:-1], 0)
+        return Value(
+            shape,
             draw.choice(DTYPES),
-            draw.choice(["contiguous", "conjugate"]),
-            "tensor",
+            draw.choice(LAYOUTS),
+            draw.choice(WRAPPINGS),
             draw.randrange(1 << 20),
         )
-        self.is_transposed = draw.random() < 0.3
-        self.is_tuple = draw.random() < 0.3
-
-    def forward(self, input_ids: Tensor) -> Any:
-        rows = self.value.make()[:, 0]
-        out = rows.t()[:, input_ids].permute(1, 2, 0) if self.is_transposed else rows[input_ids]
-        return (out, None) if self.is_tuple else out
 
 
-class TableModel(nn.Module):
-    """Calls its tables in some order, some twice, and changes outputs afterwards."""
+class Shrinkable(Protocol):
+    """A program that knows smaller ones."""
 
-    def __init__(self, draw: random.Random) -> None:
-        super().__init__()
-        self.leaves = nn.ModuleList(Table(draw) for _ in range(N_LEAVES))
-        self.order = [*range(N_LEAVES), draw.randrange(N_LEAVES)]
-        draw.shuffle(self.order)
-        self.changes = draw.random() < 0.5
-
-    def forward(self, input_ids: Tensor) -> None:
-        for call, leaf in enumerate(self.order):
-            output = self.leaves[leaf]((input_ids + call) % 16)
-            if self.changes:
-                for tensor in _tensors(output):
-                    tensor.zero_()
+    def smaller(self) -> Iterator[Self]:
+        """Programs with one thing left out."""
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output
-    return [item for item in values if isinstance(item, Tensor)] if values else []
+ProgramT = TypeVar("ProgramT", bound=Shrinkable)
 
 
-def _overlaps_itself(tensor: Tensor) -> bool:
-    return any(
-        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
-    )
+def shrink(program: ProgramT, fails: Callable[[ProgramT], bool]) -> ProgramT:
+    """A smaller program that still fails, with nothing left that could be left out."""
+    for candidate in program.smaller():
+        if fails(candidate):
+            return shrink(candidate, fails)
+    return program
 
 
 @dataclass
@@ -266,55 +199,3 @@ class Coverage:
     def table(self) -> str:
         rows = [f"{path:<16} {self.share(path):>5.0%}" for path in sorted(self.taken)]
         return "\n".join([f"{self.n_programs} programs", *rows])
-
-
-class ProgramMaker:
-    """Draws values and actions."""
-
-    def __init__(self, draw: random.Random, ranks: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
-        self.draw = draw
-        self.ranks = ranks
-        self.may_be_empty = len(ranks) > 1
-        self.paths: set[str] = set()
-
-    def shape(self) -> tuple[int, ...]:
-        rank = self.draw.choice(list(self.ranks))
-        return tuple(self.draw.choice((1, 2, 3, 5, 8, 13)) for _ in range(rank))
-
-    def value(self) -> Value:
-        shape = self.shape()
-        if shape and self.may_be_empty and self.draw.random() < 0.05:
-            shape = (*shape[:-1], 0)
-        value = Value(
-            shape,
-            self.draw.choice(DTYPES),
-            self.draw.choice(LAYOUTS),
-            self.draw.choice(WRAPPINGS),
-            self.draw.randrange(1 << 20),
-        )
-        if value.is_view:
-            self.paths.add("view")
-        return value
-
-    def actions(self, depth: int = 0, n_most: int = 8) -> tuple[Action, ...]:
-        return tuple(self.action(depth) for _ in range(self.draw.randint(1, n_most)))
-
-    def action(self, depth: int = 0) -> Action:
-        kind = self.draw.choice(
-            ["call"] * 8
-            + ["change"] * 2
-            + ["free", "get", "queue", "reenter", "raise", "interrupt"]
-        )
-        leaf = self.draw.randrange(N_LEAVES)
-        if kind == "reenter" and depth < 2:
-            self.paths.add("re-entry")
-            return Action(kind, inner=self.actions(depth + 1, n_most=3))
-        if kind in ("raise", "interrupt") and self.draw.random() < 0.7:
-            kind = "call"
-        if kind in ("raise", "interrupt"):
-            self.paths.add("raise")
-        if kind == "change":
-            self.paths.add("in-place")
-        if kind in ("call", "reenter"):
-            return Action("call", leaf, self.value())
-        return Action(kind, leaf)

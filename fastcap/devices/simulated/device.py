@@ -1,0 +1,361 @@
+"""The simulated accelerator: CPU memory, queues, and an adversary who decides who runs when."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcap.devices.base import Buffer, Bytes, Device, HostBuffer, Staging, Ticket
+from fastcap.devices.simulated.order import HOST, OrderJudge
+from fastcap.devices.simulated.queues import (
+    Mark,
+    Queue,
+    SimulatedFence,
+    SimulatedTicket,
+)
+from fastcap.devices.simulated.runner import Runner
+from fastcap.devices.simulated.schedule import Schedule
+from fastcap.devices.simulated.watch import Allocations, ModelWatch
+from fastcap.errors import DeviceMemoryError, HostMemoryError
+
+POISON = 0xFB  # as bf16, fp16, fp32 and fp64 a large negative number that no test produces
+N_WORKERS = 2
+
+
+class SimulatedDevice(Device[Queue, SimulatedFence]):
+    """An accelerator on CPU memory, for any schedule one can name.
+
+    The model's own operations run when the model runs them; what the engine asks for is queued, and
+    runs when the schedule says so or when somebody waits for it. A pack snapshots its source when
+    it is issued and writes staging when it runs; a copy reads staging and writes its slot when it
+    runs. Memory that nothing has written holds poison, and so does memory that was given back, a
+    lease that ended, and a slot whose next copy has been issued.
+
+    Args:
+        schedule: Who runs when.
+        device_capacity_bytes: Staging that can be allocated at once; `None` for any.
+        host_capacity_bytes: Slot memory that can be allocated at once; `None` for any.
+        patience: Calls into the device after which it raises `StuckError`; `None` for any number.
+
+    Attributes:
+        judge: Finds pairs of accesses that no edge orders, whatever the schedule did.
+        peak_device_bytes, peak_host_bytes: The most that was allocated at once.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        device_capacity_bytes: int | None = None,
+        host_capacity_bytes: int | None = None,
+        patience: int | None = None,
+    ) -> None:
+        super().__init__(torch.device("cpu"))
+        self.schedule = schedule or Schedule()
+        self.judge = OrderJudge()
+        self.device_capacity_bytes = device_capacity_bytes
+        self.host_capacity_bytes = host_capacity_bytes
+        self.peak_device_bytes = 0
+        self.peak_host_bytes = 0
+        self.compute = Queue("compute")
+        self.copy_queue = Queue("copy", "copy")
+        self.workers = [Queue(f"worker {i}", "worker") for i in range(N_WORKERS)]
+        self.capturing = False
+        queues = [self.compute, self.copy_queue, *self.workers]
+        self._runner = Runner(queues, self.schedule, patience, self._muted)
+        self._names: dict[Buffer, str] = {}
+        self._live: set[Buffer] = set()
+        self._allocated_on: dict[Staging, Queue] = {}
+        self._lent: list[tuple[HostBuffer, int, int]] = []
+        self._allocations = Allocations()
+        self._watch: ModelWatch | None = None
+        self._of_thread = threading.local()
+
+    # The model's side
+
+    def new_queue(self, name: str) -> Queue:
+        """One more compute queue."""
+        queue = Queue(name)
+        self._runner.queues.append(queue)
+        return queue
+
+    def use_queue(self, queue: Queue) -> None:
+        """Have this thread's model code use another compute queue, in order after the one before.
+
+        As `wait_stream` in a model that is itself correct.
+        """
+        with self._runner.turn():
+            self.judge.learn(queue, self.judge.snapshot(self.current_queue()))
+            fence = SimulatedFence(self._mark(self.current_queue()))
+            self._wait_on(queue, fence)
+            self._of_thread.queue = queue
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """See the model's own reads and writes in the block."""
+        self._watch = ModelWatch(self._saw_model)
+        return self._watch
+
+    def _saw_model(self, label: str, tensor: Tensor, is_write: bool) -> None:
+        with self._runner.lock:
+            queue = self.current_queue()
+            self.judge.issue(queue)
+            self._access_model(queue, label, tensor, is_write)
+
+    def _access_model(self, queue: Queue, label: str, tensor: Tensor, is_write: bool) -> None:
+        memory = self._allocations.of(tensor)
+        self.judge.access(queue, label, memory, 0, memory.n_bytes, is_write)
+
+    # Queues and fences
+
+    def current_queue(self) -> Queue:
+        return getattr(self._of_thread, "queue", self.compute)
+
+    def fence(self) -> SimulatedFence:
+        self.counters.fences += 1
+        return SimulatedFence()
+
+    def mark(self, fence: SimulatedFence, queue: Queue) -> None:
+        with self._runner.turn():
+            fence.last = self._mark(queue)
+
+    def _mark(self, queue: Queue) -> Mark:
+        self.judge.issue(queue)
+        mark = Mark(queue, self.judge.snapshot(queue))
+
+        def reach() -> None:
+            mark.reached = True
+
+        self._runner.give(queue, "mark", reach)
+        return mark
+
+    def hold(self, queue: Queue, fence: SimulatedFence) -> None:
+        with self._runner.turn():
+            self.counters.holds += 1
+            self._wait_on(queue, fence)
+
+    def _wait_on(self, queue: Queue, fence: SimulatedFence) -> None:
+        if fence.last is not None:
+            self.judge.learn(queue, fence.last.clock)
+            self._runner.give(queue, "hold", lambda: None, waits_for=fence.last)
+
+    def done(self, fence: SimulatedFence) -> bool:
+        with self._runner.turn():
+            pass  # the schedule decides first, and so what the answer is
+        return self._is_reached(fence.last)
+
+    def _is_reached(self, mark: Mark | None) -> bool:
+        if mark is None:
+            return True
+        self.schedule.note(f"done {mark.reached}")
+        if mark.reached:
+            self.judge.learn(HOST, mark.clock)
+        return mark.reached
+
+    def wait(self, fence: SimulatedFence) -> None:
+        if not self.done(fence):
+            self.counters.waits += 1
+            self._wait_for(fence.last)
+
+    def join(self, ticket: Ticket) -> None:
+        assert isinstance(ticket, SimulatedTicket)
+        if not ticket.done():
+            self.counters.waits += 1
+            self._wait_for(ticket.mark)
+
+    def _wait_for(self, mark: Mark | None) -> None:
+        assert mark is not None
+        self._runner.run_until(mark)
+        self.judge.learn(HOST, mark.clock)
+
+    def is_capturing(self) -> bool:
+        return self.capturing
+
+    # Memory
+
+    def free_bytes(self) -> int | None:
+        if self.device_capacity_bytes is None:
+            return None
+        return self.device_capacity_bytes - self.counters.device_bytes
+
+    def staging(self, n_bytes: int) -> Staging:
+        capacity = self.device_capacity_bytes
+        if capacity is not None and self.counters.device_bytes + n_bytes > capacity:
+            raise DeviceMemoryError(f"simulated: no {n_bytes} bytes left on the device")
+        self.counters.device_allocations += 1
+        self.counters.device_bytes += n_bytes
+        self.peak_device_bytes = max(self.peak_device_bytes, self.counters.device_bytes)
+        staging = Staging(self._poisoned(n_bytes))
+        self._name(staging, "staging")
+        self._allocated_on[staging] = queue = self.current_queue()
+        with self._runner.turn():
+            # The allocator hands out what earlier work on this queue may still be using.
+            self._access(queue, "allocation", staging, 0, n_bytes, is_write=True)
+        return staging
+
+    def host(self, n_bytes: int) -> HostBuffer:
+        capacity = self.host_capacity_bytes
+        if capacity is not None and self.counters.host_bytes + n_bytes > capacity:
+            raise HostMemoryError(f"simulated: no {n_bytes} bytes can be pinned")
+        self.counters.host_allocations += 1
+        self.counters.host_bytes += n_bytes
+        self.peak_host_bytes = max(self.peak_host_bytes, self.counters.host_bytes)
+        slot = HostBuffer(self._poisoned(n_bytes))
+        self._name(slot, "slot")
+        return slot
+
+    def _name(self, buffer: Buffer, kind: str) -> None:
+        self._names[buffer] = f"{kind} {len(self._names)}"
+        self._live.add(buffer)
+
+    def _access(
+        self, actor: Hashable, label: str, buffer: Buffer, start: int, stop: int, is_write: bool
+    ) -> None:
+        """Tell the judge. Memory that only the host ever sees has no name and is not judged."""
+        if actor != HOST:
+            self.judge.issue(actor)
+        if buffer in self._names:
+            self.judge.access(actor, label, self._names[buffer], start, stop, is_write)
+
+    def release(self, buffer: Buffer, after: Iterable[SimulatedFence] = ()) -> None:
+        with self._runner.turn():
+            self._live.discard(buffer)
+            if isinstance(buffer, Staging):
+                self._release_staging(buffer, after)
+            else:
+                self._release_slot(buffer, after)
+
+    def _release_staging(self, staging: Staging, after: Iterable[SimulatedFence]) -> None:
+        self.counters.device_bytes -= staging.n_bytes
+        # The queue it was allocated on gets the memory: what comes later there overwrites it.
+        queue = self._allocated_on.pop(staging)
+        for fence in after:
+            self._wait_on(queue, fence)
+        self.judge.issue(queue)
+        self.judge.forget(queue, "release", self._names[staging], staging.n_bytes)
+        self._runner.give(queue, "reuse", lambda: _poison(staging.bytes))
+
+    def _release_slot(self, slot: Buffer, after: Iterable[SimulatedFence]) -> None:
+        self.counters.host_bytes -= slot.n_bytes
+        owner = "pinned allocator"
+        self.judge.issue(owner)
+        for fence in after:
+            if fence.last is not None:
+                self.judge.learn(owner, fence.last.clock)
+        if not any(slot is lent for lent, _, _ in self._lent):
+            self.judge.forget(owner, "release", self._names[slot], slot.n_bytes)
+
+    # Moving bytes
+
+    def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
+        queue = self.current_queue()
+        with self._runner.turn():
+            self.judge.issue(queue)
+            self._access_model(queue, "pack", value, is_write=False)
+            with self._muted():
+                source = value.clone()
+                target = staging.view(dtype, offset, value.shape)
+            stop = offset + target.nbytes
+            self._access(queue, "pack", staging, offset, stop, is_write=True)
+            self._runner.give(queue, "pack", lambda: target.copy_(source))
+
+    def copy(
+        self,
+        staging: Staging,
+        slot: HostBuffer,
+        n_bytes: int,
+        after: Iterable[SimulatedFence],
+        then: Iterable[SimulatedFence],
+    ) -> None:
+        queue = self.copy_queue
+        with self._runner.turn():
+            self._check_ends(staging, slot, n_bytes)
+            for fence in after:
+                self._wait_on(queue, fence)
+            self._access(queue, "copy", staging, 0, n_bytes, is_write=False)
+            self._access(queue, "copy", slot, 0, n_bytes, is_write=True)
+            source, target = staging.bytes[:n_bytes], slot.bytes[:n_bytes]
+            _poison(target)
+            self._runner.give(queue, "copy", lambda: target.copy_(source))
+            for fence in then:
+                fence.last = self._mark(queue)
+            self.counters.copies += 1
+            self.counters.copied_bytes += n_bytes
+
+    def _check_ends(self, staging: Staging, slot: HostBuffer, n_bytes: int) -> None:
+        """Copies go from staging to slots, and not into what is lent: asserted, not ordered."""
+        if staging not in self._live or slot not in self._live:
+            self.judge.note("copy from or to memory that is no staging or slot of this device")
+        if any(lent is slot and offset < n_bytes for lent, offset, _ in self._lent):
+            self.judge.note(f"write by copy on copy of {self._names[slot]}: it is lent")
+
+    def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
+        stop = offset + target.numel() * dtype.itemsize
+        with self._runner.turn(), self._muted():
+            self._access(HOST, "read", slot, offset, stop, is_write=False)
+            target.copy_(slot.view(dtype, offset, target.shape))
+
+    def deliver(
+        self,
+        slot: HostBuffer,
+        offset: int,
+        dtype: torch.dtype,
+        target: Tensor,
+        after: SimulatedFence | None,
+        worker: int,
+    ) -> Ticket:
+        ticket = SimulatedTicket(self._is_reached)
+
+        def run() -> None:
+            try:
+                target.copy_(slot.view(dtype, offset, target.shape))
+            except Exception as error:  # noqa: BLE001 - raised by whoever asks
+                ticket.failure = error
+
+        queue = self.workers[worker % N_WORKERS]
+        stop = offset + target.numel() * dtype.itemsize
+        with self._runner.turn():
+            if after is not None:
+                self._wait_on(queue, after)
+            self._access(queue, "delivery", slot, offset, stop, is_write=False)
+            self._runner.give(queue, "delivery", run)
+            ticket.mark = self._mark(queue)
+        return ticket
+
+    def place(self, value: Tensor, target: Tensor) -> None:
+        with self._muted():
+            target.copy_(value)
+
+    def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:
+        with self._runner.turn():
+            self._access(HOST, "lend", slot, offset, offset + n_bytes, is_write=False)
+            self._lent.append((slot, offset, n_bytes))
+        return slot.bytes.numpy()[offset : offset + n_bytes]
+
+    def take_back(self, slot: HostBuffer, offset: int, n_bytes: int) -> None:
+        with self._runner.turn(), self._muted():
+            self._lent.remove((slot, offset, n_bytes))
+            self._access(HOST, "lend", slot, offset, offset + n_bytes, is_write=False)
+            _poison(slot.bytes[offset : offset + n_bytes])
+
+    def close(self) -> None:
+        for worker in self.workers:
+            self._wait_for(self._mark(worker))
+
+    def now(self) -> float:
+        """Operations run so far: the same in every run of the same seed."""
+        return float(self._runner.n_steps)
+
+    def _muted(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._watch is None else self._watch.muted()
+
+    def _poisoned(self, n_bytes: int) -> Tensor:
+        with self._muted(), torch.inference_mode(False):
+            return torch.full((n_bytes,), POISON, dtype=torch.uint8, device="cpu")
+
+
+def _poison(memory: Tensor) -> None:
+    memory.fill_(POISON)

@@ -1,0 +1,81 @@
+"""Queues of operations, and fences with CUDA's semantics."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fastcap.devices.simulated.order import Clock
+
+QUEUE_KINDS = ("compute", "copy", "worker")
+
+
+@dataclass(slots=True, eq=False)
+class Queue:
+    """Operations that run in the order they were given.
+
+    Attributes:
+        name: What reports call it.
+        kind: One of `QUEUE_KINDS`; schedules are as eager as the kind.
+        pending: What has been given and has not run.
+    """
+
+    name: str
+    kind: str = "compute"
+    pending: deque[Operation] = field(default_factory=deque)
+
+    @property
+    def is_runnable(self) -> bool:
+        if not self.pending:
+            return False
+        blocker = self.pending[0].waits_for
+        return blocker is None or blocker.reached
+
+
+@dataclass(slots=True, eq=False)
+class Mark:
+    """One recording of a fence: reached when its queue gets there.
+
+    Attributes:
+        queue: Whose progress it stands for.
+        clock: What the queue had seen when the mark was made, for the order judge.
+        reached: Whether the queue has got there.
+    """
+
+    queue: Queue
+    clock: Clock
+    reached: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One entry of a queue: it may run once `waits_for` is reached."""
+
+    label: str
+    run: Callable[[], object]
+    waits_for: Mark | None = None
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedFence:
+    """A fence that can be marked again; `last` is what a wait captures, `None` if never marked."""
+
+    last: Mark | None = None
+
+
+class SimulatedTicket:
+    """A delivery on a simulated worker; `is_reached` answers for the device and its judge."""
+
+    __slots__ = ("_is_reached", "failure", "mark")
+
+    def __init__(self, is_reached: Callable[[Mark], bool]) -> None:
+        self._is_reached = is_reached
+        self.mark: Mark | None = None
+        self.failure: BaseException | None = None
+
+    def done(self) -> bool:
+        return self.mark is not None and self._is_reached(self.mark)
+
+    def error(self) -> BaseException | None:
+        return self.failure

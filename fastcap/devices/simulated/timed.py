@@ -1,0 +1,232 @@
+"""A device with a virtual clock: how long a run would take on a machine with these rates.
+
+Every operation's start and end are known when it is issued: it starts when its queue is free, the
+host has issued it and what its queue waits for has ended. Nothing is moved, so full-size passes
+cost nothing; values mean nothing either. The host's clock advances by what the host does: issuing,
+waiting and copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastcap.devices.base import Buffer, Bytes, Device, HostBuffer, Staging, Ticket
+
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A machine's rates.
+
+    Attributes:
+        link_bytes_per_sec: Of one copy from pinned to host, or back.
+        copy_latency_secs: Added to every copy.
+        memory_bytes_per_sec: Of device memory, reads and writes together.
+        launch_secs: Of one kernel on the device.
+        hook_secs: Of one capture on the host.
+        host_bytes_per_sec: Of one worker, or the calling thread, into the destination.
+        pageable_bytes_per_sec: Of a copy straight into ordinary memory, as `.cpu()` makes it.
+        n_workers: Host workers.
+    """
+
+    link_bytes_per_sec: float = 55 * GB
+    copy_latency_secs: float = 5e-6
+    memory_bytes_per_sec: float = 4300 * GB
+    launch_secs: float = 4e-6
+    hook_secs: float = 10e-6
+    host_bytes_per_sec: float = 10 * GB
+    pageable_bytes_per_sec: float = 5 * GB
+    n_workers: int = 4
+
+
+@dataclass(slots=True, eq=False)
+class Timeline:
+    """A queue: when it is free again, and what ran on it as `(label, start, end)` in seconds."""
+
+    name: str
+    free_at: float = 0.0
+    ran: list[tuple[str, float, float]] | None = None
+
+    def run(self, label: str, not_before: float, secs: float) -> float:
+        """Run something for `secs`; returns when it ends."""
+        start = max(self.free_at, not_before)
+        self.free_at = start + secs
+        if self.ran is not None:
+            self.ran.append((label, start, self.free_at))
+        return self.free_at
+
+
+@dataclass(slots=True, eq=False)
+class Moment:
+    """A fence: the time at which the work before its last mark ends."""
+
+    at: float = 0.0
+
+
+class TimedTicket:
+    """A delivery that ends at a known time."""
+
+    __slots__ = ("_device", "at")
+
+    def __init__(self, device: TimedDevice, at: float) -> None:
+        self._device = device
+        self.at = at
+
+    def done(self) -> bool:
+        return self.at <= self._device.host_secs
+
+    def error(self) -> BaseException | None:
+        return None
+
+
+class TimedDevice(Device[Timeline, Moment]):
+    """See the module.
+
+    Args:
+        costs: The machine.
+        keeps_timelines: Whether queues remember what ran when, for pictures.
+
+    Attributes:
+        host_secs: The host's clock.
+    """
+
+    def __init__(self, costs: Costs | None = None, keeps_timelines: bool = False) -> None:
+        super().__init__(torch.device("cpu"))
+        self.costs = costs or Costs()
+        self.host_secs = 0.0
+        names = ("compute", "copy", *(f"worker {i}" for i in range(self.costs.n_workers)))
+        queues = [Timeline(name, ran=[] if keeps_timelines else None) for name in names]
+        self.compute, self.copy_queue, *self.workers = queues
+
+    # The model's side
+
+    def launch(self, secs: float, host_secs: float = 0.0) -> None:
+        """The model issues a kernel that runs for `secs`, which takes the host `host_secs`."""
+        self.host_secs += host_secs
+        self.compute.run("model", self.host_secs, secs)
+
+    def synchronise(self) -> float:
+        """Wait for the model; returns the time."""
+        self.host_secs = max(self.host_secs, self.compute.free_at)
+        return self.host_secs
+
+    def now(self) -> float:
+        return self.host_secs
+
+    # Queues and fences
+
+    def current_queue(self) -> Timeline:
+        return self.compute
+
+    def fence(self) -> Moment:
+        self.counters.fences += 1
+        return Moment()
+
+    def mark(self, fence: Moment, queue: Timeline) -> None:
+        fence.at = max(queue.free_at, self.host_secs)
+
+    def hold(self, queue: Timeline, fence: Moment) -> None:
+        self.counters.holds += 1
+        queue.free_at = max(queue.free_at, fence.at)
+
+    def done(self, fence: Moment) -> bool:
+        return fence.at <= self.host_secs
+
+    def wait(self, fence: Moment) -> None:
+        self._wait_until(fence.at)
+
+    def join(self, ticket: Ticket) -> None:
+        assert isinstance(ticket, TimedTicket)
+        self._wait_until(ticket.at)
+
+    def _wait_until(self, at: float) -> None:
+        if at > self.host_secs:
+            self.counters.waits += 1
+            self.counters.waited_secs += at - self.host_secs
+            self.host_secs = at
+
+    def is_capturing(self) -> bool:
+        return False
+
+    # Memory: address space only
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def staging(self, n_bytes: int) -> Staging:
+        self.counters.device_allocations += 1
+        self.counters.device_bytes += n_bytes
+        return Staging(torch.empty(n_bytes, dtype=torch.uint8, device="cpu"))
+
+    def host(self, n_bytes: int) -> HostBuffer:
+        self.counters.host_allocations += 1
+        self.counters.host_bytes += n_bytes
+        return HostBuffer(torch.empty(n_bytes, dtype=torch.uint8, device="cpu"))
+
+    def release(self, buffer: Buffer, after: Iterable[Moment] = ()) -> None:
+        if isinstance(buffer, Staging):
+            self.counters.device_bytes -= buffer.n_bytes
+        else:
+            self.counters.host_bytes -= buffer.n_bytes
+
+    # Moving bytes: only time passes
+
+    def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
+        costs = self.costs
+        self.host_secs += costs.hook_secs
+        moved_bytes = value.nbytes + value.numel() * dtype.itemsize
+        secs = costs.launch_secs + moved_bytes / costs.memory_bytes_per_sec
+        self.compute.run("pack", self.host_secs, secs)
+
+    def copy(
+        self,
+        staging: Staging,
+        slot: HostBuffer,
+        n_bytes: int,
+        after: Iterable[Moment],
+        then: Iterable[Moment],
+    ) -> None:
+        ready = max([self.host_secs, *(fence.at for fence in after)])
+        secs = self.costs.copy_latency_secs + n_bytes / self.costs.link_bytes_per_sec
+        end = self.copy_queue.run("copy", ready, secs)
+        for fence in then:
+            fence.at = end
+        self.counters.copies += 1
+        self.counters.copied_bytes += n_bytes
+
+    def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
+        self.host_secs += target.nbytes / self.costs.host_bytes_per_sec
+
+    def deliver(
+        self,
+        slot: HostBuffer,
+        offset: int,
+        dtype: torch.dtype,
+        target: Tensor,
+        after: Moment | None,
+        worker: int,
+    ) -> Ticket:
+        ready = self.host_secs if after is None else max(self.host_secs, after.at)
+        secs = target.nbytes / self.costs.host_bytes_per_sec
+        queue = self.workers[worker % len(self.workers)]
+        return TimedTicket(self, queue.run("delivery", ready, secs))
+
+    def place(self, value: Tensor, target: Tensor) -> None:
+        """What a synchronous hook does: wait for the model, then copy while it stands still."""
+        self.synchronise()
+        self.host_secs += target.nbytes / self.costs.pageable_bytes_per_sec
+
+    def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:
+        return slot.bytes.numpy()[offset : offset + n_bytes]
+
+    def take_back(self, slot: HostBuffer, offset: int, n_bytes: int) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        for queue in self.workers:
+            self._wait_until(queue.free_at)

@@ -1,0 +1,372 @@
+"""Programs run against the oracle: the value judge, and what the run did."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+import fastcap
+from fastcap import devices, reference
+from fastcap.devices.base import AnyDevice
+from fastcap.devices.simulated import Queue, SimulatedDevice
+from fastcap.records import Statistics
+from fastcap.reference import ReferenceStore, differences
+from fastcap.spec import make_selection
+from tests.support.programs import BUDGETS, REDUCERS, Program, Step, draw_program
+from tests.support.scripted import (
+    LEAVES,
+    PlannedError,
+    PlannedInterrupt,
+    ScriptedModel,
+    TableModel,
+    World,
+)
+
+
+@contextmanager
+def running_on(device: AnyDevice | None) -> Iterator[None]:
+    """Models' values go through this device; `None` for the real ones."""
+
+    def same(_: torch.device) -> AnyDevice | None:
+        return device
+
+    with devices.substitute(same):
+        yield
+
+
+def must_equal(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """The value judge.
+
+    Raises:
+        AssertionError: They differ; the message says where.
+    """
+    problems = differences(expected, found)
+    assert not problems, "; ".join(problems)
+
+
+WITHOUT_NUMPY = (torch.bfloat16, torch.float8_e4m3fn)
+
+
+class StoreRun:
+    """One store on one device, beside the oracle.
+
+    Args:
+        program: What is captured, and the steps of `run`.
+        device: Where; `None` for the real ones.
+        model: One that several stores share; its owner connects its world.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        device: SimulatedDevice | None,
+        model: ScriptedModel | None = None,
+    ) -> None:
+        self.program = program
+        self.device = device
+        self.model = model or ScriptedModel()
+        if model is None:
+            self.model.world = World(self.get_and_compare, self.switch_queue)
+        selection: dict[str, Any] = {
+            "positions": program.positions,
+            "seq_dim": program.seq_dim,
+            "reduce": REDUCERS[program.reduce],
+        }
+        self.store = fastcap.ActivationStore(
+            self.model,
+            program.sites,
+            zero_copy=program.zero_copy,
+            device_bytes=program.device_bytes,
+            host_bytes=program.host_bytes,
+            **selection,
+        )
+        self.oracle = ReferenceStore(self.model, program.sites, make_selection(**selection))
+        self.held: list[tuple[Tensor, Tensor]] = []
+        self.queues = self._queues()
+
+    def _queues(self) -> list[Queue]:
+        return [self.device.compute, self.device.new_queue("other")] if self.device else []
+
+    def run(self) -> Statistics:
+        """Every step, then everything once more after the store is disabled.
+
+        Raises:
+            AssertionError: A value differed from the oracle's, or changed afterwards.
+        """
+        self.enable()
+        for step in self.program.steps:
+            self.do(step)
+        self.compare()
+        self.finish()
+        return self.store.statistics()
+
+    def do(self, step: Step) -> None:
+        getattr(self, f"_do_{step.kind}")(step)
+
+    def enable(self) -> None:
+        if not self.store.enabled:
+            self.store.enable()
+            self.oracle.enable()
+
+    def disable(self) -> None:
+        self.store.disable()
+        self.oracle.disable()
+
+    def finish(self) -> None:
+        """Values outlive the hooks, and nothing ever returned has changed."""
+        self.disable()
+        self.compare()
+        for tensor, copy in self.held:
+            must_equal({"held": copy}, {"held": tensor})
+
+    def _do_pass(self, step: Step) -> None:
+        self.call(lambda: self.model(step.actions), step.mode)
+
+    def _do_leaf(self, step: Step) -> None:
+        [action] = step.actions
+        self.call(lambda: self.model.leaves[action.leaf](action.value), step.mode)
+
+    def call(self, call: Callable[[], Any], mode: str) -> None:
+        """Let the model run in some grad mode; what a program planned to raise ends here."""
+        modes: dict[str, Callable[[], AbstractContextManager[Any]]]
+        modes = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "grad": nullcontext}
+        try:
+            with modes[mode]():
+                call()
+        except (PlannedError, PlannedInterrupt):
+            return
+        finally:
+            if self.device is not None:
+                self.device.use_queue(self.device.compute)
+
+    def _do_compare(self, step: Step) -> None:
+        for site in step.sites:
+            self.get_and_compare(site, step.flag)
+        if not step.sites:
+            self.compare()
+
+    def _do_clear(self, step: Step) -> None:
+        self.store.clear()
+        self.oracle.clear()
+
+    def _do_disable(self, step: Step) -> None:
+        self.disable()
+        if step.flag:
+            self.enable()
+
+    def _do_collect(self, step: Step) -> None:
+        gc.collect()
+
+    def _do_drop(self, step: Step) -> None:
+        self.held = self.held[::2]
+
+    def switch_queue(self) -> None:
+        if self.device is not None:
+            self.queues.append(self.queues.pop(0))
+            self.device.use_queue(self.queues[0])
+
+    def get_and_compare(self, site: str, hold: bool = True) -> None:
+        expected, found = self.oracle.get(site), self.store.get(site)
+        assert (expected is None) == (found is None), f"{site}: {expected} expected, {found} found"
+        if expected is not None and found is not None:
+            must_equal({site: expected}, {site: found})
+            assert self.store.get(site) is found
+            if hold:
+                self.hold(found, expected)
+
+    def hold(self, found: Tensor, expected: Tensor) -> None:
+        """Keep a value, a view of it and its NumPy array until the end."""
+        with torch.inference_mode(False):  # else views of it are inference tensors
+            self.held += [(found, expected), (found.detach(), expected)]
+            if found.dtype not in WITHOUT_NUMPY and not found.is_conj():
+                self.held.append((torch.from_numpy(found.numpy()), expected))
+
+    def compare(self) -> None:
+        must_equal(self.oracle.activations, self.store.activations)
+
+
+def back_pressure(statistics: Statistics) -> set[str]:
+    """Which ways of running out of memory a run went."""
+    taken = {
+        "wrap-around": statistics.copies > statistics.device_allocations,
+        "slot wait": statistics.waits > 0,
+        "spill": statistics.spills > 0,
+        "lend": statistics.lends > 0,
+    }
+    return {path for path, was_taken in taken.items() if was_taken}
+
+
+class Endless(IterableDataset[Any]):
+    """A dataset that does not say how long it is."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.samples)
+
+
+def call_model(model: torch.nn.Module, batch: dict[str, Tensor]) -> Any:
+    return model(batch["input_ids"])
+
+
+@dataclass(frozen=True)
+class RunProgram:
+    """One dataset through `extract_representations` and through one or two streams."""
+
+    model_seed: int
+    sites: tuple[str, ...]
+    n_samples: int
+    batch_size: int
+    max_samples: int | None
+    says_length: bool
+    positions: Any
+    widens: bool
+    zero_copy: bool
+    zips: bool
+    lookahead: int
+    device_bytes: int
+    host_bytes: int
+
+    def run(self) -> Statistics:
+        model = TableModel(random.Random(self.model_seed))
+        self.extract(model)
+        if self.zips:
+            return self.zip_two(model)
+        return self.stream(model)
+
+    def paths(self) -> set[str]:
+        """What kinds of things happen in it."""
+        return {"zipped streams"} if self.zips else set()
+
+    def smaller(self) -> Iterator[RunProgram]:
+        """Fewer samples, sites and streams."""
+        if self.zips:
+            yield replace(self, zips=False)
+        if self.n_samples > 1:
+            yield replace(self, n_samples=self.n_samples - 1)
+        for i in range(len(self.sites) if len(self.sites) > 1 else 0):
+            yield replace(self, sites=self.sites[:i] + self.sites[i + 1 :])
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        dtype = torch.complex128 if self.widens else None
+        return {"positions": self.positions, "dtype": dtype, "seq_dim": 1}
+
+    @property
+    def n_engines(self) -> int:
+        """How many captures may use their budgets at once."""
+        return 3 if self.zips else 1
+
+    @property
+    def budgets(self) -> dict[str, Any]:
+        return {"device_bytes": self.device_bytes, "host_bytes": self.host_bytes}
+
+    def samples(self) -> list[dict[str, Tensor]]:
+        return [{"input_ids": torch.tensor([i, i + 1])} for i in range(self.n_samples)]
+
+    def batches(self) -> list[dict[str, Tensor]]:
+        samples, size = self.samples(), self.batch_size
+        parts = [samples[i : i + size] for i in range(0, self.n_samples, size)]
+        return [{"input_ids": torch.stack([s["input_ids"] for s in part])} for part in parts]
+
+    def extract(self, model: TableModel) -> None:
+        selection = make_selection(**self.selection)
+        expected = reference.extract(
+            model, self.batches(), self.sites, call_model, self.max_samples, selection
+        )
+        dataset: Any = self.samples() if self.says_length else Endless(self.samples())
+        found = fastcap.extract_representations(
+            model,
+            dataset,
+            self.sites,
+            "cpu",
+            self.batch_size,
+            self.max_samples,
+            **self.selection,
+            **self.budgets,
+        )
+        must_equal(expected, found)
+        for tensor in found.values():
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+    def open_stream(self, model: TableModel) -> fastcap.Stream:
+        return fastcap.stream(
+            model,
+            self.batches(),
+            self.sites,
+            zero_copy=self.zero_copy,
+            lookahead=self.lookahead,
+            **self.selection,
+            **self.budgets,
+        )
+
+    def expected_stream(self, model: TableModel) -> list[dict[str, Tensor]]:
+        selection = make_selection(**self.selection)
+        return list(reference.stream(model, self.batches(), self.sites, call_model, selection))
+
+    def stream(self, model: TableModel) -> Statistics:
+        records = self.open_stream(model)
+        held = list(zip(self.expected_stream(model), records, strict=True))
+        for want, got in held:
+            must_equal(want, dict(got))
+        return records.statistics()
+
+    def zip_two(self, model: TableModel) -> Statistics:
+        """Two streams in turn: over one model, and over another one."""
+        other = TableModel(random.Random(self.model_seed + 1))
+        models = (model, model, other)
+        streams = [self.open_stream(each) for each in models]
+        expected = [self.expected_stream(each) for each in models]
+        held = [
+            (want, got)
+            for wants, gots in zip(
+                zip(*expected, strict=True), zip(*streams, strict=True), strict=True
+            )
+            for want, got in zip(wants, gots, strict=True)
+        ]
+        for want, got in held:
+            must_equal(want, dict(got))
+        return streams[0].statistics()
+
+
+def draw_any(seed: int) -> Program | RunProgram:
+    """The program of a seed: every third is a run over a dataset, the others drive a store."""
+    draw = random.Random(seed)
+    return draw_run(draw) if seed % 3 == 2 else draw_program(draw)
+
+
+def run_on(program: Program | RunProgram, device: SimulatedDevice | None) -> Statistics:
+    """Run a program beside the oracle, on a device or on the real ones.
+
+    Raises:
+        AssertionError: A value differed.
+    """
+    with running_on(device):
+        return StoreRun(program, device).run() if isinstance(program, Program) else program.run()
+
+
+def draw_run(draw: random.Random) -> RunProgram:
+    return RunProgram(
+        model_seed=draw.randrange(1 << 20),
+        sites=tuple(draw.sample(LEAVES, draw.randint(1, len(LEAVES)))),
+        n_samples=draw.randint(1, 9),
+        batch_size=draw.randint(1, 4),
+        max_samples=draw.choice((None, draw.randint(1, 12))),
+        says_length=draw.random() < 0.5,
+        positions=draw.choice((None, 0, -1, slice(0, 1), (1, 0))),
+        widens=draw.random() < 0.3,
+        zero_copy=draw.random() < 0.5,
+        zips=draw.random() < 0.3,
+        lookahead=draw.randint(0, 2),
+        device_bytes=draw.choice(BUDGETS),
+        host_bytes=draw.choice(BUDGETS),
+    )

@@ -1,0 +1,188 @@
+"""On a real CUDA GPU: windows forced open, allocator, ends with copies in flight.
+
+The contract suite runs there too (`tests/test_device_contract.py`). One command: `make gpu-test`.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastcap
+from fastcap.devices import accelerator
+from fastcap.reference import ReferenceStore
+from tests.support.programs import draw_program
+from tests.support.runs import StoreRun, must_equal
+from tests.support.scripted import ScriptedModel, World
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, none is here"),
+    pytest.mark.filterwarnings("ignore:Nothing is captured:fastcap.FastcapWarning"),
+]
+
+CYCLES = 20_000_000  # about 10 ms: many times any operation here
+WIDTH = 256
+SITES = [str(layer) for layer in range(8)]
+
+
+class InPlace(nn.Module):
+    """Changes what the layer before it returned, and frees it."""
+
+    def forward(self, acts: Tensor) -> Tensor:
+        result = acts * 2
+        acts.fill_(-1)
+        return result
+
+
+def model_of(delay: Callable[[], None] = lambda: None) -> nn.Sequential:
+    model = nn.Sequential(
+        *(nn.Linear(WIDTH, WIDTH) if layer % 2 == 0 else InPlace() for layer in range(8))
+    ).cuda()
+    model.register_forward_pre_hook(lambda *_: delay())
+    return model
+
+
+def sleep_on(stream: torch.cuda.Stream) -> None:
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
+
+
+def sleep_on_copies() -> None:
+    sleep_on(accelerator._copy_stream(torch.device("cuda", torch.cuda.current_device())))
+
+
+def sleep_on_compute() -> None:
+    sleep_on(torch.cuda.current_stream())
+
+
+def corrupt(n_bytes: int) -> None:
+    """Overwrite what the allocator hands out: memory that somebody may just have freed."""
+    for _ in range(4):
+        torch.full((n_bytes,), 0xAB, dtype=torch.uint8, device="cuda")
+
+
+@pytest.fixture
+def other_stream() -> Iterator[torch.cuda.Stream]:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    yield stream
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_programs_equal_the_oracle(seed: int) -> None:
+    program = draw_program(random.Random(seed))
+    model = ScriptedModel(torch.device("cuda"))
+    run = StoreRun(program, None, model)
+    streams = [torch.cuda.default_stream(), torch.cuda.Stream()]  # type: ignore[no-untyped-call]
+
+    def switch() -> None:
+        streams.append(streams.pop(0))
+        streams[0].wait_stream(torch.cuda.current_stream())
+        torch.cuda.set_stream(streams[0])
+
+    model.world = World(run.get_and_compare, switch)
+    try:
+        run.run()
+    finally:
+        torch.cuda.set_stream(torch.cuda.default_stream())
+
+
+@pytest.mark.parametrize("delay", [sleep_on_copies, sleep_on_compute], ids=["copies", "compute"])
+@pytest.mark.parametrize("budget", [None, WIDTH * WIDTH * 4])
+def test_values_are_exact_with_a_window_forced_open(
+    delay: Callable[[], None], budget: int | None
+) -> None:
+    """Late copies show memory that is reused too early, late packs copies that do not wait."""
+    model = model_of(delay)
+    with (
+        fastcap.ActivationStore(model, SITES, device_bytes=budget, host_bytes=budget) as store,
+        ReferenceStore(model, SITES) as oracle,
+    ):
+        for seed in range(6):
+            torch.manual_seed(seed)
+            model(torch.randn(WIDTH, WIDTH, device="cuda"))
+            corrupt(WIDTH * WIDTH * 4)
+            must_equal(oracle.activations, store.activations)
+
+
+def test_a_layer_on_another_stream_is_exact(other_stream: torch.cuda.Stream) -> None:
+    model = model_of()
+    acts = torch.randn(WIDTH, WIDTH, device="cuda")
+    other_stream.wait_stream(torch.cuda.current_stream())
+    with (
+        fastcap.ActivationStore(model, SITES) as store,
+        ReferenceStore(model, SITES) as oracle,
+        torch.cuda.stream(other_stream),
+    ):
+        sleep_on_compute()
+        model(acts)
+    must_equal(oracle.activations, store.activations)
+
+
+def test_nothing_is_allocated_over_a_thousand_passes() -> None:
+    model = model_of()
+    acts = torch.randn(WIDTH, WIDTH, device="cuda")
+    with torch.no_grad(), fastcap.ActivationStore(model, SITES) as store:
+        reserved = []
+        for number in range(1000):
+            model(acts.clone())
+            assert store.get("7") is not None
+            if number in (10, 999):
+                torch.cuda.synchronize()
+                stats = torch.cuda.memory_stats()
+                reserved.append((stats["segment.all.allocated"], stats["num_alloc_retries"]))
+    assert reserved[0] == reserved[1]
+
+
+def test_memory_is_back_after_the_end() -> None:
+    before = torch.cuda.memory_allocated()
+    model = model_of()
+    held = torch.cuda.memory_allocated()
+    with fastcap.ActivationStore(model, SITES):
+        with torch.no_grad():
+            model(torch.randn(WIDTH, WIDTH, device="cuda"))
+        assert torch.cuda.memory_allocated() > held
+    assert torch.cuda.memory_allocated() == held
+    del model
+    assert torch.cuda.memory_allocated() <= before
+
+
+def test_an_exception_with_copies_in_flight_keeps_what_came_before() -> None:
+    model = model_of(sleep_on_copies)
+    batches = [torch.randn(WIDTH, WIDTH, device="cuda"), torch.randn(3, 5, device="cuda")]
+    records = fastcap.stream(model, batches, SITES)
+    assert len(next(records)) == len(SITES)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        next(records)
+    assert not model[0]._forward_hooks
+
+
+END_EARLY = """
+import torch, fastcap
+from fastcap.devices import accelerator
+
+model = torch.nn.Linear(512, 512).cuda()
+store = fastcap.ActivationStore(model, [""])
+store.enable()
+with torch.cuda.stream(accelerator._copy_stream(torch.device("cuda", 0))):
+    torch.cuda._sleep(400_000_000)
+model(torch.randn(512, 512, device="cuda"))
+records = fastcap.stream(model, [torch.randn(512, 512, device="cuda")] * 4, [""])
+next(records)
+print("ends here")
+"""
+
+
+def test_the_interpreter_may_end_with_copies_in_flight() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", END_EARLY], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ends here\n", "")
