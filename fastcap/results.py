@@ -173,22 +173,22 @@ class MemoryResult:
             self._rows = self._new_rows(specs, max(self.n_expected, self._n_kept))
             return
         try:
-            self._rows = self._new_rows(specs, self._affordable_rows(specs))
+            most = self._most_rows(specs)
+            self._rows = self._new_rows(specs, max(self._n_kept, most or 0))
         except HostMemoryError:  # address space is limited: start small and grow
             self._rows = self._new_rows(specs, self._n_kept)
 
-    def _affordable_rows(self, specs: _Specs) -> int:
-        """Rows to reserve when the dataset has no length: what available memory can hold.
+    def _most_rows(self, specs: _Specs) -> int | None:
+        """Rows that available memory holds and `max_samples` allows; `None` where neither says.
 
-        Only address space is taken at first, and pages as rows arrive, so nothing has to be moved
-        later.
+        So many are reserved when the dataset has no length. Only address space is taken at first,
+        and pages as rows arrive, so nothing has to be moved later.
         """
-        n_rows = self._max_samples
+        most = [] if self._max_samples is None else [self._max_samples]
         available, row_bytes = available_bytes(), sum(_sizes(specs, 1).values())
         if available is not None and row_bytes:
-            affordable = int(MOST_OF_MEMORY * available) // row_bytes
-            n_rows = affordable if n_rows is None else min(n_rows, affordable)
-        return max(self._n_kept, self._n_kept if n_rows is None else n_rows)
+            most.append(int(MOST_OF_MEMORY * available) // row_bytes)
+        return min(most, default=None)
 
     def _make_room(self, n_rows: int) -> None:
         """Grow when a dataset turns out longer than it said, or said nothing."""
@@ -197,8 +197,9 @@ class MemoryResult:
         if n_rows <= capacity:
             return
         specs = {site: (tuple(r.view.shape[1:]), r.view.dtype) for site, r in self._rows.items()}
-        capacity = max(n_rows, min(2 * capacity, self._affordable_rows(specs)))
-        grown = self._new_rows(specs, capacity)
+        most = self._most_rows(specs)
+        capacity = 2 * capacity if most is None else min(2 * capacity, most)
+        grown = self._new_rows(specs, max(n_rows, capacity))
         self.settle()
         for site, rows in self._rows.items():
             grown[site].view[: self.n_done].copy_(rows.view[: self.n_done])

@@ -20,6 +20,7 @@ from fastcap.errors import ArgumentError, DeviceMemoryError, FastcapError, HostM
 from fastcap.forward import is_compiled
 from fastcap.lanes.memory import LaneMemory
 from fastcap.lanes.staged import StagedLane
+from fastcap.results import MemoryResult
 
 N_SITES = 4
 SITES = [str(site) for site in range(N_SITES)]
@@ -205,16 +206,40 @@ def test_an_iterator_is_not_read_by_several_workers() -> None:
         fastcap.extract_representations(echoes(), samples, ["0"], "cpu", num_workers=2)
 
 
-def test_a_dataset_without_a_length_survives_memory_that_comes_and_goes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    row_bytes = 64 * 4
-    readings = iter([100 * row_bytes, 95 * row_bytes])  # what is reserved, what is then checked
+@pytest.fixture
+def allocations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of every result that could be allocated."""
+    rows: list[int] = []
+    new_rows = MemoryResult._new_rows
 
-    def available() -> int:
-        return next(readings, 95 * row_bytes)
+    def counted(result: MemoryResult, specs: Any, n_rows: int) -> Any:
+        allocated = new_rows(result, specs, n_rows)
+        rows.append(n_rows)
+        return allocated
 
-    monkeypatch.setattr("fastcap.results.available_bytes", available)
-    samples = ({"input_ids": value(number)} for number in range(7))
+    monkeypatch.setattr(MemoryResult, "_new_rows", counted)
+    return rows
+
+
+def extract_without_a_length(n_samples: int) -> None:
+    samples = ({"input_ids": value(float(number))} for number in range(n_samples))
     acts = fastcap.extract_representations(echoes(), samples, ["0"], "cpu", batch_size=2)
-    assert acts["0"][:, 0].tolist() == list(range(7))
+    assert acts["0"][:, 0].tolist() == list(range(n_samples))
+
+
+def test_memory_that_comes_and_goes_does_not_cost_the_reservation(
+    monkeypatch: pytest.MonkeyPatch, allocations: list[int]
+) -> None:
+    row_bytes = value(0).numel() * 4
+    readings = iter([100 * row_bytes, 95 * row_bytes])  # what is reserved, what is then checked
+    monkeypatch.setattr("fastcap.results.available_bytes", lambda: next(readings))
+    extract_without_a_length(7)
+    assert allocations == [90]
+
+
+def test_where_memory_is_unknown_a_result_grows_by_doubling(
+    monkeypatch: pytest.MonkeyPatch, allocations: list[int]
+) -> None:
+    monkeypatch.setattr("fastcap.results.available_bytes", lambda: None)
+    extract_without_a_length(40)
+    assert allocations == [2, 4, 8, 16, 32, 64]

@@ -50,18 +50,18 @@ class LaneMemory:
                 raise
         return self._opened
 
-    def fits(self, pass_bytes: int, largest_bytes: int) -> bool:
-        """Whether this is the size for passes like the one seen; settled for good if it is."""
+    def better_budget(self, pass_bytes: int, largest_bytes: int) -> Budget | None:
+        """What suits passes like the one seen; `None`, for good, where that is what there is."""
         budget, first = self._plan(pass_bytes, largest_bytes), self._budget()
         self.is_sized = budget == first or budget.chunk_bytes < first.chunk_bytes
-        return self.is_sized
+        return None if self.is_sized else budget
 
     def _budget(self) -> Budget:
         return Budget(self.ring.chunk_bytes, len(self.ring), len(self.slots))
 
-    def resize(self, pass_bytes: int, largest_bytes: int) -> None:
-        """Allocate again for passes like the one seen. Nothing may be staged, held or lent."""
-        first, budget = self._budget(), self._plan(pass_bytes, largest_bytes)
+    def resize(self, budget: Budget) -> None:
+        """Allocate again, once. Nothing may be staged, held or lent."""
+        first = self._budget()
         self.is_sized = True
         self.close()
         try:

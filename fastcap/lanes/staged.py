@@ -318,8 +318,8 @@ class StagedLane:
                     return
                 if self._memory.slots.any_lent():
                     return  # a lent slot cannot be replaced: later
-                pass_bytes = self._captured_bytes
-                if self._memory.fits(pass_bytes, self._largest_bytes):
+                budget = self._memory.better_budget(self._captured_bytes, self._largest_bytes)
+                if budget is None:
                     return
                 slots = self._memory.slots.all()
             self.flush()
@@ -327,7 +327,7 @@ class StagedLane:
                 self._empty(slot)
             with self._lock:
                 if not self._memory.ring.open.fill_bytes and self._memory.slots.all_reusable():
-                    self._memory.resize(pass_bytes, self._largest_bytes)
+                    self._memory.resize(budget)
 
     def statistics(self) -> Statistics:
         return Statistics(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -179,23 +179,3 @@ def shrink(program: ProgramT, fails: Callable[[ProgramT], bool]) -> ProgramT:
         if fails(candidate):
             return shrink(candidate, fails)
     return program
-
-
-@dataclass
-class Coverage:
-    """In how many programs each path was taken."""
-
-    n_programs: int = 0
-    taken: dict[str, int] = field(default_factory=dict)
-
-    def note(self, paths: set[str]) -> None:
-        self.n_programs += 1
-        for path in paths:
-            self.taken[path] = self.taken.get(path, 0) + 1
-
-    def share(self, path: str) -> float:
-        return self.taken.get(path, 0) / max(1, self.n_programs)
-
-    def table(self) -> str:
-        rows = [f"{path:<16} {self.share(path):>5.0%}" for path in sorted(self.taken)]
-        return "\n".join([f"{self.n_programs} programs", *rows])

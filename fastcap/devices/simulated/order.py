@@ -12,7 +12,7 @@ everything that the host knew when it issued it, and after the marks that its qu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -134,8 +134,3 @@ def _verb(is_write: bool) -> str:
 
 def _name(thing: Hashable) -> str:
     return str(getattr(thing, "name", thing))
-
-
-def violations_of(judges: Iterable[OrderJudge]) -> list[str]:
-    """Everything that several judges found."""
-    return [violation for judge in judges for violation in judge.violations]

@@ -46,18 +46,13 @@ class Costs:
 
 @dataclass(slots=True, eq=False)
 class Timeline:
-    """A queue: when it is free again, and what ran on it as `(label, start, end)` in seconds."""
+    """A queue, and when it is free again, in seconds."""
 
-    name: str
     free_at: float = 0.0
-    ran: list[tuple[str, float, float]] | None = None
 
-    def run(self, label: str, not_before: float, secs: float) -> float:
+    def run(self, not_before: float, secs: float) -> float:
         """Run something for `secs`; returns when it ends."""
-        start = max(self.free_at, not_before)
-        self.free_at = start + secs
-        if self.ran is not None:
-            self.ran.append((label, start, self.free_at))
+        self.free_at = max(self.free_at, not_before) + secs
         return self.free_at
 
 
@@ -89,26 +84,24 @@ class TimedDevice(Device[Timeline, Moment]):
 
     Args:
         costs: The machine.
-        keeps_timelines: Whether queues remember what ran when, for pictures.
 
     Attributes:
         host_secs: The host's clock.
     """
 
-    def __init__(self, costs: Costs | None = None, keeps_timelines: bool = False) -> None:
+    def __init__(self, costs: Costs | None = None) -> None:
         super().__init__(torch.device("cpu"))
         self.costs = costs or Costs()
         self.host_secs = 0.0
-        names = ("compute", "copy", *(f"worker {i}" for i in range(self.costs.n_workers)))
-        queues = [Timeline(name, ran=[] if keeps_timelines else None) for name in names]
-        self.compute, self.copy_queue, *self.workers = queues
+        self.compute, self.copy_queue = Timeline(), Timeline()
+        self.workers = [Timeline() for _ in range(self.costs.n_workers)]
 
     # The model's side
 
     def launch(self, secs: float, host_secs: float = 0.0) -> None:
         """The model issues a kernel that runs for `secs`, which takes the host `host_secs`."""
         self.host_secs += host_secs
-        self.compute.run("model", self.host_secs, secs)
+        self.compute.run(self.host_secs, secs)
 
     def synchronise(self) -> float:
         """Wait for the model; returns the time."""
@@ -181,7 +174,7 @@ class TimedDevice(Device[Timeline, Moment]):
         self.host_secs += costs.hook_secs
         moved_bytes = value.nbytes + value.numel() * dtype.itemsize
         secs = costs.launch_secs + moved_bytes / costs.memory_bytes_per_sec
-        self.compute.run("pack", self.host_secs, secs)
+        self.compute.run(self.host_secs, secs)
 
     def copy(
         self,
@@ -193,7 +186,7 @@ class TimedDevice(Device[Timeline, Moment]):
     ) -> None:
         ready = max([self.host_secs, *(fence.at for fence in after)])
         secs = self.costs.copy_latency_secs + n_bytes / self.costs.link_bytes_per_sec
-        end = self.copy_queue.run("copy", ready, secs)
+        end = self.copy_queue.run(ready, secs)
         for fence in then:
             fence.at = end
         self.counters.copies += 1
@@ -214,7 +207,7 @@ class TimedDevice(Device[Timeline, Moment]):
         ready = self.host_secs if after is None else max(self.host_secs, after.at)
         secs = target.nbytes / self.costs.host_bytes_per_sec
         queue = self.workers[worker % len(self.workers)]
-        return TimedTicket(self, queue.run("delivery", ready, secs))
+        return TimedTicket(self, queue.run(ready, secs))
 
     def place(self, value: Tensor, target: Tensor) -> None:
         """What a synchronous hook does: wait for the model, then copy while it stands still."""

@@ -35,7 +35,7 @@ class Allocations:
 
     def of(self, tensor: Tensor) -> Memory:
         """The allocation a tensor lies in."""
-        self.collect_freed()
+        self._forget_freed()
         storage = tensor.untyped_storage()
         address = storage._cdata
         memory = self._by_address.get(address)
@@ -46,12 +46,9 @@ class Allocations:
             weakref.finalize(storage, self._freed.put, address).atexit = False
         return memory
 
-    def collect_freed(self) -> list[Memory]:
-        """Forget the storages that are gone."""
-        freed = []
+    def _forget_freed(self) -> None:
         while not self._freed.empty():
-            freed.append(self._by_address.pop(self._freed.get()))
-        return freed
+            del self._by_address[self._freed.get()]
 
 
 class ModelWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
