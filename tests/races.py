@@ -29,11 +29,11 @@ import torch
 
 from benchmarks.machine import describe_checkout, describe_machine
 from fastcap.devices.simulated import EXTREMES, Schedule
-from tests.support.judging import Failure, Verdict, is_watched, play, search
+from tests.support.judging import Failure, Verdict, is_watched, play, search, warm_up
 from tests.support.runs import draw_any
 
 N_PER_TASK = 50
-BACK_PRESSURE = ("wrap-around", "slot wait", "spill")
+BACK_PRESSURE = ("wrap-around", "slot wait", "spill", "lend")
 LEAST_SHARE = 0.10
 
 
@@ -75,6 +75,7 @@ class Tally:
 def play_some(seeds: Iterable[int], n_schedules: int) -> Tally:
     """Play the programs of these seeds, each under every extreme and some drawn schedules."""
     torch.set_num_threads(1)
+    warm_up()
     tally = Tally()
     paths: set[tuple[int, str]] = set()
 

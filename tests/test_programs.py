@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.judging import warm_up
 from tests.support.runs import draw_any, run_on
 
 pytestmark = pytest.mark.filterwarnings("ignore:Nothing is captured:fastcap.FastcapWarning")
@@ -18,6 +19,7 @@ N_PROGRAMS = 600
 
 
 def test_programs_on_the_cpu_equal_the_oracle() -> None:
+    warm_up()
     for seed in range(N_PROGRAMS):
         try:
             run_on(draw_any(seed), None)

@@ -9,6 +9,7 @@ The judge of time has a device of its own, with a clock (`tests/test_virtual_tim
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
@@ -62,6 +63,16 @@ def play(program: Program | RunProgram, schedule: Schedule, is_watched: bool = F
     if found:
         _clear_up()
     return Verdict(found, schedule.fingerprint, frozenset(paths))
+
+
+@functools.cache
+def warm_up() -> None:
+    """Have torch import what it imports in a first run, and leave all that is there out of garbage
+    collections, which programs ask for often.
+    """
+    play(draw_any(0), Schedule("early"), is_watched=True)
+    gc.collect()
+    gc.freeze()
 
 
 def _clear_up() -> None:

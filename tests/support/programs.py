@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ from tests.support.scripted import DTYPES, LAYOUTS, LEAVES, N_LEAVES, WRAPPINGS,
 
 BUDGETS = (256, 512, 1024, 4096)
 MODES = ("no_grad", "inference", "grad")
+SIZES = (1, 2, 3, 5, 8, 13)
+MOST_ELEMENTS = 4096  # many times the largest chunk, and no more than that
 POSITIONS = (None, 0, -1, slice(0, 2), slice(None, None, 2), slice(5, None), (0, -1), ())
 REDUCERS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "none": None,
@@ -94,13 +97,17 @@ def draw_program(draw: random.Random, with_selection: bool | None = None) -> Pro
     """A program with any kind of value, or one with a selection and values it fits."""
     if with_selection is None:
         with_selection = draw.random() < 0.4
-    maker = _Maker(draw, (3,) if with_selection else (0, 1, 2, 3, 4))
+    is_small = draw.random() < 0.3
+    device_bytes = draw.choice((1024, 2048) if is_small else BUDGETS)
+    host_bytes = draw.choice((*BUDGETS, BUDGETS[-1]))
+    chunk_bytes = 0 if is_small else min(device_bytes // 2, host_bytes)
+    maker = _Maker(draw, (3,) if with_selection else (0, 1, 2, 3, 4), chunk_bytes)
     program = Program(
-        sites=tuple(draw.sample(LEAVES, draw.randint(1, len(LEAVES)))),
-        steps=tuple(maker.step() for _ in range(draw.randint(2, 9))),
-        zero_copy=draw.random() < 0.5,
-        device_bytes=draw.choice(BUDGETS),
-        host_bytes=draw.choice(BUDGETS),
+        sites=tuple(draw.sample(LEAVES, draw.choice((1, 2, 3, 4, 4)))),
+        steps=tuple(maker.step() for _ in range(draw.randint(5, 16))),
+        zero_copy=draw.random() < 0.75,
+        device_bytes=device_bytes,
+        host_bytes=host_bytes,
     )
     if not with_selection:
         return program
@@ -113,12 +120,20 @@ def draw_program(draw: random.Random, with_selection: bool | None = None) -> Pro
 
 
 class _Maker:
-    """Draws the parts of one program."""
+    """Draws the parts of one program.
 
-    def __init__(self, draw: random.Random, ranks: tuple[int, ...]) -> None:
+    Args:
+        draw: Decides.
+        ranks: Of the values.
+        chunk_bytes: What a chunk holds; 0 for small values, of which it holds many.
+    """
+
+    def __init__(self, draw: random.Random, ranks: tuple[int, ...], chunk_bytes: int) -> None:
         self.draw = draw
         self.ranks = ranks
+        self.chunk_bytes = chunk_bytes
         self.may_be_empty = len(ranks) > 1  # a selection needs something to select
+        self.n_forks = draw.choice((0, 1, 1, 5))
 
     def step(self) -> Step:
         draw = self.draw
@@ -132,15 +147,18 @@ class _Maker:
         if kind == "compare":
             sites = () if draw.random() < 0.5 else tuple(draw.sample(LEAVES, len(LEAVES)))
             return Step(kind, sites=sites, flag=draw.random() < 0.5)
-        return Step(kind, flag=draw.random() < 0.5)
+        return Step(kind, flag=draw.random() < 0.8)
 
-    def actions(self, depth: int = 0, n_most: int = 8) -> tuple[Action, ...]:
+    def actions(self, depth: int = 0, n_most: int = 12) -> tuple[Action, ...]:
         return tuple(self.action(depth) for _ in range(self.draw.randint(1, n_most)))
 
     def action(self, depth: int) -> Action:
         draw = self.draw
-        rare = ["free", "get", "get", "queue", "queue", "reenter", "raise", "interrupt"]
-        kind = draw.choice(["call"] * 8 + ["change"] * 2 + rare)
+        rare = ["free", "get", "get", "queue", *["fork"] * self.n_forks, "reenter"]
+        rare += ["collect"] if draw.random() < 0.3 else []
+        kind = draw.choice(["call"] * 8 + ["change"] + rare)
+        if draw.random() < 0.03:
+            kind = draw.choice(("raise", "interrupt"))
         leaf = draw.randrange(N_LEAVES)
         if kind == "reenter" and depth < 2:
             return Action(kind, inner=self.actions(depth + 1, n_most=3))
@@ -151,16 +169,29 @@ class _Maker:
 
     def value(self) -> Value:
         draw = self.draw
-        shape = tuple(draw.choice((1, 2, 3, 5, 8, 13)) for _ in range(draw.choice(self.ranks)))
+        dtype = draw.choice(DTYPES)
+        shape = self.shape(dtype)
         if shape and self.may_be_empty and draw.random() < 0.05:
             shape = (*shape[:-1], 0)
         return Value(
             shape,
-            draw.choice(DTYPES),
+            dtype,
             draw.choice(LAYOUTS),
             draw.choice(WRAPPINGS),
             draw.randrange(1 << 20),
         )
+
+    def shape(self, dtype: torch.dtype) -> tuple[int, ...]:
+        draw = self.draw
+        sizes = SIZES if self.chunk_bytes else SIZES[:3]
+        shape = tuple(draw.choice(sizes) for _ in range(draw.choice(self.ranks)))
+        if shape and self.chunk_bytes and draw.random() < 0.6:
+            # Most of a chunk: worth lending the slot.
+            share = draw.uniform(0.5, 1.0)
+            shape = (*[1] * (len(shape) - 1), int(self.chunk_bytes * share) // dtype.itemsize)
+        if prod(shape) > MOST_ELEMENTS:
+            shape = (*[1] * (len(shape) - 2), *shape[-2:])
+        return shape
 
 
 class Shrinkable(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +74,9 @@ class StoreRun:
         self.device = device
         self.model = model or ScriptedModel()
         if model is None:
-            self.model.world = World(self.get_and_compare, self.switch_queue)
+            self.model.world = World(
+                self.get_and_compare, self.switch_queue, self.join_queues, self.collect
+            )
         selection: dict[str, Any] = {
             "positions": program.positions,
             "seq_dim": program.seq_dim,
@@ -125,7 +127,7 @@ class StoreRun:
         self.disable()
         self.compare()
         for tensor, copy in self.held:
-            must_equal({"held": copy}, {"held": tensor})
+            self.must_equal({"held": copy}, {"held": tensor})
 
     def _do_pass(self, step: Step) -> None:
         self.call(lambda: self.model(step.actions), step.mode)
@@ -146,6 +148,7 @@ class StoreRun:
         finally:
             if self.device is not None:
                 self.device.use_queue(self.device.compute)
+                self.device.join_queues()
 
     def _do_compare(self, step: Step) -> None:
         for site in step.sites:
@@ -168,16 +171,24 @@ class StoreRun:
     def _do_drop(self, step: Step) -> None:
         self.held = self.held[::2]
 
+    def collect(self) -> None:
+        self.held = self.held[1::2]
+        gc.collect()
+
     def switch_queue(self) -> None:
         if self.device is not None:
             self.queues.append(self.queues.pop(0))
             self.device.use_queue(self.queues[0])
 
+    def join_queues(self) -> None:
+        if self.device is not None:
+            self.device.join_queues()
+
     def get_and_compare(self, site: str, hold: bool = True) -> None:
         expected, found = self.oracle.get(site), self.store.get(site)
         assert (expected is None) == (found is None), f"{site}: {expected} expected, {found} found"
         if expected is not None and found is not None:
-            must_equal({site: expected}, {site: found})
+            self.must_equal({site: expected}, {site: found})
             assert self.store.get(site) is found
             if hold:
                 self.hold(found, expected)
@@ -190,7 +201,12 @@ class StoreRun:
                 self.held.append((torch.from_numpy(found.numpy()), expected))
 
     def compare(self) -> None:
-        must_equal(self.oracle.activations, self.store.activations)
+        self.must_equal(self.oracle.activations, self.store.activations)
+
+    def must_equal(self, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+        """As `must_equal`; looking at values is not the model's doing."""
+        with nullcontext() if self.device is None else self.device.muted():
+            must_equal(expected, found)
 
 
 def back_pressure(statistics: Statistics) -> set[str]:
@@ -205,13 +221,16 @@ def back_pressure(statistics: Statistics) -> set[str]:
 
 
 class Endless(IterableDataset[Any]):
-    """A dataset that does not say how long it is."""
+    """A dataset that does not say how long it is, and may end with an error."""
 
-    def __init__(self, samples: list[Any]) -> None:
+    def __init__(self, samples: list[Any], raises: type[BaseException] | None = None) -> None:
         self.samples = samples
+        self.raises = raises
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.samples)
+        yield from self.samples
+        if self.raises:
+            raise self.raises("planned")
 
 
 def call_model(model: torch.nn.Module, batch: dict[str, Tensor]) -> Any:
@@ -232,25 +251,32 @@ class RunProgram:
     widens: bool
     zero_copy: bool
     zips: bool
+    ends_after: int | None
     lookahead: int
     device_bytes: int
     host_bytes: int
 
     def run(self) -> Statistics:
         model = TableModel(random.Random(self.model_seed))
+        if self.ends_after is not None:
+            self.fail(model)
         self.extract(model)
-        if self.zips:
-            return self.zip_two(model)
-        return self.stream(model)
+        if not self.zips:
+            return self.consume(model)
+        other = TableModel(random.Random(self.model_seed + 1))
+        return self.consume(model, model, other)
 
     def paths(self) -> set[str]:
         """What kinds of things happen in it."""
-        return {"zipped streams"} if self.zips else set()
+        found = {"zipped streams": self.zips, "early end": self.ends_after is not None}
+        return {path for path, is_there in found.items() if is_there}
 
     def smaller(self) -> Iterator[RunProgram]:
         """Fewer samples, sites and streams."""
         if self.zips:
             yield replace(self, zips=False)
+        if self.ends_after is not None:
+            yield replace(self, ends_after=None)
         if self.n_samples > 1:
             yield replace(self, n_samples=self.n_samples - 1)
         for i in range(len(self.sites) if len(self.sites) > 1 else 0):
@@ -277,6 +303,16 @@ class RunProgram:
         samples, size = self.samples(), self.batch_size
         parts = [samples[i : i + size] for i in range(0, self.n_samples, size)]
         return [{"input_ids": torch.stack([s["input_ids"] for s in part])} for part in parts]
+
+    def fail(self, model: TableModel) -> None:
+        """An extraction whose dataset raises at its end, or is interrupted there."""
+        error = PlannedInterrupt if self.n_samples % 2 else PlannedError
+        dataset = Endless(self.samples(), raises=error)
+        with suppress(error):
+            fastcap.extract_representations(
+                model, dataset, self.sites, "cpu", self.batch_size, **self.selection, **self.budgets
+            )
+            raise AssertionError("the error of the dataset is gone")
 
     def extract(self, model: TableModel) -> None:
         selection = make_selection(**self.selection)
@@ -313,28 +349,23 @@ class RunProgram:
         selection = make_selection(**self.selection)
         return list(reference.stream(model, self.batches(), self.sites, call_model, selection))
 
-    def stream(self, model: TableModel) -> Statistics:
-        records = self.open_stream(model)
-        held = list(zip(self.expected_stream(model), records, strict=True))
+    def consume(self, *models: TableModel) -> Statistics:
+        """Streams over these models, taken from in turn and perhaps left before their end."""
+        expected = [self.expected_stream(model) for model in models]
+        held: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        with ExitStack() as stack:
+            streams = [stack.enter_context(self.open_stream(model)) for model in models]
+            for number, wants in enumerate(zip(*expected, strict=True)):
+                if number == self.ends_after:
+                    break
+                for want, records in zip(wants, streams, strict=True):
+                    got = dict(next(records))
+                    must_equal(want, got)
+                    held.append((want, got))
+            else:
+                assert not any(list(records) for records in streams), "more than expected"
         for want, got in held:
-            must_equal(want, dict(got))
-        return records.statistics()
-
-    def zip_two(self, model: TableModel) -> Statistics:
-        """Two streams in turn: over one model, and over another one."""
-        other = TableModel(random.Random(self.model_seed + 1))
-        models = (model, model, other)
-        streams = [self.open_stream(each) for each in models]
-        expected = [self.expected_stream(each) for each in models]
-        held = [
-            (want, got)
-            for wants, gots in zip(
-                zip(*expected, strict=True), zip(*streams, strict=True), strict=True
-            )
-            for want, got in zip(wants, gots, strict=True)
-        ]
-        for want, got in held:
-            must_equal(want, dict(got))
+            must_equal(want, got)
         return streams[0].statistics()
 
 
@@ -366,6 +397,7 @@ def draw_run(draw: random.Random) -> RunProgram:
         widens=draw.random() < 0.3,
         zero_copy=draw.random() < 0.5,
         zips=draw.random() < 0.3,
+        ends_after=draw.choice((None, 1, 2)),
         lookahead=draw.randint(0, 2),
         device_bytes=draw.choice(BUDGETS),
         host_bytes=draw.choice(BUDGETS),

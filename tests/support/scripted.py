@@ -45,7 +45,7 @@ LAYOUTS = [
     "conjugate",
     "negative",
 ]
-WRAPPINGS = ["tensor", "tensor", "tensor", "tuple", "list", "dict", "nothing"]
+WRAPPINGS = [*["tensor"] * 7, "tuple", "list", "dict", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ class Action:
     """One thing that happens inside a forward pass.
 
     `call` a leaf; `change` or `free` what it returned last; `reenter` the root with actions of its
-    own; `get` a site; `raise` or `interrupt`; `queue` makes the rest run on another queue.
+    own; `get` a site; `raise` or `interrupt`; `queue` makes the rest run on another queue, after
+    the one before, and `fork` in no order with it; `collect` drops some of what was returned, and
+    garbage.
     """
 
     kind: str
@@ -144,6 +146,8 @@ class World:
 
     get: Callable[[str], None] = lambda site: None
     switch_queue: Callable[[], None] = lambda: None
+    join_queues: Callable[[], None] = lambda: None
+    collect: Callable[[], None] = lambda: None
 
 
 class ScriptedModel(nn.Module):
@@ -164,6 +168,7 @@ class ScriptedModel(nn.Module):
         self._live[action.leaf] = self.leaves[action.leaf](action.value)
 
     def _do_change(self, action: Action) -> None:
+        self.world.join_queues()
         for tensor in _tensors(self._live.get(action.leaf)):
             if tensor.is_inference() and not torch.is_inference_mode_enabled():
                 continue  # torch forbids it
@@ -185,6 +190,13 @@ class ScriptedModel(nn.Module):
 
     def _do_queue(self, action: Action) -> None:
         self.world.switch_queue()
+        self.world.join_queues()
+
+    def _do_fork(self, action: Action) -> None:
+        self.world.switch_queue()
+
+    def _do_collect(self, action: Action) -> None:
+        self.world.collect()
 
     def _do_raise(self, action: Action) -> None:
         raise PlannedError("planned")

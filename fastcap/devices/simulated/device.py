@@ -66,7 +66,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         self.workers = [Queue(f"worker {i}", "worker") for i in range(N_WORKERS)]
         self.capturing = False
         queues = [self.compute, self.copy_queue, *self.workers]
-        self._runner = Runner(queues, self.schedule, patience, self._muted)
+        self._runner = Runner(queues, self.schedule, patience, self.muted)
         self._names: dict[Buffer, str] = {}
         self._live: set[Buffer] = set()
         self._allocated_on: dict[Staging, Queue] = {}
@@ -84,20 +84,28 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         return queue
 
     def use_queue(self, queue: Queue) -> None:
-        """Have this thread's model code use another compute queue, in order after the one before.
+        """Have this thread's model code use another compute queue, in no order with the others."""
+        self._of_thread.queue = queue
+
+    def join_queues(self) -> None:
+        """What this thread's model code does next comes after all compute queues.
 
         As `wait_stream` in a model that is itself correct.
         """
+        current = self.current_queue()
         with self._runner.turn():
-            self.judge.learn(queue, self.judge.snapshot(self.current_queue()))
-            fence = SimulatedFence(self._mark(self.current_queue()))
-            self._wait_on(queue, fence)
-            self._of_thread.queue = queue
+            for queue in [q for q in self._runner.queues if q.kind == "compute"]:
+                if queue is not current:
+                    self._wait_on(current, SimulatedFence(self._mark(queue)))
 
     def watching(self) -> AbstractContextManager[Any]:
         """See the model's own reads and writes in the block."""
         self._watch = ModelWatch(self._saw_model)
         return self._watch
+
+    def muted(self) -> AbstractContextManager[None]:
+        """What happens in the block is not the model's doing."""
+        return nullcontext() if self._watch is None else self._watch.muted()
 
     def _saw_model(self, label: str, tensor: Tensor, is_write: bool) -> None:
         with self._runner.lock:
@@ -255,7 +263,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         with self._runner.turn():
             self.judge.issue(queue)
             self._access_model(queue, "pack", value, is_write=False)
-            with self._muted():
+            with self.muted():
                 source = value.clone()
                 target = staging.view(dtype, offset, value.shape)
             stop = offset + target.nbytes
@@ -294,7 +302,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
 
     def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
         stop = offset + target.numel() * dtype.itemsize
-        with self._runner.turn(), self._muted():
+        with self._runner.turn(), self.muted():
             self._access(HOST, "read", slot, offset, stop, is_write=False)
             target.copy_(slot.view(dtype, offset, target.shape))
 
@@ -326,7 +334,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         return ticket
 
     def place(self, value: Tensor, target: Tensor) -> None:
-        with self._muted():
+        with self.muted():
             target.copy_(value)
 
     def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:
@@ -336,7 +344,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         return slot.bytes.numpy()[offset : offset + n_bytes]
 
     def take_back(self, slot: HostBuffer, offset: int, n_bytes: int) -> None:
-        with self._runner.turn(), self._muted():
+        with self._runner.turn(), self.muted():
             self._lent.remove((slot, offset, n_bytes))
             self._access(HOST, "lend", slot, offset, offset + n_bytes, is_write=False)
             _poison(slot.bytes[offset : offset + n_bytes])
@@ -349,11 +357,8 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         """Operations run so far: the same in every run of the same seed."""
         return float(self._runner.n_steps)
 
-    def _muted(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._watch is None else self._watch.muted()
-
     def _poisoned(self, n_bytes: int) -> Tensor:
-        with self._muted(), torch.inference_mode(False):
+        with self.muted(), torch.inference_mode(False):
             return torch.full((n_bytes,), POISON, dtype=torch.uint8, device="cpu")
 
 

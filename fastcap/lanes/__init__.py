@@ -1,0 +1,1 @@
+"""Lanes: the ways from a value on a device to host memory."""
