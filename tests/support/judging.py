@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -70,7 +71,9 @@ def warm_up() -> None:
     """Have torch import what it imports in a first run, and leave all that is there out of garbage
     collections, which programs ask for often.
     """
-    play(draw_any(0), Schedule("early"), is_watched=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        play(draw_any(0), Schedule("early"), is_watched=True)
     gc.collect()
     gc.freeze()
 

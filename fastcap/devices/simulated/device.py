@@ -279,7 +279,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         then: Iterable[SimulatedFence],
     ) -> None:
         queue = self.copy_queue
-        with self._runner.turn():
+        with self._runner.turn(), self.muted():
             self._check_ends(staging, slot, n_bytes)
             for fence in after:
                 self._wait_on(queue, fence)
