@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
-.PHONY: setup demo test check bench races gpu-test clean
+.PHONY: setup demo test check bench races mutants gpu-test clean
 
 setup: $(SETUP)
 
@@ -35,6 +35,9 @@ SEED ?= 0
 
 races: $(SETUP)
 	$(BIN)/python -m tests.races --programs $(PROGRAMS) --schedules $(SCHEDULES) --first-seed $(SEED) --out benchmarks/results
+
+mutants: $(SETUP)
+	$(BIN)/python -m tests.mutants --write
 
 gpu-test: $(SETUP)
 	$(BIN)/python -m pytest -m gpu

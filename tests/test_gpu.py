@@ -1,10 +1,11 @@
-"""On a real CUDA GPU: windows forced open, allocator, ends with copies in flight.
+"""On a real CUDA GPU: windows forced open, sanitizer, allocator, ends with copies in flight.
 
 The contract suite runs there too (`tests/test_device_contract.py`). One command: `make gpu-test`.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -186,3 +187,43 @@ def test_the_interpreter_may_end_with_copies_in_flight() -> None:
         [sys.executable, "-c", END_EARLY], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "ends here\n", "")
+
+
+SANITIZED = """
+from contextlib import nullcontext
+import torch, fastcap, fastcap.engine
+from tests.support.mutation import Change
+
+fastcap.engine.modes_off = nullcontext  # the sanitizer is a dispatch mode, and must see packs
+change = Change(
+    "fastcap.lanes.staged:StagedLane._flush_open", "after=chunk.mark_packed(),", "after=(),"
+)
+model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4))).cuda()
+with change.applied() if {is_broken} else nullcontext():
+    with fastcap.ActivationStore(model, ["0", "1", "2"], device_bytes=16384) as store:
+        for _ in range(4):
+            model(torch.randn(64, 64, device="cuda"))
+        store.activations
+print("done")
+"""
+
+
+def sanitized(is_broken: bool) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SANITIZED.format(is_broken=is_broken)],
+        env={**os.environ, "TORCH_CUDA_SANITIZER": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_cuda_sanitizer_finds_nothing(summary: Callable[[str, str], None]) -> None:
+    """With a control: an engine whose copy does not wait for its packs."""
+    control = sanitized(is_broken=True)
+    can_see = "CSAN" in control.stderr
+    summary("CUDA sanitizer", "reports the broken engine" if can_see else "BLIND: see the control")
+    sound = sanitized(is_broken=False)
+    assert "CSAN" not in sound.stderr, sound.stderr
+    assert sound.stdout == "done\n", sound.stderr

@@ -1,0 +1,444 @@
+"""Engines that are broken on purpose: one edge, wait or reference each left out.
+
+What the tests find in the sound engine means nothing unless they find these. A mutant names the
+rule it breaks (docs/exactness.md) and, where it is one, the published defect of another offloader
+that it repeats. Most are looked for with random programs; what those cannot show has a scenario of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from tests.support import scenarios
+from tests.support.mutation import Change, Deletion, seam_calls
+
+POOL, STAGED = "fastcap.pool", "fastcap.lanes.staged"
+SIMULATED = "fastcap.devices.simulated.device:SimulatedDevice"
+IN_ORDER = (
+    "copies of one device run in the order they were issued, so a copy into a slot that nobody "
+    "wants follows the one before it. The check keeps R6 true without that order."
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One way to be broken.
+
+    Attributes:
+        rule: The rule that no longer holds.
+        drops: What is left out, in words.
+        changes: How.
+        scenario: What shows it; `None` for random programs.
+        defect: The published defect it repeats, by its number in docs/exactness.md.
+        survives: Why nothing shows it, where that is so.
+    """
+
+    rule: str
+    drops: str
+    changes: tuple[Change | Deletion, ...]
+    scenario: Callable[[], None] | None = None
+    defect: str = ""
+    survives: str = ""
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for change in self.changes:
+                stack.enter_context(change.applied())
+            yield
+
+
+def _mutant(
+    rule: str,
+    drops: str,
+    *edits: tuple[str, str, str],
+    scenario: Callable[[], None] | None = None,
+    defect: str = "",
+    survives: str = "",
+) -> Mutant:
+    return Mutant(rule, drops, tuple(Change(*e) for e in edits), scenario, defect, survives)
+
+
+MUTANTS = [
+    _mutant(
+        "R1",
+        "the compute queue is asked for once and remembered",
+        (
+            f"{STAGED}:StagedLane._stage",
+            "compute_queue = self._device.current_queue()",
+            "compute_queue = self.__dict__.setdefault('first', self._device.current_queue())",
+        ),
+    ),
+    _mutant(
+        "R1",
+        "the device packs on the queue it was opened on",
+        (f"{SIMULATED}.pack", "queue = self.current_queue()", "queue = self.compute"),
+        defect="M1",
+    ),
+    _mutant(
+        "R1",
+        "the device packs on the copy queue",
+        (f"{SIMULATED}.pack", "queue = self.current_queue()", "queue = self.copy_queue"),
+        defect="M2",
+    ),
+    _mutant(
+        "R2",
+        "a flush marks one of the queues that packed",
+        (
+            f"{POOL}:Chunk.mark_packed",
+            "in self.queues.items():",
+            "in list(self.queues.items())[:1]:",
+        ),
+        defect="M10",
+    ),
+    _mutant(
+        "R2",
+        "a flush marks the queue of whoever asks for it",
+        (
+            f"{POOL}:Chunk.mark_packed",
+            "self._device.mark(fence, compute_queue)",
+            "self._device.mark(fence, self._device.current_queue())",
+        ),
+    ),
+    _mutant(
+        "R3",
+        "the copy does not wait for the packs",
+        (f"{STAGED}:StagedLane._flush_open", "after=chunk.mark_packed(),", "after=(),"),
+    ),
+    _mutant(
+        "R3",
+        "the mark is made before the packs instead of after them",
+        (
+            f"{POOL}:Chunk.open_to",
+            "self.queues[compute_queue] = fence",
+            "self.queues[compute_queue] = fence; self._device.mark(fence, compute_queue)",
+        ),
+        (
+            f"{POOL}:Chunk.mark_packed",
+            "self._device.mark(fence, compute_queue)",
+            "pass",
+        ),
+    ),
+    _mutant(
+        "R3",
+        "staging is rewritten without waiting for its copy",
+        (
+            f"{STAGED}:StagedLane._flush_open",
+            "then=(slot.landed, chunk.copied),",
+            "then=(slot.landed,),",
+        ),
+    ),
+    _mutant(
+        "R3",
+        "only the first queue to pack waits for the copy before",
+        (
+            f"{POOL}:Chunk.open_to",
+            "self._device.hold(compute_queue, self.copied)",
+            "self.queues or self._device.hold(compute_queue, self.copied)",
+        ),
+    ),
+    _mutant(
+        "R3",
+        "the wait is put on the copy queue, where it means nothing",
+        (
+            f"{POOL}:Chunk.open_to",
+            "self._device.hold(compute_queue, self.copied)",
+            "self._device.hold(self._device.copy_queue, self.copied)",
+        ),
+        defect="M3",
+    ),
+    _mutant(
+        "R3",
+        "fresh staging is used on a queue that knows nothing of its allocation",
+        (f"{POOL}:Chunk.__init__", "device.mark(self.copied, device.current_queue())", "pass"),
+        defect="M6",
+    ),
+    _mutant(
+        "R3",
+        "staging is given back before its last copy has read it",
+        (
+            f"{POOL}:Chunk.release",
+            "self._device.release(self.staging, [*self.mark_packed(), self.copied])",
+            "self._device.release(self.staging)",
+        ),
+        defect="M4",
+    ),
+    _mutant(
+        "R3",
+        "a chunk that nobody wants is used again with no edge between its queues",
+        (
+            f"{POOL}:Chunk.abandon",
+            "self._device.mark(self.copied, next(iter(self.queues)))",
+            "pass",
+        ),
+        scenario=scenarios.an_unwanted_chunk_changes_queues,
+    ),
+    _mutant(
+        "R4",
+        "slots are ordinary memory, which the device did not allocate",
+        (f"{POOL}:Slot.__init__", "device.host(n_bytes)", "HostBuffer(empty_bytes(n_bytes))"),
+    ),
+    _mutant(
+        "R4",
+        "the copy goes to memory that is no slot",
+        (
+            f"{STAGED}:StagedLane._flush_open",
+            "        slot.buffer,\n",
+            "        HostBuffer(slot.buffer.bytes.clone()),\n",
+        ),
+    ),
+    _mutant(
+        "R5",
+        "the host reads a slot without its fence",
+        (f"{STAGED}:StagedLane._read_piece", "self._device.wait(home.landed)", "pass"),
+        defect="M5",
+    ),
+    _mutant(
+        "R5",
+        "of a value in pieces, only the first is waited for",
+        (
+            f"{STAGED}:StagedLane._read_piece",
+            "self._device.wait(home.landed)",
+            "piece.start or self._device.wait(home.landed)",
+        ),
+    ),
+    _mutant(
+        "R5",
+        "a host worker reads a slot without its fence",
+        (f"{STAGED}:StagedLane._hand_over", "(home.buffer, home.landed)", "(home.buffer, None)"),
+    ),
+    _mutant(
+        "R5",
+        "a slot is lent before its copy has landed",
+        (f"{STAGED}:StagedLane._lend", "self._device.wait(slot.landed)", "pass"),
+    ),
+    _mutant(
+        "R6",
+        "a slot is used again while it is lent",
+        (f"{POOL}:SlotPool.is_reusable", "and not slot.n_leases", ""),
+        defect="M11",
+    ),
+    _mutant(
+        "R6",
+        "a slot is used again while a worker is delivering from it",
+        (
+            f"{POOL}:SlotPool.is_reusable",
+            "and all(ticket.done() for ticket in slot.tickets)",
+            "",
+        ),
+    ),
+    _mutant(
+        "R6",
+        "a slot is used again while a thread reads it",
+        (f"{POOL}:SlotPool.is_reusable", "and not slot.n_readers", ""),
+        scenario=scenarios.a_reader_keeps_its_slot,
+    ),
+    _mutant(
+        "R6",
+        "a slot is used again before its copy has landed",
+        (f"{POOL}:SlotPool.is_reusable", "and self._device.done(slot.landed)", ""),
+        survives=IN_ORDER,
+    ),
+    _mutant(
+        "R6",
+        "a lease ends with the first tensor over it instead of its storage",
+        (
+            f"{POOL}:SlotPool.lend",
+            (
+                "weakref.finalize(array, _end_lease, weakref.ref(self), lease).atexit = False\n"
+                "    return bytes_tensor(array)"
+            ),
+            (
+                "lent = bytes_tensor(array)\n"
+                "    weakref.finalize(lent, _end_lease, weakref.ref(self), lease)\n"
+                "    return lent"
+            ),
+        ),
+    ),
+    _mutant(
+        "R6",
+        "owned memory is used again when the first tensor over it goes, and not its storage",
+        (
+            f"{POOL}:HostBuffers.tensor",
+            (
+                "weakref.finalize(array, _give_back, weakref.ref(self), memory).atexit = False\n"
+                "        return bytes_tensor(array).view(dtype).view(shape)"
+            ),
+            (
+                "owned = bytes_tensor(array)\n"
+                "        weakref.finalize(owned, _give_back, weakref.ref(self), memory)\n"
+                "        return owned.view(dtype).view(shape)"
+            ),
+        ),
+        scenario=scenarios.owned_memory_outlives_its_first_tensor,
+    ),
+    _mutant(
+        "R6",
+        "the last slot is lent too",
+        (f"{POOL}:SlotPool.may_lend", "and not is_last", ""),
+    ),
+    _mutant(
+        "R6",
+        "memory for slots is taken anew for every copy",
+        (
+            f"{POOL}:SlotPool.take",
+            "self.collect_returned()",
+            "self._slots.appendleft(Slot(self._device, self._slots[0].n_bytes))",
+        ),
+        scenario=scenarios.passes_allocate_nothing,
+        defect="M7",
+    ),
+    _mutant(
+        "R7",
+        "a value that is still wanted dies with its slot",
+        (f"{STAGED}:StagedLane._empty", "self._spill(piece, slot)", "self._unlink(piece)"),
+    ),
+    _mutant(
+        "R7",
+        "a value is saved from a slot before it has landed there",
+        (f"{STAGED}:StagedLane._empty", "self._device.wait(slot.landed)", "pass"),
+    ),
+    _mutant(
+        "R7",
+        "only pieces that are still wanted keep their slot from being used again: none do",
+        (f"{POOL}:SlotPool.is_reusable", "not slot.pieces\n        and", ""),
+    ),
+    _mutant(
+        "R8",
+        "asking for a value does not flush, a post-hook would have to",
+        (f"{STAGED}:StagedLane.result", "self._put_on_its_way(capture)", "pass"),
+    ),
+    _mutant(
+        "R8",
+        "disabling does not deliver what is under way",
+        ("fastcap.activations:ActivationStore.disable", "lane.result(capture)", "pass"),
+    ),
+    _mutant(
+        "R9",
+        "missing memory is raised into the model",
+        (
+            f"{STAGED}:StagedLane.capture",
+            "capture.error = without_frames(error)",
+            "raise",
+        ),
+        scenario=scenarios.missing_memory_is_raised_to_who_asks,
+    ),
+    _mutant(
+        "R10",
+        "results are made in the inference mode of whoever asks",
+        (f"{POOL}:HostBuffers.tensor", "with torch.inference_mode(False):", "if True:"),
+    ),
+    _mutant(
+        "R10",
+        "a user's dispatch mode sees what fastcap does",
+        ("fastcap.engine:Engine.receive", "with modes_off():", "if True:"),
+        scenario=scenarios.a_dispatch_mode_sees_the_model_only,
+    ),
+    _mutant(
+        "R11",
+        "reserve, pack and link are not one step",
+        (f"{STAGED}:StagedLane._stage_piece", "with self._lock:", "if True:"),
+        scenario=scenarios.a_capture_is_one_step,
+    ),
+    _mutant(
+        "R11",
+        "a fence is waited for under the lock",
+        (
+            f"{STAGED}:StagedLane._read_piece",
+            "self._device.wait(home.landed)",
+            "with self._lock: self._device.wait(home.landed)",
+        ),
+        scenario=scenarios.nothing_waits_under_the_lock,
+    ),
+    _mutant(
+        "R12",
+        "hooks keep the store alive",
+        (
+            "fastcap.hooks:_make_hook",
+            "weakref.ref(receiver)",
+            "(lambda kept=receiver: kept)",
+        ),
+        scenario=scenarios.what_is_dropped_is_gone,
+    ),
+    _mutant(
+        "R12",
+        "closing leaves the hooks on",
+        ("fastcap.engine:Engine.close", "self.detach()", "pass"),
+        scenario=scenarios.an_ended_stream_leaves_no_hook,
+    ),
+    _mutant(
+        "R12",
+        "staging is not given back at the end",
+        (f"{POOL}:StagingRing.release", "chunk.release()", "pass"),
+        defect="M8",
+    ),
+    _mutant(
+        "R13",
+        "packing calls record_stream",
+        (
+            f"{STAGED}:StagedLane._pack",
+            "piece.home = chunk",
+            "piece.home = chunk; hasattr(value, 'none') and value.record_stream(compute_queue)",
+        ),
+        scenario=scenarios.no_function_names_what_is_forbidden,
+    ),
+    _mutant(
+        "R3",
+        "all chunks share one fence",
+        (
+            f"{POOL}:StagingRing.__init__",
+            "self._chunks.append(Chunk(device, chunk_bytes))",
+            (
+                "self._chunks.append(Chunk(device, chunk_bytes)); "
+                "self._chunks[-1].copied = self._chunks[0].copied"
+            ),
+        ),
+        scenario=scenarios.copies_hide_behind_the_model,
+    ),
+    _mutant(
+        "R3",
+        "a chunk waits for the newest copy instead of its own",
+        (
+            f"{STAGED}:StagedLane._flush_open",
+            "ring.advance()",
+            "ring.advance(); ring.open.copied = chunk.copied",
+        ),
+        scenario=scenarios.copies_hide_behind_the_model,
+    ),
+    _mutant(
+        "R11",
+        "the hook waits for its copy",
+        (
+            f"{STAGED}:StagedLane._flush_open",
+            "ring.advance()",
+            "ring.advance(); self._device.wait(slot.landed)",
+        ),
+        scenario=scenarios.copies_hide_behind_the_model,
+    ),
+]
+
+NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
+    "pool:Chunk.__init__ current_queue": scenarios.staging_may_be_allocated_on_any_queue,
+    "pool:SlotPool.collect_returned take_back": scenarios.what_was_lent_is_told_to_the_device,
+    "pool:Chunk.abandon mark": scenarios.an_unwanted_chunk_changes_queues,
+    "lanes.staged:StagedLane.capture is_capturing": scenarios.a_graph_capture_is_refused,
+    "lanes.memory:LaneMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
+}
+SURVIVING = {"pool:SlotPool.is_reusable done": IN_ORDER}
+
+
+def deletions() -> list[Mutant]:
+    """Every call into the device, left out in turn."""
+    return [
+        Mutant(
+            "seam",
+            f"{call.name} (call {call.number})",
+            (call,),
+            NEEDS_A_SITUATION.get(call.name),
+            survives=SURVIVING.get(call.name, ""),
+        )
+        for call in seam_calls("fastcap.pool", "fastcap.lanes.staged", "fastcap.lanes.memory")
+    ]
