@@ -15,9 +15,10 @@ from fastcap.engine import Engine, Pass
 from fastcap.errors import ArgumentTypeError
 from fastcap.forward import is_compiled
 from fastcap.hooks import detach
+from fastcap.passes import watch_passes
 from fastcap.records import Statistics
 from fastcap.sites import as_site_names, bind_sites
-from fastcap.spec import Positions, make_selection
+from fastcap.spec import Positions, as_keeps_all, make_selection
 from fastcap.warn import warn
 
 
@@ -37,6 +38,8 @@ class ActivationStore:
         reduce: A callable on the selected tensor, on its own device, before the copy.
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
         seq_dim: The dimension `positions` count along; 1 unless given.
+        calls: `"last"` keeps the last call of each module; `"all"` keeps every call until `clear`,
+            also those of loops, shared modules and steps of `generate()`: see `calls`.
         zero_copy: Lend values out of pinned slots where they fill at least half of one, instead of
             copying them; the slot is used again when the tensor and every view of it are gone.
         device_bytes: Staging memory on the accelerator, in bytes.
@@ -64,6 +67,7 @@ class ActivationStore:
         reduce: Callable[[Tensor], Tensor] | None = None,
         dtype: torch.dtype | None = None,
         seq_dim: int | None = None,
+        calls: str = "last",
         zero_copy: bool = False,
         device_bytes: int | None = None,
         host_bytes: int | None = None,
@@ -73,11 +77,13 @@ class ActivationStore:
         self._selection = make_selection(positions, reduce, dtype, seq_dim)
         self._limits = make_limits(device_bytes, host_bytes)
         self._zero_copy = zero_copy
-        self._latest = Pass()
+        self._latest = Pass(keeps_all=as_keeps_all(calls))
         self._engine: Engine | None = None
         self._past = Statistics()
         self._hooks: list[RemovableHandle] = []
-        weakref.finalize(self, detach, self._hooks).atexit = False
+        self._root_hooks: list[RemovableHandle] = []
+        for handles in (self._hooks, self._root_hooks):
+            weakref.finalize(self, detach, handles).atexit = False
 
     @property
     def enabled(self) -> bool:
@@ -113,6 +119,16 @@ class ActivationStore:
             self._retrace()
         engine.attach()
         self._engine = engine
+        self._root_hooks += watch_passes(
+            self._model, *(_unless_gone(method) for method in (self._begin_pass, self._end_pass))
+        )
+
+    def _begin_pass(self) -> None:
+        self._latest.number += 1
+
+    def _end_pass(self) -> None:
+        if self._engine is not None:
+            self._engine.report_silence()
 
     def _retrace(self) -> None:
         # R14: graphs compiled before the hooks exist skip them, some only for some input shapes.
@@ -129,10 +145,11 @@ class ActivationStore:
         engine, self._engine = self._engine, None
         if engine is None:
             return
+        detach(self._root_hooks)
         engine.detach()
         errors: list[Exception] = []
         try:
-            for lane, capture in list(self._latest.captures.values()):
+            for lane, capture in self._latest.all():
                 try:
                     if capture.error is None:
                         lane.result(capture)
@@ -168,7 +185,31 @@ class ActivationStore:
             if value is not None:
                 return value
             # Another thread's pass replaced the value while this one was reading: take the new one.
+        if self._engine is not None and self._latest.number == 0:
+            self._engine.report_no_pass()
         return None
+
+    def calls(self, name: str) -> list[Tensor]:
+        """What each call of a site produced since `clear`, in order; with `calls="last"`, the last.
+
+        The tensors are as those of `get`. With `calls="all"` every call of a module that a pass
+        calls several times is here, and every step of `generate()`.
+
+        Raises:
+            DeviceMemoryError, HostMemoryError: A value could not be captured for lack of memory.
+        """
+        found = self._latest.calls(name.removesuffix(":output"))
+        values = [lane.result(capture, lend=self._zero_copy) for lane, capture in found]
+        return [value for value in values if value is not None]
+
+    def age(self, name: str) -> int | None:
+        """How many passes have begun since the one whose value `get` returns; `None` without one.
+
+        0 is the latest pass. More says that the site did not fire since: its value is an older one.
+        Passes are calls of the model itself, not of its modules.
+        """
+        captured_in = self._latest.captured_in.get(name.removesuffix(":output"))
+        return None if captured_in is None else self._latest.number - captured_in
 
     def statistics(self) -> Statistics:
         """What capturing has cost so far."""
@@ -186,3 +227,15 @@ class ActivationStore:
 
     def __exit__(self, *_: object) -> None:
         self.disable()
+
+
+def _unless_gone(method: Callable[[], None]) -> Callable[[], None]:
+    """The method, called while its object lives, which this does not prolong (R12)."""
+    method_ref = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = method_ref()
+        if alive is not None:
+            alive()
+
+    return call

@@ -8,10 +8,11 @@ site. It knows no kind of device.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -28,8 +29,10 @@ from fastcap.parts import check_capturable, describe_miss, is_fake, take_part
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
 from fastcap.selector import Selector
+from fastcap.silence import explain_no_pass, explain_silence, has_compiled
 from fastcap.sites import BoundSite
 from fastcap.spec import Selection, Site
+from fastcap.stopping import Firings
 from fastcap.tokens import TokenCounter
 from fastcap.warn import warn
 
@@ -44,28 +47,79 @@ class Place(Protocol):
 
 
 class Pass:
-    """What one pass has captured.
+    """What one pass has captured, or many: whoever drives the model decides.
+
+    Args:
+        place: The consumer's wish; `None` for owned memory.
+        firings: Told of every site that fires; may end the pass.
+        keeps_all: Whether earlier calls of a site are kept beside the last.
 
     Attributes:
         captures: The last capture of each site, in the order sites first fired.
+        earlier: The captures before it, where they are kept.
         n_calls: How often each site has captured.
-        place: The consumer's wish; `None` for owned memory.
+        number: Passes over the root module that have begun, where they are counted.
+        captured_in: The `number` of the last capture of each site.
     """
 
-    __slots__ = ("captures", "n_calls", "place")
+    __slots__ = (
+        "captured_in",
+        "captures",
+        "earlier",
+        "firings",
+        "keeps_all",
+        "n_calls",
+        "number",
+        "place",
+    )
 
-    def __init__(self, place: Place | None = None) -> None:
+    def __init__(
+        self,
+        place: Place | None = None,
+        firings: Firings | None = None,
+        keeps_all: bool = False,
+    ) -> None:
         self.captures: dict[str, tuple[Lane, Capture]] = {}
+        self.earlier: dict[str, list[tuple[Lane, Capture]]] = {}
         self.n_calls: dict[str, int] = {}
+        self.captured_in: dict[str, int] = {}
+        self.number = 0
         self.place = place
+        self.firings = firings
+        self.keeps_all = keeps_all
+
+    def calls(self, site: str) -> list[tuple[Lane, Capture]]:
+        """The captures of a site that are kept, in the order of its calls."""
+        last = self.captures.get(site)
+        return [] if last is None else [*self.earlier.get(site, ()), last]
+
+    def all(self) -> list[tuple[Lane, Capture]]:
+        """Every capture that is kept."""
+        return [found for site in list(self.captures) for found in self.calls(site)]
+
+    def file(self, site: str, lane: Lane, capture: Capture) -> tuple[Lane, Capture] | None:
+        """Make it the last capture of its site; returns the one that nobody keeps any more."""
+        previous = self.captures.get(site)
+        self.captures[site] = (lane, capture)
+        self.n_calls[site] = self.n_calls.get(site, 0) + 1
+        self.captured_in[site] = self.number
+        if previous is not None and self.keeps_all:
+            self.earlier.setdefault(site, []).append(previous)
+            return None
+        return previous
 
     def drop(self, site: str) -> None:
-        lane, capture = self.captures.pop(site)
-        lane.drop(capture)
+        dropped = self.calls(site)
+        del self.captures[site]
+        self.earlier.pop(site, None)
+        for lane, capture in dropped:
+            lane.drop(capture)
 
     def clear(self) -> None:
         for site in list(self.captures):
             self.drop(site)
+        self.n_calls.clear()
+        self.captured_in.clear()
 
 
 _orphans: queue.SimpleQueue[dict[torch.device, Lane]] = queue.SimpleQueue()
@@ -88,7 +142,7 @@ class Engine:
         sites: Where.
         selection: What.
         limits: How much memory lanes may use.
-        always: The pass that every call belongs to which is not within an `open_pass`; `None`
+        always: The pass that every call belongs to which is not `running` one; `None`
             captures nothing outside of one.
     """
 
@@ -114,7 +168,7 @@ class Engine:
         self._lanes: dict[torch.device, Lane] = {}
         self._lanes_lock = threading.Lock()
         self._filing = threading.Lock()
-        self._fired: set[str] = set()
+        self._fired: set[int] = set()
         self._closed = Statistics()
         self._reported: set[str] = set()
         self.handles: list[RemovableHandle] = []
@@ -145,6 +199,9 @@ class Engine:
         else:
             with modes_off():
                 self._capture(current, index, value)
+        self._fired.add(index)
+        if current.firings is not None:
+            current.firings.note(index)
 
     def _capture(self, current: Pass, index: int, value: Tensor) -> None:
         site = self._sites[index]
@@ -155,17 +212,13 @@ class Engine:
         if current.place is not None:
             value, target = current.place(site.name, value, dtype)
         lane = self._lanes.get(value.device) or self._open_lane(value.device)
-        if current is self._always:
-            if site.name in self._fired:
-                lane.replan()  # its second call: one pass, or one turn of a loop, is known
-            self._fired.add(site.name)
+        if current is self._always and index in self._fired:
+            lane.replan()  # its second call: one pass, or one turn of a loop, is known
         self._file(current, site, lane, lane.capture(value, dtype, target, index))
 
     def _file(self, current: Pass, site: Site, lane: Lane, capture: Capture) -> None:
         with self._filing:
-            previous = current.captures.get(site.name)
-            current.captures[site.name] = (lane, capture)
-            current.n_calls[site.name] = current.n_calls.get(site.name, 0) + 1
+            previous = current.file(site.name, lane, capture)
         if previous is not None:
             previous[0].drop(previous[1])
 
@@ -173,6 +226,21 @@ class Engine:
         if site.name not in self._reported:
             self._reported.add(site.name)
             warn(message)
+
+    def report_silence(self) -> None:
+        """A pass is over: say once of each site that has not fired yet why that is."""
+        if len(self._fired) == len(self._bound):
+            return
+        for index, (bound, handle) in enumerate(zip(self._bound, self.handles, strict=False)):
+            if index not in self._fired and bound.site.name not in self._reported:
+                is_hooked = handle.id in bound.module._forward_hooks
+                self._report(bound.site, explain_silence(self._model, bound, is_hooked))
+
+    def report_no_pass(self) -> None:
+        """The hooks are going, and there was no pass: say so where a compiled graph may be why."""
+        if not self._fired and has_compiled():
+            for bound in self._bound:
+                self._report(bound.site, explain_no_pass(bound))
 
     # Lanes
 
@@ -194,13 +262,14 @@ class Engine:
 
     # Passes that fastcap runs itself
 
-    def open_pass(self, place: Place | None = None) -> Pass:
-        """Until `end_pass`, what this thread's hooks capture belongs to the returned pass."""
-        self._of_thread.current = current = Pass(place)
-        return current
-
-    def end_pass(self) -> None:
-        del self._of_thread.current
+    @contextlib.contextmanager
+    def running(self, current: Pass) -> Iterator[None]:
+        """What this thread's hooks capture in the block belongs to `current`."""
+        self._of_thread.current = current
+        try:
+            yield
+        finally:
+            del self._of_thread.current
 
     def replan(self) -> None:
         """A whole pass has been seen: size every lane's memory for the next ones."""

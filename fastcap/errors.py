@@ -11,6 +11,7 @@ that catches `ValueError` or `KeyError` today goes on working:
     │   ├── PositionError (IndexError)       a position out of range
     │   └── CastError (TypeError)            a dtype that cannot hold the values
     ├── UnsupportedTensorError (TypeError)   nested, sparse, quantised, meta, functorch tensors
+    ├── UnsupportedModuleError (RuntimeError)  TorchScript, which runs no hooks
     ├── BatchError (TypeError)               a batch the model cannot be called with
     │   └── MissingInputError (KeyError)     a batch without an input that was asked for
     ├── ResultError (RuntimeError)           values that cannot be put together into one result
@@ -44,6 +45,7 @@ __all__ = [
     "SaveError",
     "SelectionError",
     "SiteNotFoundError",
+    "UnsupportedModuleError",
     "UnsupportedTensorError",
 ]
 
@@ -78,6 +80,10 @@ class CastError(SelectionError, TypeError):
 
 class UnsupportedTensorError(FastcapError, TypeError):
     """A site produced a tensor whose bytes cannot be copied as they are."""
+
+
+class UnsupportedModuleError(FastcapError, RuntimeError):
+    """A site's module runs no hooks."""
 
 
 class BatchError(FastcapError, TypeError):

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
+from fastcap.errors import UnsupportedModuleError
 from fastcap.sites import BoundSite
 
 Hook = Callable[..., None]
@@ -30,10 +31,20 @@ class Receiver(Protocol):
 
 
 def attach(sites: Iterable[BoundSite], receiver: Receiver) -> list[RemovableHandle]:
-    """Register one forward hook per site; on an error, none stays."""
+    """Register one forward hook per site; on an error, none stays.
+
+    Raises:
+        UnsupportedModuleError: A module is TorchScript.
+    """
     handles: list[RemovableHandle] = []
     try:
         for index, bound in enumerate(sites):
+            if isinstance(bound.module, torch.jit.ScriptModule):
+                raise UnsupportedModuleError(
+                    f"Cannot capture site {bound.site.name!r}: the module is TorchScript, which "
+                    "runs no Python hooks. Load the model as Python, or capture a Python module "
+                    "around it."
+                )
             hook = untraced(_make_hook(index, bound.module, receiver))
             handles.append(bound.module.register_forward_hook(hook))
     except BaseException:

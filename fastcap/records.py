@@ -22,7 +22,7 @@ class Record:
         tensor: The value: on the CPU, contiguous, detached, owned by the receiver.
         pass_index: Which pass of the stream it came from, from 0.
         call_index: Which call of the module within the pass it came from, from 0 (the last call
-            is the one kept).
+            is the one kept, unless all are asked for).
         samples: The samples that the rows stand for, counted over the whole stream.
     """
 
@@ -40,7 +40,8 @@ class BatchRecords(Mapping[str, Tensor]):
         batch: The batch as it came from the caller's iterable.
         pass_index: Which pass this was, from 0.
         samples: The samples of this batch, counted over the whole stream.
-        records: The same tensors with their site, pass and call.
+        records: The same tensors with their site, pass and call; with `calls="all"`, those of
+            earlier calls too.
     """
 
     def __init__(
@@ -57,6 +58,10 @@ class BatchRecords(Mapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
+
+    def calls(self, site: str) -> list[Tensor]:
+        """What each call of a site produced, in order: one tensor unless `calls="all"`."""
+        return [record.tensor for record in self.records if record.site == site]
 
     def __len__(self) -> int:
         return len(self._tensors)

@@ -22,6 +22,10 @@ Call = Any
 class ReferenceStore:
     """The observable behaviour of `ActivationStore`, with every copy made at once in the hook.
 
+    Attributes:
+        activations: The value of each site's last call.
+        calls: The values of all its calls since `clear`.
+
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))
@@ -38,6 +42,7 @@ class ReferenceStore:
         self.sites = [parse_site(layer) for layer in layers]
         self.selection = selection or Selection()
         self.activations: dict[str, Tensor] = {}
+        self.calls: dict[str, list[Tensor]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def enable(self) -> None:
@@ -53,6 +58,7 @@ class ReferenceStore:
 
     def clear(self) -> None:
         self.activations = {}
+        self.calls = {}
 
     def get(self, site: str) -> Tensor | None:
         return self.activations.get(site)
@@ -68,7 +74,9 @@ class ReferenceStore:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             value = take_part(output, site)
             if value is not None:
-                self.activations[site.name] = take_selection(value, self.selection)
+                acts = take_selection(value, self.selection)
+                self.activations[site.name] = acts
+                self.calls.setdefault(site.name, []).append(acts)
 
         return hook
 

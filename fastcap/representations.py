@@ -17,6 +17,7 @@ from fastcap.progress import Progress, open_progress
 from fastcap.results import MemoryResult
 from fastcap.sites import as_site_names, bind_sites
 from fastcap.spec import Positions, as_count, make_selection
+from fastcap.stopping import EarlyStop
 from fastcap.streams import Stream
 from fastcap.warn import warn
 
@@ -37,6 +38,7 @@ def extract_representations(
     seq_dim: int | None = None,
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
+    stop_after_last_site: bool | None = None,
     device_bytes: int | None = None,
     host_bytes: int | None = None,
     progress: Progress = False,
@@ -65,6 +67,9 @@ def extract_representations(
         inputs: Keys of the batch passed to the model by name beside `input_ids`, such as
             `["attention_mask"]`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
+        stop_after_last_site: Whether to end a pass once every site has fired. By default where that
+            can miss nothing: fastcap makes the call itself, no site fires twice, nobody else has
+            hooks on the model, and two whole passes went the same way.
         device_bytes: Staging memory on the accelerator, in bytes.
         host_bytes: Slot memory on the host, in bytes.
         progress: `True` for a bar on the terminal, or a callable that is given the number of
@@ -113,16 +118,29 @@ def extract_representations(
         collate_fn=collate_fn,
     )
     result = MemoryResult(_length(dataset), max_samples, check_memory)
-    engine = Engine(model, bind_sites(model, names), selection, limits)
+    bound = bind_sites(model, names)
+    early_stop = EarlyStop(model, len(bound), stop_after_last_site, forward is None)
+    engine = Engine(model, bound, selection, limits)
     with (
         open_progress(progress, result.n_expected) as advance,
         evaluation_mode(model),
-        Stream(_until_full(loader, result), engine, call, model, LOOKAHEAD, consumer=result) as run,
+        Stream(
+            _until_full(loader, result),
+            engine,
+            call,
+            model,
+            LOOKAHEAD,
+            consumer=result,
+            early_stop=early_stop,
+        ) as run,
     ):
         for records in run:
             advance(min(records.samples.stop, result.n_done))
         acts = result.tensors()
-    return _in_order(engine.site_names, acts)
+    if result.n_done == 0:
+        sites = ", ".join(map(repr, engine.site_names))
+        warn(f"Nothing was captured at {sites}: the dataset gave no sample. The result is empty.")
+    return {name: acts[name] for name in engine.site_names if name in acts}
 
 
 def _length(dataset: Any) -> int | None:
@@ -163,14 +181,3 @@ def _until_full(loader: Iterable[Any], result: MemoryResult) -> Iterable[Any]:
         yield batch
         if result.is_full:
             return
-
-
-def _in_order(names: list[str], acts: dict[str, Tensor]) -> dict[str, Tensor]:
-    missing = [name for name in names if name not in acts]
-    if missing:
-        warn(
-            f"Nothing was captured at {', '.join(map(repr, missing))}: left out of the result. "
-            "Either the forward pass did not reach the module, or it was given no sample, or it "
-            "returned no tensor."
-        )
-    return {name: acts[name] for name in names if name in acts}

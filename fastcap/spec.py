@@ -158,6 +158,19 @@ def _as_int(name: str, value: object) -> int:
     raise ArgumentTypeError(f"{name} must be {what}; got {value!r}.")
 
 
+def as_keeps_all(calls: object) -> bool:
+    """Whether `calls` asks for every call of a module and not for the last.
+
+    Raises:
+        ArgumentError: Neither `"last"` nor `"all"`.
+    """
+    if calls not in ("last", "all"):
+        raise ArgumentError(
+            f"calls must be 'last' (the last call of each module) or 'all'; got {calls!r}."
+        )
+    return calls == "all"
+
+
 def as_count(name: str, value: object, at_least: int = 1) -> int:
     """Check that an argument is a whole number of at least `at_least`, and return it.
 

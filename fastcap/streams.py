@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -23,7 +24,8 @@ from fastcap.forward import (
 from fastcap.hooks import detach
 from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.sites import as_site_names, bind_sites
-from fastcap.spec import Positions, as_count, make_selection
+from fastcap.spec import Positions, as_count, as_keeps_all, make_selection
+from fastcap.stopping import EarlyStop, Firings
 
 
 class Consumer(Protocol):
@@ -67,6 +69,8 @@ class Stream(Iterator[BatchRecords]):
         lookahead: int,
         zero_copy: bool = False,
         consumer: Consumer | None = None,
+        early_stop: EarlyStop | None = None,
+        keeps_all: bool = False,
     ) -> None:
         self._batches = iter(batches)
         self._engine = engine
@@ -75,6 +79,8 @@ class Stream(Iterator[BatchRecords]):
         self._lookahead = lookahead
         self._zero_copy = zero_copy
         self._consumer = consumer
+        self._early_stop = early_stop
+        self._keeps_all = keeps_all
         self._running: deque[_Finished] = deque()
         self._postponed: Exception | None = None
         self._n_passes = 0
@@ -137,21 +143,31 @@ class Stream(Iterator[BatchRecords]):
             place = self._consumer.place
         if self._n_passes == 1:
             self._engine.replan()
-        captured = self._engine.open_pass(place)
+        stop = self._early_stop
+        firings = stop.begin(self._engine.handles) if stop is not None else None
+        captured = Pass(place, firings, self._keeps_all)
         try:
-            with evaluation_mode(self._model), uncompiled(self._model), torch.no_grad():
-                self._call(prepared)
+            with self._engine.running(captured):
+                self._forward(prepared, firings)
             self._send(captured)
         except BaseException:
             captured.clear()  # a failed pass is not delivered
             raise
-        finally:
-            self._engine.end_pass()
+        self._engine.report_silence()
         samples = range(self._n_samples, self._n_samples + (n_rows or 0))
         finished = _Finished(batch, self._n_passes, samples, captured)
         self._n_passes += 1
         self._n_samples = samples.stop
         return finished
+
+    def _forward(self, prepared: Any, firings: Firings | None) -> None:
+        with (
+            evaluation_mode(self._model),
+            uncompiled(self._model),
+            torch.no_grad(),
+            nullcontext() if self._early_stop is None else self._early_stop.around(firings),
+        ):
+            self._call(prepared)
 
     def _send(self, captured: Pass) -> None:
         """Put everything on its way, so that it travels while the next pass runs."""
@@ -160,19 +176,20 @@ class Stream(Iterator[BatchRecords]):
         if self._consumer is not None:
             self._consumer.end(captured)
         elif not self._zero_copy:
-            for lane, capture in captured.captures.values():
+            for lane, capture in captured.all():
                 lane.deliver(capture)
 
     def _deliver(self, finished: _Finished) -> BatchRecords:
         captured, records = finished.captured, []
         for site in self._engine.site_names:
-            if site not in captured.captures:
-                continue
-            lane, capture = captured.captures[site]
-            tensor = lane.result(capture, lend=self._zero_copy)
-            assert tensor is not None  # this pass's captures are nobody else's to drop
-            call_index = captured.n_calls[site] - 1
-            records.append(Record(site, tensor, finished.pass_index, call_index, finished.samples))
+            kept = captured.calls(site)
+            first = captured.n_calls.get(site, 0) - len(kept)
+            for call_index, (lane, capture) in enumerate(kept, first):
+                tensor = lane.result(capture, lend=self._zero_copy)
+                assert tensor is not None  # this pass's captures are nobody else's to drop
+                records.append(
+                    Record(site, tensor, finished.pass_index, call_index, finished.samples)
+                )
         return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
 
     def statistics(self) -> Statistics:
@@ -204,6 +221,8 @@ def stream(
     seq_dim: int | None = None,
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
+    calls: str = "last",
+    stop_after_last_site: bool | None = None,
     zero_copy: bool = False,
     device_bytes: int | None = None,
     host_bytes: int | None = None,
@@ -225,6 +244,11 @@ def stream(
         seq_dim: The dimension `positions` count along; 1 unless given.
         inputs: Keys of the batch passed to the model by name beside `input_ids`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
+        calls: `"last"` keeps the last call of a module that is called several times in a pass;
+            `"all"` keeps each: `records.calls(site)`.
+        stop_after_last_site: Whether to end a pass once every site has fired. By default where that
+            can miss nothing: fastcap makes the call itself, no site fires twice, nobody else has
+            hooks on the model, and two whole passes went the same way.
         zero_copy: Lend records out of pinned slots where they fill at least half of one, instead of
             copying them; the slot is used again when the tensor and every view of it are gone. A
             slot is pinned memory: if you copy from one with `non_blocking=True` on another stream
@@ -257,6 +281,18 @@ def stream(
     selection = make_selection(positions, reduce, dtype, seq_dim)
     limits = make_limits(device_bytes, host_bytes)
     lookahead = as_count("lookahead", lookahead, at_least=0)
+    keeps_all = as_keeps_all(calls)
     call = BatchCaller(model, device, inputs, forward)
-    engine = Engine(model, bind_sites(model, names), selection, limits)
-    return Stream(batches, engine, call, model, lookahead, zero_copy)
+    bound = bind_sites(model, names)
+    early_stop = EarlyStop(model, len(bound), stop_after_last_site, forward is None)
+    engine = Engine(model, bound, selection, limits)
+    return Stream(
+        batches,
+        engine,
+        call,
+        model,
+        lookahead,
+        zero_copy,
+        early_stop=early_stop,
+        keeps_all=keeps_all,
+    )

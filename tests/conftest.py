@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -40,3 +41,5 @@ def deterministic() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n_threads)
+    if "torch._dynamo.utils" in sys.modules:  # what one test compiled is not the next one's affair
+        sys.modules["torch._dynamo.utils"].counters.clear()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcap import ActivationStore
+from fastcap import ActivationStore, FastcapWarning
 from fastcap.reference import ReferenceStore, differences
 from fastcap.spec import make_selection
 from tests.support.datasets import make_ids
@@ -116,7 +116,8 @@ def test_a_module_replaced_after_enable_is_not_captured_and_its_hook_still_goes(
     replaced = model.layers["0"].mlp
     with ActivationStore(model, ["layers.0.mlp", "norm"]) as store:
         model.layers["0"].mlp = FeedForward(16)
-        model(IDS)
+        with pytest.warns(FastcapWarning, match="'layers.0.mlp': the module with this name was"):
+            model(IDS)
         assert list(store.activations) == ["norm"]
 
     assert hooks_on(model) == hooks_on(replaced) == 0

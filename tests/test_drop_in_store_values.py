@@ -16,6 +16,7 @@ from fastcap.reference import ReferenceStore, differences
 from fastcap.spec import make_selection
 from tests.support.datasets import make_ids
 from tests.support.models import (
+    N_ROOT_HOOKS,
     FailsAt,
     HiddenOutput,
     HiddenPair,
@@ -143,7 +144,11 @@ def test_clear_forgets_the_values_and_keeps_the_hooks() -> None:
     with ActivationStore(model, ["norm"]) as store:
         model(IDS)
         store.clear()
-        assert (store.get("norm"), store.activations, hooks_on(model)) == (None, {}, 1)
+        assert (store.get("norm"), store.activations, hooks_on(model)) == (
+            None,
+            {},
+            1 + N_ROOT_HOOKS,
+        )
 
         model(IDS)
         assert store.get("norm") is not None
@@ -158,7 +163,7 @@ def test_values_captured_before_an_error_are_readable_and_the_next_pass_is_exact
         assert caught.value is model.error
         assert list(store.activations) == ["before"]
         assert differences(oracle.activations, store.activations) == []
-        assert hooks_on(model) == 2 * len(names)
+        assert hooks_on(model) == 2 * len(names) + N_ROOT_HOOKS  # the oracle's too
 
         model(make_ids(3, seed=1))
         assert differences(oracle.activations, store.activations) == []

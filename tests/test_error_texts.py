@@ -34,6 +34,7 @@ BUILT_IN = {
     "PositionError": IndexError,
     "CastError": TypeError,
     "UnsupportedTensorError": TypeError,
+    "UnsupportedModuleError": RuntimeError,
     "BatchError": TypeError,
     "MissingInputError": KeyError,
     "ResultError": RuntimeError,

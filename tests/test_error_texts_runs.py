@@ -70,8 +70,10 @@ def test_a_stop_iteration_in_a_pass_does_not_pass_for_the_end_of_the_data(
     model = FailsAt(StopIteration("from the model"), at_pass)
     batches = [make_ids(2, seed=seed) for seed in range(3)]
     calls: dict[str, Callable[[], object]] = {
-        "extract": lambda: extract(model, SAMPLES, ["before"], "cpu", 3),
-        "stream": lambda: list(stream(model, batches, ["before"])),
+        "extract": lambda: extract(
+            model, SAMPLES, ["before"], "cpu", 3, stop_after_last_site=False
+        ),
+        "stream": lambda: list(stream(model, batches, ["before"], stop_after_last_site=False)),
     }
 
     # An iterator cannot raise it as it is; what a generator does instead is a RuntimeError.

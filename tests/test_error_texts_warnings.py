@@ -81,7 +81,7 @@ def test_an_output_that_is_no_tensor_is_reported_with_a_part_that_then_works(kin
         f"Ask for a part: {part!r}"
     )
     assert text.endswith(".")
-    assert len(said) == 2  # once for the site, and once for the result that lacks it
+    assert len(said) == 1
     captured = extract(model, SAMPLES, [part], "cpu", 2)
     assert differences(expected(model, SAMPLES, [part], 2), captured) == []
 
@@ -117,10 +117,7 @@ def test_a_site_without_rows_is_left_out_and_named() -> None:
         assert extract(LanguageModel(), [], ["norm"], "cpu") == {}
 
     assert texts(said) == [
-        (
-            "Nothing was captured at 'norm': left out of the result. Either the forward pass did "
-            "not reach the module, or it was given no sample, or it returned no tensor."
-        )
+        ("Nothing was captured at 'norm': the dataset gave no sample. The result is empty.")
     ]
 
 

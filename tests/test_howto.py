@@ -245,12 +245,15 @@ def test_a_wrong_name_is_a_value_error_that_shows_the_names(wrong: str) -> None:
 def test_a_module_that_the_pass_does_not_reach_has_no_value() -> None:
     model = LanguageModel()
     model.add_module("unused", nn.Linear(2, 2))
-    with ActivationStore(model, ["unused", "norm"]) as store:
+    with (
+        ActivationStore(model, ["unused", "norm"]) as store,
+        pytest.warns(FastcapWarning, match="Nothing is captured at site 'unused'"),
+    ):
         model(make_ids(2))
     assert store.get("unused") is None
     assert store.get("norm") is not None
 
-    with pytest.warns(FastcapWarning, match="Nothing was captured at 'unused'"):
+    with pytest.warns(FastcapWarning, match="Nothing is captured at site 'unused'"):
         found = extract_representations(model, Tokens(4), ["unused", "norm"], "cpu")
     assert list(found) == ["norm"]
 

@@ -290,6 +290,9 @@ class Patches(nn.Module):
         return output
 
 
+N_ROOT_HOOKS = 2  # by which a store knows where passes begin and end
+
+
 def hooks_on(model: nn.Module) -> int:
     """Hooks of any kind on a model and its modules."""
     return sum(

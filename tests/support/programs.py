@@ -58,6 +58,7 @@ class Program:
     seq_dim: int | None = None
     positions: Any = None
     reduce: str = "none"
+    calls: str = "last"
     n_engines = 1
 
     def paths(self) -> set[str]:
@@ -108,6 +109,7 @@ def draw_program(draw: random.Random, with_selection: bool | None = None) -> Pro
         zero_copy=draw.random() < 0.75,
         device_bytes=device_bytes,
         host_bytes=host_bytes,
+        calls=draw.choice(("last", "last", "all")),
     )
     if not with_selection:
         return program

@@ -88,6 +88,7 @@ class StoreRun:
             zero_copy=program.zero_copy,
             device_bytes=program.device_bytes,
             host_bytes=program.host_bytes,
+            calls=program.calls,
             **selection,
         )
         self.oracle = ReferenceStore(self.model, program.sites, make_selection(**selection))
@@ -202,6 +203,12 @@ class StoreRun:
 
     def compare(self) -> None:
         self.must_equal(self.oracle.activations, self.store.activations)
+        for site, every in self.oracle.calls.items():
+            expected = every if self.program.calls == "all" else every[-1:]
+            found = self.store.calls(site)
+            assert len(found) == len(expected), f"{site}: {len(found)} calls of {len(expected)}"
+            for want, got in zip(expected, found, strict=True):
+                self.must_equal({site: want}, {site: got})
 
     def must_equal(self, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
         """As `must_equal`; looking at values is not the model's doing."""

@@ -1,0 +1,114 @@
+"""What ending passes early saves: a site in the middle of a deep model, on whole and ended passes.
+
+    python -m benchmarks.early_stop [--rounds 9] [--out benchmarks/results]
+
+The two ways alternate, round by round; the figure is the ratio of their times with its 95 %
+interval. The floor is the share of the model's multiplications that lie before the site.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fastcap
+from benchmarks.machine import describe_checkout, describe_machine
+from benchmarks.models import Decoder, ModelShape, build_model
+from benchmarks.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
+
+SHAPE = ModelShape(n_layers=12, width=256, n_heads=4, hidden=1024, vocab_size=1024)
+SITE = "layers.5"
+N_BATCHES = 8
+BATCH_SHAPE = (8, 128)
+WAYS = {"whole": False, "ended early": True}
+
+
+def make_batches(n_batches: int, shape: tuple[int, int] = BATCH_SHAPE) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(SHAPE.vocab_size, shape, generator=generator) for _ in range(n_batches)]
+
+
+def run(model: Decoder, batches: Sequence[Tensor], stop: bool) -> tuple[float, list[Tensor]]:
+    """Seconds for all batches but the first, from which fastcap learns, and every value."""
+    records = fastcap.stream(model, batches, [SITE], stop_after_last_site=stop, lookahead=0)
+    values = [next(records)[SITE]]
+    started = time.perf_counter()
+    values += [record[SITE] for record in records]
+    return time.perf_counter() - started, values
+
+
+def share_before(model: Decoder) -> float:
+    """Multiplications by weights up to the site, as a share of all: what time cannot go below."""
+    site = model.get_submodule(SITE)
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 2}
+    sizes = {name: size for name, size in sizes.items() if "embedding" not in name}
+    last = [name for name in sizes if name.startswith(f"{SITE}.")][-1]
+    assert site is not None
+    names = list(sizes)
+    before = names[: names.index(last) + 1]
+    return sum(sizes[name] for name in before) / sum(sizes.values())
+
+
+def measure(n_rounds: int, batches: Sequence[Tensor]) -> dict[str, object]:
+    """Figures by name.
+
+    Raises:
+        AssertionError: The ways' values differ.
+    """
+    model = build_model(SHAPE, torch.float32, "cpu")
+    expected = run(model, batches, False)[1]
+
+    def check(way: str, values: list[Tensor]) -> None:
+        assert all(map(torch.equal, values, expected)), f"{way}: values differ"
+
+    def run_round(order: Sequence[str]) -> Mapping[str, tuple[float, list[Tensor]]]:
+        return {way: run(model, batches, WAYS[way]) for way in order}
+
+    secs = measure_rounds(list(WAYS), run_round, n_rounds, check)
+    ratio = paired_ratio(secs["ended early"], secs["whole"])
+    return {
+        "secs": secs,
+        "ratio": dataclasses.asdict(ratio),
+        "floor": round(share_before(model), 4),
+        "rounds": n_rounds,
+        "batches": len(batches) - 1,
+        "batch_shape": list(batches[0].shape),
+        "shape": dataclasses.asdict(SHAPE),
+        "site": SITE,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.early_stop")
+    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS)
+    parser.add_argument("--out", type=Path, help="folder for the figures")
+    options = parser.parse_args(arguments)
+    figures = measure(options.rounds, make_batches(N_BATCHES + 1))
+    now = dt.datetime.now(dt.UTC)
+    content = {
+        "date": now.isoformat(timespec="seconds"),
+        "commit": describe_checkout().commit,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": dataclasses.asdict(describe_machine("cpu")),
+        **figures,
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    sys.stdout.write(text)
+    if options.out:
+        (options.out / f"early-stop-{now:%Y-%m-%d}.json").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Counts the passes over a root module, and says when one is over."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from fastcap.hooks import untraced
+
+
+def watch_passes(
+    model: nn.Module, begun: Callable[[], None], ended: Callable[[], None]
+) -> list[RemovableHandle]:
+    """Hooks on the root module: `begun` before each pass, `ended` after each that did not raise.
+
+    A call of the root within a call of the root is part of the same pass.
+    """
+    model_ref = weakref.ref(model)
+
+    def is_outermost(module: nn.Module) -> bool:
+        return module is model_ref() and calls_on_stack(module) == 1
+
+    def before(module: nn.Module, args: Any) -> None:
+        if is_outermost(module):
+            begun()
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if is_outermost(module):
+            ended()
+
+    return [
+        model.register_forward_pre_hook(untraced(before)),
+        model.register_forward_hook(untraced(after)),
+    ]
+
+
+def calls_on_stack(module: nn.Module) -> int:
+    """How many calls of this module the running thread is within (hooks of one included)."""
+    frame: FrameType | None = sys._getframe(1)
+    n_calls = 0
+    while frame is not None:
+        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is module:
+            n_calls += 1
+        frame = frame.f_back
+    return n_calls
