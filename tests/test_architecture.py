@@ -24,7 +24,7 @@ LEVELS = [
     {"results"},
     {"streams"},
     {"activations", "representations"},
-    {"demo"},
+    {"demo", "huggingface"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""
