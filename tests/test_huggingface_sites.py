@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 from fastcap import ActivationStore
@@ -17,6 +16,7 @@ from tests.support.huggingface import (
     SIZES,
     SPECIAL_IDS,
     VOCABULARY_SIZE,
+    config,
     make,
     make_bert,
     make_gpt2,
@@ -28,10 +28,6 @@ from tests.support.huggingface import (
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 GROUPED = {**SIZES, **SPECIAL_IDS, "num_key_value_heads": 1}
-
-
-def config(name: str, **options: Any) -> Any:
-    return getattr(transformers, f"{name}Config")(**options)
 
 
 def make_opt() -> Any:
@@ -116,9 +112,9 @@ def test_vit_has_the_aliases_wherever_its_release_keeps_them() -> None:
 
 
 def test_a_model_with_a_head_has_the_same_sites_below_its_prefix() -> None:
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM
 
-    model = AutoModelForCausalLM.from_config(make_llama().config)
+    model = LlamaForCausalLM(make_llama().config)
     assert sites(model, "mlp", layers=0) == ["model.layers.0.mlp"]
 
 

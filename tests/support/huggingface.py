@@ -35,8 +35,8 @@ SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2}
 
 def make_tokenizer(pad_token: str | None = None, eos_token: str | None = "</s>") -> Any:
     """One token per word, `<s>` before every text; without a pad token unless given."""
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     tokenizer: Any = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -44,7 +44,8 @@ def make_tokenizer(pad_token: str | None = None, eos_token: str | None = "</s>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    return PreTrainedTokenizerFast(
+    wrap: Any = transformers.PreTrainedTokenizerFast
+    return wrap(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
@@ -54,12 +55,20 @@ def make_tokenizer(pad_token: str | None = None, eos_token: str | None = "</s>")
     )
 
 
+def config(name: str, **options: Any) -> Any:
+    """A configuration of transformers, by the name of its architecture."""
+    import transformers
+
+    return getattr(transformers, f"{name}Config")(**options)
+
+
 def make(config: Any) -> Any:
     """The model without a head, in eval mode, with weights large enough to tell texts apart."""
-    from transformers import AutoModel
+    import transformers
 
     torch.manual_seed(0)
-    model = AutoModel.from_config(config).eval()
+    auto: Any = transformers.AutoModel
+    model = auto.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -67,35 +76,25 @@ def make(config: Any) -> Any:
 
 
 def make_llama(**options: Any) -> Any:
-    from transformers import LlamaConfig
-
-    return make(LlamaConfig(**SIZES, **SPECIAL_IDS, num_key_value_heads=1, **options))
+    return make(config("Llama", **SIZES, **SPECIAL_IDS, num_key_value_heads=1, **options))
 
 
 def make_gpt2() -> Any:
-    from transformers import GPT2Config
-
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": N_POSITIONS}
-    return make(GPT2Config(**sizes, vocab_size=VOCABULARY_SIZE, **SPECIAL_IDS))
+    return make(config("GPT2", **sizes, vocab_size=VOCABULARY_SIZE, **SPECIAL_IDS))
 
 
 def make_bert() -> Any:
-    from transformers import BertConfig
-
-    return make(BertConfig(**SIZES))
+    return make(config("Bert", **SIZES))
 
 
 def make_roberta() -> Any:
-    from transformers import RobertaConfig
-
-    return make(RobertaConfig(**SIZES, pad_token_id=0))
+    return make(config("Roberta", **SIZES, pad_token_id=0))
 
 
 def make_t5() -> Any:
-    from transformers import T5Config
-
     sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "d_kv": 8}
-    return make(T5Config(**sizes, vocab_size=VOCABULARY_SIZE))
+    return make(config("T5", **sizes, vocab_size=VOCABULARY_SIZE))
 
 
 def save(folder: Path, make_model: Callable[[], Any] = make_llama) -> Path:
