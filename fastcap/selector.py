@@ -76,7 +76,8 @@ class Selector:
             raise PositionError(
                 f"Site {site.name!r} produced shape {tuple(value.shape)}, which has no dimension "
                 f"{dim} to take {self._selection.asked} from. Leave "
-                f"{self._selection.argument}= out for this site, or name the dimension with seq_dim=."
+                f"{self._selection.argument}= out for this site, or name the dimension with "
+                "seq_dim=."
             )
         n_tokens = tokens.n_tokens if asked is None else None
         if n_tokens not in (None, value.shape[dim]) and tokens.is_within_pass():
