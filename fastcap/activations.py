@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NoReturn, Self
 
 import torch
@@ -12,12 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.budget import make_limits
 from fastcap.engine import Engine, Pass
-from fastcap.errors import ArgumentTypeError
+from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.forward import is_compiled
 from fastcap.hooks import detach
 from fastcap.records import Statistics
+from fastcap.rows import MaskOf, RowSource
 from fastcap.sites import as_site_names, bind_sites
-from fastcap.spec import Positions, make_selection
+from fastcap.spec import Positions, Reduce, make_selection
 from fastcap.warn import warn
 
 
@@ -33,10 +34,16 @@ class ActivationStore:
             and its outputs do not change.
         layers: Module names, such as `layers.15.mlp`; one string is one site. With `:output[1]`,
             `:output[key]` or `:output.name` behind it, that part of the module's output.
-        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
-        reduce: A callable on the selected tensor, on its own device, before the copy.
+        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
+            `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
+            another (see `lengths`); or one list of ints per sample, for passes of so many samples.
+        reduce: A callable on the selected tensor, on its own device, before the copy; or `"mean"`
+            over each sample's real tokens, accumulated in float32 (float64 for float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
         seq_dim: The dimension `positions` count along; 1 unless given.
+        mask: Which tokens are real, `(batch, sequence)` of zeros and ones: a tensor for all passes,
+            or a callable on the arguments of the model's call, such as `lambda ids: ids != 0`. By
+            default the `attention_mask` that the model is called with.
         zero_copy: Lend values out of pinned slots where they fill at least half of one, instead of
             copying them; the slot is used again when the tensor and every view of it are gone.
         device_bytes: Staging memory on the accelerator, in bytes.
@@ -61,9 +68,10 @@ class ActivationStore:
         layers: Iterable[str] | None = None,
         *,
         positions: Positions = None,
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        reduce: Reduce = None,
         dtype: torch.dtype | None = None,
         seq_dim: int | None = None,
+        mask: MaskOf = None,
         zero_copy: bool = False,
         device_bytes: int | None = None,
         host_bytes: int | None = None,
@@ -71,6 +79,13 @@ class ActivationStore:
         self._model = model
         self._names = as_site_names(layers)
         self._selection = make_selection(positions, reduce, dtype, seq_dim)
+        if self._selection.batch_key is not None:
+            raise ArgumentError(
+                f"positions={self._selection.batch_key!r}: the words a store knows are 'last' and "
+                "'unpadded'. A key of the batch is for stream() and extract_representations(); "
+                "here, give one list of positions per sample."
+            )
+        self._rows = RowSource(self._selection, mask)
         self._limits = make_limits(device_bytes, host_bytes)
         self._zero_copy = zero_copy
         self._latest = Pass()
@@ -107,7 +122,7 @@ class ActivationStore:
         if self._engine is not None:
             return
         sites = bind_sites(self._model, self._names)
-        engine = Engine(self._model, sites, self._selection, self._limits, always=self._latest)
+        engine = Engine(self._model, sites, self._selection, self._limits, self._latest, self._rows)
         engine.handles = self._hooks
         if is_compiled(self._model):
             self._retrace()
@@ -169,6 +184,15 @@ class ActivationStore:
                 return value
             # Another thread's pass replaced the value while this one was reading: take the new one.
         return None
+
+    def lengths(self, name: str) -> tuple[int, ...] | None:
+        """Of a site's value with `positions="unpadded"`, how many rows each sample has.
+
+        `store.get(name).split(store.lengths(name))` is one tensor per sample. `None` for other
+        selections, and where `get` returns `None`.
+        """
+        found = self._latest.captures.get(name.removesuffix(":output"))
+        return None if found is None else found[1].lengths
 
     def statistics(self) -> Statistics:
         """What capturing has cost so far."""

@@ -27,6 +27,7 @@ from fastcap.lanes.staged import StagedLane
 from fastcap.parts import check_capturable, describe_miss, is_fake, take_part
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
+from fastcap.rows import Rows, RowSource
 from fastcap.selector import Selector
 from fastcap.sites import BoundSite
 from fastcap.spec import Selection, Site
@@ -50,14 +51,16 @@ class Pass:
         captures: The last capture of each site, in the order sites first fired.
         n_calls: How often each site has captured.
         place: The consumer's wish; `None` for owned memory.
+        rows: What the batch says of its samples; `None` where the model's call has to.
     """
 
-    __slots__ = ("captures", "n_calls", "place")
+    __slots__ = ("captures", "n_calls", "place", "rows")
 
-    def __init__(self, place: Place | None = None) -> None:
+    def __init__(self, place: Place | None = None, rows: Rows | None = None) -> None:
         self.captures: dict[str, tuple[Lane, Capture]] = {}
         self.n_calls: dict[str, int] = {}
         self.place = place
+        self.rows = rows
 
     def drop(self, site: str) -> None:
         lane, capture = self.captures.pop(site)
@@ -90,6 +93,7 @@ class Engine:
         limits: How much memory lanes may use.
         always: The pass that every call belongs to which is not within an `open_pass`; `None`
             captures nothing outside of one.
+        rows: Where passes learn what to take of each sample.
     """
 
     def __init__(
@@ -99,11 +103,17 @@ class Engine:
         selection: Selection,
         limits: Limits,
         always: Pass | None = None,
+        rows: RowSource | None = None,
     ) -> None:
         self._model = model
         self._bound = list(sites)
         self._tokens = TokenCounter()
-        self._counts_tokens = selection.positions is not None and selection.seq_dim is None
+        self._rows = rows or RowSource(selection)
+        self._counts_tokens = (
+            selection.positions is not None
+            and selection.seq_dim is None
+            and not selection.needs_mask
+        )
         self._sites = [bound.site for bound in sites]
         self._dtype = selection.dtype
         self._selector = Selector(selection)
@@ -127,6 +137,7 @@ class Engine:
         self.handles += attach(self._bound, self)
         if self._counts_tokens:
             self.handles += self._tokens.attach(self._model)
+        self.handles += self._rows.attach(self._model)
 
     def detach(self) -> None:
         detach(self.handles)
@@ -149,17 +160,26 @@ class Engine:
     def _capture(self, current: Pass, index: int, value: Tensor) -> None:
         site = self._sites[index]
         check_capturable(value, site)
-        value = self._selector(value, site, self._tokens)
+        lengths = None
+        if self._rows.is_asked:
+            rows = self._rows(current.rows, site)
+            lengths = self._rows.lengths(rows)
+            device = self._lane(value.device).device
+            value = self._selector(value, site, self._tokens, rows, device)
+        else:
+            value = self._selector(value, site, self._tokens)
         dtype = self._dtype or value.dtype
         target = None
         if current.place is not None:
             value, target = current.place(site.name, value, dtype)
-        lane = self._lanes.get(value.device) or self._open_lane(value.device)
+        lane = self._lane(value.device)
         if current is self._always:
             if site.name in self._fired:
                 lane.replan()  # its second call: one pass, or one turn of a loop, is known
             self._fired.add(site.name)
-        self._file(current, site, lane, lane.capture(value, dtype, target, index))
+        capture = lane.capture(value, dtype, target, index)
+        capture.lengths = lengths
+        self._file(current, site, lane, capture)
 
     def _file(self, current: Pass, site: Site, lane: Lane, capture: Capture) -> None:
         with self._filing:
@@ -175,6 +195,9 @@ class Engine:
             warn(message)
 
     # Lanes
+
+    def _lane(self, torch_device: torch.device) -> Lane:
+        return self._lanes.get(torch_device) or self._open_lane(torch_device)
 
     def _open_lane(self, torch_device: torch.device) -> Lane:
         close_orphans()
@@ -194,9 +217,9 @@ class Engine:
 
     # Passes that fastcap runs itself
 
-    def open_pass(self, place: Place | None = None) -> Pass:
+    def open_pass(self, place: Place | None = None, rows: Rows | None = None) -> Pass:
         """Until `end_pass`, what this thread's hooks capture belongs to the returned pass."""
-        self._of_thread.current = current = Pass(place)
+        self._of_thread.current = current = Pass(place, rows)
         return current
 
     def end_pass(self) -> None:
@@ -214,7 +237,12 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Counts since the engine was made."""
-        return sum((lane.statistics() for lane in self.lanes()), self._closed)
+        counted = self._closed + Statistics(mask_reads=self._rows.n_mask_reads)
+        return sum((lane.statistics() for lane in self.lanes()), counted)
+
+    def rows_of(self, batch: Any) -> Rows | None:
+        """What a batch says of its samples, for `open_pass`; see `RowSource.of_batch`."""
+        return self._rows.of_batch(batch)
 
     def close(self) -> None:
         """Off first, then drain, then give memory back (R12). The engine can be attached again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -22,8 +22,9 @@ from fastcap.forward import (
 )
 from fastcap.hooks import detach
 from fastcap.records import BatchRecords, Record, Statistics
+from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.sites import as_site_names, bind_sites
-from fastcap.spec import Positions, as_count, make_selection
+from fastcap.spec import Positions, Reduce, as_count, make_selection
 
 
 class Consumer(Protocol):
@@ -137,7 +138,7 @@ class Stream(Iterator[BatchRecords]):
             place = self._consumer.place
         if self._n_passes == 1:
             self._engine.replan()
-        captured = self._engine.open_pass(place)
+        captured = self._engine.open_pass(place, self._engine.rows_of(batch))
         try:
             with evaluation_mode(self._model), uncompiled(self._model), torch.no_grad():
                 self._call(prepared)
@@ -172,7 +173,16 @@ class Stream(Iterator[BatchRecords]):
             tensor = lane.result(capture, lend=self._zero_copy)
             assert tensor is not None  # this pass's captures are nobody else's to drop
             call_index = captured.n_calls[site] - 1
-            records.append(Record(site, tensor, finished.pass_index, call_index, finished.samples))
+            records.append(
+                Record(
+                    site,
+                    tensor,
+                    finished.pass_index,
+                    call_index,
+                    finished.samples,
+                    capture.lengths,
+                )
+            )
         return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
 
     def statistics(self) -> Statistics:
@@ -199,9 +209,10 @@ def stream(
     *,
     device: torch.device | str | int | None = None,
     positions: Positions = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    mask: MaskOfBatch = None,
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     zero_copy: bool = False,
@@ -219,10 +230,17 @@ def stream(
         batches: Dicts with `input_ids`, tensors, or tuples of tensors (the positional arguments).
         sites: Module names, such as `layers.15.mlp`; see `docs/concepts.md`.
         device: Where batches are moved; by default where the model's parameters are.
-        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
-        reduce: A callable on the selected tensor, on its own device, before the copy.
+        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
+            `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
+            another (see `BatchRecords.lengths`); one list of ints per sample; or the key of the
+            batch that holds positions, `(batch,)` or `(batch, n_positions)`.
+        reduce: A callable on the selected tensor, on its own device, before the copy; or `"mean"`
+            over each sample's real tokens, accumulated in float32 (float64 for float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
         seq_dim: The dimension `positions` count along; 1 unless given.
+        mask: A callable on the batch that says which tokens are real, `(batch, sequence)` of zeros
+            and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the batch's
+            `attention_mask`, or else the one the model is called with.
         inputs: Keys of the batch passed to the model by name beside `input_ids`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
         zero_copy: Lend records out of pinned slots where they fill at least half of one, instead of
@@ -258,5 +276,6 @@ def stream(
     limits = make_limits(device_bytes, host_bytes)
     lookahead = as_count("lookahead", lookahead, at_least=0)
     call = BatchCaller(model, device, inputs, forward)
-    engine = Engine(model, bind_sites(model, names), selection, limits)
+    rows = RowSource(selection, mask_of_batch=mask)
+    engine = Engine(model, bind_sites(model, names), selection, limits, rows=rows)
     return Stream(batches, engine, call, model, lookahead, zero_copy)
