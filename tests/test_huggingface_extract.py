@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastcap.errors import (
     ArgumentTypeError,
     LoadError,
     MissingExtraError,
+    ResultError,
     SiteNotFoundError,
 )
 from fastcap.huggingface import Collator, extract, load, sites
@@ -51,11 +53,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_three_lines_from_a_folder_to_activations(folder: Path) -> None:
-    acts = extract(str(folder), TEXTS, "residual", layers=[1], positions=0)
+    acts = extract(str(folder), TEXTS, "residual", layers=[1], positions="last")
     assert list(acts) == ["layers.1"]
     model, tokenizer = load(folder)
     for row, text in zip(acts["layers.1"], TEXTS, strict=True):
-        torch.testing.assert_close(row, alone(model, tokenizer, text, "layers.1")[0])
+        torch.testing.assert_close(row, alone(model, tokenizer, text, "layers.1")[-1])
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -130,6 +132,33 @@ def test_without_position_ids_left_padding_would_differ() -> None:
     )
     expected = alone(model, tokenizer, TEXTS[1], site)[-1]
     assert (acts[site][1] - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("make_model", MODELS)
+def test_the_last_token_and_the_mean_are_those_of_the_text_alone(
+    make_model: Callable[[], Any], side: str
+) -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "padding_side": side,
+        "batch_size": 3,
+        "layers": -1,
+    }
+    ((site, last),) = extract(model, TEXTS, positions="last", **options).items()
+    ((_, mean),) = extract(model, TEXTS, reduce="mean", **options).items()
+    for index, text in enumerate(TEXTS):
+        acts = alone(model, tokenizer, text, site)
+        torch.testing.assert_close(last[index], acts[-1])
+        torch.testing.assert_close(mean[index], acts.mean(dim=0))
+
+
+def test_lengths_that_differ_between_batches_need_a_selection(folder: Path) -> None:
+    with pytest.raises(ResultError, match=r"'layers\.0'"):
+        extract(folder, TEXTS, layers=0, batch_size=2)
+    whole = extract(folder, TEXTS, layers=0)["layers.0"]
+    assert whole.shape == (5, 6, 16)  # one batch: padding is there, too
 
 
 def test_chats_and_files(folder: Path, tmp_path: Path) -> None:
@@ -209,12 +238,12 @@ def test_a_real_checkpoint_gives_sentence_vectors_padded_or_not() -> None:
     except MissingExtraError as error:
         pytest.skip(str(error))
     texts = ["The cat sat on the mat.", "Copies run while the model computes, on a second stream."]
-    (name,) = acts = extract(folder, texts, layers=-1, positions=0, local_files_only=True)
+    (name,) = acts = extract(folder, texts, layers=-1, reduce="mean", local_files_only=True)
     assert name == "encoder.layer.5"
     model, tokenizer = load(folder, local_files_only=True)
     for row, text in zip(acts[name], texts, strict=True):
         torch.testing.assert_close(
-            row, alone(model, tokenizer, text, name)[0], atol=1e-5, rtol=1e-5
+            row, alone(model, tokenizer, text, name).mean(dim=0), atol=1e-5, rtol=1e-5
         )
 
 
@@ -264,6 +293,16 @@ def test_transformers_is_needed_to_load_by_name(
         "Loading a model by name needs transformers. Install it with: "
         "pip install 'torch-fastcap[hf]'"
     )
+
+
+def test_importing_the_package_does_not_import_transformers() -> None:
+    program = (
+        "import sys, torch\n"
+        "before = 'transformers' in sys.modules\n"
+        "import fastcap.huggingface\n"
+        "assert ('transformers' in sys.modules) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_built_model_needs_its_tokenizer() -> None:

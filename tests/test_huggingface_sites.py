@@ -158,7 +158,20 @@ def test_a_block_adds_attention_and_mlp_to_the_residual(make_model: Any) -> None
     torch.testing.assert_close(acts[after], total)
 
 
-def test_the_same_holds_for_an_encoder_and_for_images() -> None:
+@pytest.mark.parametrize("make_model", [make_llama, make_gpt2, make_bert])
+def test_the_residual_is_the_next_hidden_state_but_for_the_final_norm(make_model: Any) -> None:
+    model = make_model()
+    before, after = sites(model, "residual")
+    ids = torch.randint(5, VOCABULARY_SIZE, (2, 6))
+    acts = capture(model, [before, after], input_ids=ids)
+    with torch.no_grad():
+        hidden = model(ids, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(acts[before], hidden[1])
+    has_final_norm = make_model is not make_bert
+    assert torch.allclose(acts[after], hidden[2]) != has_final_norm
+
+
+def test_blocks_of_an_encoder_and_of_images_add_up_too() -> None:
     t5, vit = make_t5().get_encoder(), make_vit()
     calls = [
         (t5, {"input_ids": torch.randint(5, VOCABULARY_SIZE, (2, 6))}),

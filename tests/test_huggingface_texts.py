@@ -202,6 +202,14 @@ def test_no_token_to_pad_with_is_refused() -> None:
     )
 
 
+def test_a_tokenizer_is_an_object() -> None:
+    message = message_of(ArgumentTypeError, lambda: Collator(make_llama(), "a-folder"))
+    assert message == (
+        "tokenizer must be a tokenizer of transformers; got 'a-folder'. Load one with "
+        "transformers.AutoTokenizer.from_pretrained(folder)."
+    )
+
+
 def test_chats_are_written_by_the_template_and_get_no_special_tokens_twice() -> None:
     tokenizer = make_tokenizer()
     (batch,) = Collator(make_llama(), tokenizer).batches(CHATS)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastcap.errors import ArgumentError, BatchError
+from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from fastcap.huggingface.texts import Chat, Texts, each_item, is_chat
 from fastcap.sites import WRAPPERS
 from fastcap.spec import as_count
@@ -47,14 +47,20 @@ class Collator:
             pad with, or left padding for a model whose positions it would shift.
 
     Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
         >>> from fastcap import stream
-        >>> from fastcap.huggingface import Collator, sites
-        >>> def means(model, tokenizer, texts):
-        ...     collator = Collator(model, tokenizer, max_tokens=128)
-        ...     batches = collator.batches(texts, batch_size=8)
-        ...     names = sites(model, "residual", layers=-1)
-        ...     for records in stream(model, batches, names, inputs=collator.inputs):
-        ...         yield records[names[0]].mean()
+        >>> from fastcap.huggingface import Collator
+        >>> words = Tokenizer(models.WordLevel({"<unk>": 0, "yes": 1, "no": 2}, unk_token="<unk>"))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<unk>")
+        >>> model = GPT2Model(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=3,
+        ...                              bos_token_id=0, eos_token_id=0))
+        >>> collator = Collator(model, tokenizer, max_tokens=128)
+        >>> batches = collator.batches(["yes", "no", "no"], batch_size=2)
+        >>> for records in stream(model, batches, ["h.1.mlp"], inputs=collator.inputs):
+        ...     print(records["h.1.mlp"].shape)
+        torch.Size([2, 1, 8])
+        torch.Size([1, 1, 8])
     """
 
     inputs: list[str]
@@ -186,6 +192,11 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _able_to_pad(tokenizer: Any) -> Any:
     """The tokenizer, or a copy that pads with the end-of-sequence token."""
+    if not callable(tokenizer) or not hasattr(tokenizer, "pad_token"):
+        raise ArgumentTypeError(
+            f"tokenizer must be a tokenizer of transformers; got {tokenizer!r}. Load one with "
+            "transformers.AutoTokenizer.from_pretrained(folder)."
+        )
     if tokenizer.pad_token is not None:
         return tokenizer
     if tokenizer.eos_token is None:

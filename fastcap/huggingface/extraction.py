@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fastcap.huggingface.loading import Name, load, load_model
 from fastcap.huggingface.texts import Texts, each_item
 from fastcap.representations import extract_representations
 from fastcap.sites import as_site_names
-from fastcap.spec import Positions
+from fastcap.spec import Positions, Reduce
 
 
 def extract(
@@ -28,7 +28,7 @@ def extract(
     layers: Layers = None,
     tokenizer: Any = None,
     positions: Positions = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     batch_size: int = 32,
     max_tokens: int | None = None,
@@ -51,8 +51,9 @@ def extract(
             name, or several of either.
         layers: Which blocks an alias stands for: an int, several, or a slice; `None` for all.
         tokenizer: Needed with a built model; with a name, replaces its own.
-        positions: As in `extract_representations`; counted along the padded batch.
-        reduce: As in `extract_representations`.
+        positions: As in `extract_representations`. `"last"` is each text's last token, whatever the
+            padding; ints count along the padded batch.
+        reduce: As in `extract_representations`. `"mean"` is over each text's own tokens.
         dtype: The dtype to deliver; the model's is `model_dtype`.
         batch_size: Texts per pass. Every batch is padded to its longest text.
         max_tokens: Where to cut texts. `None`: texts beyond the model's positions are an error.
@@ -78,9 +79,17 @@ def extract(
         different lengths make batches of different lengths, which is a `ResultError`.
 
     Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
         >>> from fastcap.huggingface import extract
-        >>> def last_layer(name):
-        ...     return extract(name, ["A text.", "Another."], "residual", layers=-1, positions=0)
+        >>> words = Tokenizer(models.WordLevel({"<unk>": 0, "yes": 1, "no": 2}, unk_token="<unk>"))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<unk>")
+        >>> model = GPT2Model(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=3,
+        ...                              bos_token_id=0, eos_token_id=0))
+        >>> acts = extract(model, ["yes", "no"], "residual", layers=-1, tokenizer=tokenizer,
+        ...                positions="last")  # or a name: extract("openai-community/gpt2", ...)
+        >>> acts["h.1"].shape
+        torch.Size([2, 8])
     """
     items = list(each_item(texts, text_key))
     if not items:
