@@ -16,7 +16,6 @@ from fastcap.huggingface.collator import Collator
 from fastcap.huggingface.loading import Name, load, load_model
 from fastcap.huggingface.texts import Texts, each_item
 from fastcap.representations import extract_representations
-from fastcap.sites import as_site_names
 from fastcap.spec import Positions, Reduce
 
 
@@ -164,7 +163,8 @@ def _check_needs_texts_only(model: nn.Module) -> None:
 
 
 def _names(model: nn.Module, site: str | Iterable[str], layers: Layers) -> list[str]:
-    wanted = as_site_names(site)
+    several = isinstance(site, Iterable) and not isinstance(site, str | nn.Module)
+    wanted: list[Any] = list(site) if several else [site]
     if layers is not None and not any(map(is_alias, wanted)):
         raise ArgumentError(
             f"layers={layers!r} says which blocks an alias stands for, and {wanted} has no alias. "
