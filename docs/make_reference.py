@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fastcap
-from fastcap import errors
+from fastcap import errors, huggingface
 
 TARGET = Path(__file__).parent / "reference.md"
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Example")
@@ -23,7 +23,9 @@ def render() -> str:
         "",
     ]
     for name in sorted(fastcap.__all__, key=_reading_order):
-        lines += _render_name(name, getattr(fastcap, name))
+        lines += _render_name(f"fastcap.{name}", getattr(fastcap, name))
+    for name in huggingface.__all__:
+        lines += _render_name(f"fastcap.huggingface.{name}", getattr(huggingface, name))
     lines += ["## fastcap.errors", "", "```text", inspect.getdoc(errors) or "", "```", ""]
     return "\n".join(lines)
 
@@ -33,11 +35,12 @@ def _reading_order(name: str) -> tuple[bool, str]:
     return name not in main, name.lower()
 
 
-def _render_name(name: str, thing: Any) -> Iterator[str]:
-    yield from (f"## {name}", "")
+def _render_name(path: str, thing: Any) -> Iterator[str]:
+    package, _, name = path.rpartition(".")
+    yield from (f"## {name if package == 'fastcap' else path}", "")
     is_made_by_callers = not issubclass(thing, Exception) if inspect.isclass(thing) else True
     if is_made_by_callers and name not in ("BatchRecords", "Record", "Statistics", "Stream"):
-        yield from ("```python", _signature(f"fastcap.{name}", thing), "```", "")
+        yield from ("```python", _signature(path, thing), "```", "")
     yield from _render_doc(thing)
     if inspect.isclass(thing) and not issubclass(thing, Exception):
         for member, value in vars(thing).items():

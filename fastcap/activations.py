@@ -12,13 +12,14 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.budget import make_limits
 from fastcap.engine import Engine, Pass
-from fastcap.errors import ArgumentTypeError
+from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.forward import is_compiled
 from fastcap.hooks import detach
 from fastcap.passes import watch_passes
 from fastcap.records import Statistics
+from fastcap.rows import MaskOf, RowSource
 from fastcap.sites import as_site_names, bind_sites
-from fastcap.spec import Positions, as_keeps_all, make_selection
+from fastcap.spec import Positions, Reduce, as_keeps_all, make_selection
 from fastcap.warn import warn
 
 
@@ -34,10 +35,16 @@ class ActivationStore:
             and its outputs do not change.
         layers: Module names, such as `layers.15.mlp`; one string is one site. With `:output[1]`,
             `:output[key]` or `:output.name` behind it, that part of the module's output.
-        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
-        reduce: A callable on the selected tensor, on its own device, before the copy.
+        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
+            `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
+            another (see `lengths`); or one list of ints per sample, for passes of so many samples.
+        reduce: A callable on the selected tensor, on its own device, before the copy; or `"mean"`
+            over each sample's real tokens, accumulated in float32 (float64 for float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
         seq_dim: The dimension `positions` count along; 1 unless given.
+        mask: Which tokens are real, `(batch, sequence)` of zeros and ones: a tensor for all passes,
+            or a callable on the arguments of the model's call, such as `lambda ids: ids != 0`. By
+            default the `attention_mask` that the model is called with.
         calls: `"last"` keeps the last call of each module; `"all"` keeps every call until `clear`,
             also those of loops, shared modules and steps of `generate()`: see `calls`.
         zero_copy: Lend values out of pinned slots where they fill at least half of one, instead of
@@ -64,9 +71,10 @@ class ActivationStore:
         layers: Iterable[str] | None = None,
         *,
         positions: Positions = None,
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        reduce: Reduce = None,
         dtype: torch.dtype | None = None,
         seq_dim: int | None = None,
+        mask: MaskOf = None,
         calls: str = "last",
         zero_copy: bool = False,
         device_bytes: int | None = None,
@@ -75,6 +83,13 @@ class ActivationStore:
         self._model = model
         self._names = as_site_names(layers)
         self._selection = make_selection(positions, reduce, dtype, seq_dim)
+        if self._selection.batch_key is not None:
+            raise ArgumentError(
+                f"positions={self._selection.batch_key!r}: the words a store knows are 'last' and "
+                "'unpadded'. A key of the batch is for stream() and extract_representations(); "
+                "here, give one list of positions per sample."
+            )
+        self._rows = RowSource(self._selection, mask)
         self._limits = make_limits(device_bytes, host_bytes)
         self._zero_copy = zero_copy
         self._latest = Pass(keeps_all=as_keeps_all(calls))
@@ -113,7 +128,7 @@ class ActivationStore:
         if self._engine is not None:
             return
         sites = bind_sites(self._model, self._names)
-        engine = Engine(self._model, sites, self._selection, self._limits, always=self._latest)
+        engine = Engine(self._model, sites, self._selection, self._limits, self._latest, self._rows)
         engine.handles = self._hooks
         if is_compiled(self._model):
             self._retrace()
@@ -210,6 +225,15 @@ class ActivationStore:
         """
         captured_in = self._latest.captured_in.get(name.removesuffix(":output"))
         return None if captured_in is None else self._latest.number - captured_in
+
+    def lengths(self, name: str) -> tuple[int, ...] | None:
+        """Of a site's value with `positions="unpadded"`, how many rows each sample has.
+
+        `store.get(name).split(store.lengths(name))` is one tensor per sample. `None` for other
+        selections, and where `get` returns `None`.
+        """
+        found = self._latest.captures.get(name.removesuffix(":output"))
+        return None if found is None else found[1].lengths
 
     def statistics(self) -> Statistics:
         """What capturing has cost so far."""

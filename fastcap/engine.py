@@ -28,6 +28,7 @@ from fastcap.lanes.staged import StagedLane
 from fastcap.parts import check_capturable, describe_miss, is_fake, take_part
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
+from fastcap.rows import Rows, RowSource
 from fastcap.selector import Selector
 from fastcap.silence import explain_no_pass, explain_silence, has_compiled
 from fastcap.sites import BoundSite
@@ -53,6 +54,7 @@ class Pass:
         place: The consumer's wish; `None` for owned memory.
         firings: Told of every site that fires; may end the pass.
         keeps_all: Whether earlier calls of a site are kept beside the last.
+        rows: What the batch says of its samples; `None` where the model's call has to.
 
     Attributes:
         captures: The last capture of each site, in the order sites first fired.
@@ -71,6 +73,7 @@ class Pass:
         "n_calls",
         "number",
         "place",
+        "rows",
     )
 
     def __init__(
@@ -78,6 +81,7 @@ class Pass:
         place: Place | None = None,
         firings: Firings | None = None,
         keeps_all: bool = False,
+        rows: Rows | None = None,
     ) -> None:
         self.captures: dict[str, tuple[Lane, Capture]] = {}
         self.earlier: dict[str, list[tuple[Lane, Capture]]] = {}
@@ -87,6 +91,7 @@ class Pass:
         self.place = place
         self.firings = firings
         self.keeps_all = keeps_all
+        self.rows = rows
 
     def calls(self, site: str) -> list[tuple[Lane, Capture]]:
         """The captures of a site that are kept, in the order of its calls."""
@@ -144,6 +149,7 @@ class Engine:
         limits: How much memory lanes may use.
         always: The pass that every call belongs to which is not `running` one; `None`
             captures nothing outside of one.
+        rows: Where passes learn what to take of each sample.
     """
 
     def __init__(
@@ -153,11 +159,17 @@ class Engine:
         selection: Selection,
         limits: Limits,
         always: Pass | None = None,
+        rows: RowSource | None = None,
     ) -> None:
         self._model = model
         self._bound = list(sites)
         self._tokens = TokenCounter()
-        self._counts_tokens = selection.positions is not None and selection.seq_dim is None
+        self._rows = rows or RowSource(selection)
+        self._counts_tokens = (
+            selection.positions is not None
+            and selection.seq_dim is None
+            and not selection.needs_mask
+        )
         self._sites = [bound.site for bound in sites]
         self._dtype = selection.dtype
         self._selector = Selector(selection)
@@ -181,6 +193,7 @@ class Engine:
         self.handles += attach(self._bound, self)
         if self._counts_tokens:
             self.handles += self._tokens.attach(self._model)
+        self.handles += self._rows.attach(self._model)
 
     def detach(self) -> None:
         detach(self.handles)
@@ -206,15 +219,24 @@ class Engine:
     def _capture(self, current: Pass, index: int, value: Tensor) -> None:
         site = self._sites[index]
         check_capturable(value, site)
-        value = self._selector(value, site, self._tokens)
+        lengths = None
+        if self._rows.is_asked:
+            rows = self._rows(current.rows, site)
+            lengths = self._rows.lengths(rows)
+            device = self._lane(value.device).device
+            value = self._selector(value, site, self._tokens, rows, device)
+        else:
+            value = self._selector(value, site, self._tokens)
         dtype = self._dtype or value.dtype
         target = None
         if current.place is not None:
             value, target = current.place(site.name, value, dtype)
-        lane = self._lanes.get(value.device) or self._open_lane(value.device)
+        lane = self._lane(value.device)
         if current is self._always and index in self._fired:
             lane.replan()  # its second call: one pass, or one turn of a loop, is known
-        self._file(current, site, lane, lane.capture(value, dtype, target, index))
+        capture = lane.capture(value, dtype, target, index)
+        capture.lengths = lengths
+        self._file(current, site, lane, capture)
 
     def _file(self, current: Pass, site: Site, lane: Lane, capture: Capture) -> None:
         with self._filing:
@@ -243,6 +265,9 @@ class Engine:
                 self._report(bound.site, explain_no_pass(bound))
 
     # Lanes
+
+    def _lane(self, torch_device: torch.device) -> Lane:
+        return self._lanes.get(torch_device) or self._open_lane(torch_device)
 
     def _open_lane(self, torch_device: torch.device) -> Lane:
         close_orphans()
@@ -283,7 +308,12 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Counts since the engine was made."""
-        return sum((lane.statistics() for lane in self.lanes()), self._closed)
+        counted = self._closed + Statistics(mask_reads=self._rows.n_mask_reads)
+        return sum((lane.statistics() for lane in self.lanes()), counted)
+
+    def rows_of(self, batch: Any) -> Rows | None:
+        """What a batch says of its samples, for `open_pass`; see `RowSource.of_batch`."""
+        return self._rows.of_batch(batch)
 
     def close(self) -> None:
         """Off first, then drain, then give memory back (R12). The engine can be attached again."""

@@ -19,6 +19,7 @@ that catches `ValueError` or `KeyError` today goes on working:
     │   └── DeviceMemoryError                staging does not fit on the accelerator
     ├── HostMemoryError (MemoryError)        host memory cannot be had or pinned
     │   └── ResultTooLargeError              the result cannot fit: refused before it is tried
+    ├── LoadError (OSError)                  a model or tokenizer cannot be loaded
     ├── SaveError (OSError)                  a file could not be written; nothing partial is left
     └── MissingExtraError (ImportError)      an optional package is needed
 
@@ -37,6 +38,7 @@ __all__ = [
     "FastcapError",
     "FastcapWarning",
     "HostMemoryError",
+    "LoadError",
     "MissingExtraError",
     "MissingInputError",
     "PositionError",
@@ -115,6 +117,10 @@ class HostMemoryError(FastcapError, MemoryError):
 
 class ResultTooLargeError(HostMemoryError):
     """A result cannot fit in the memory that is available; nothing was allocated for it."""
+
+
+class LoadError(FastcapError, OSError):
+    """A model or its tokenizer could not be loaded; the message has the next step."""
 
 
 class SaveError(FastcapError, OSError):

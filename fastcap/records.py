@@ -24,6 +24,8 @@ class Record:
         call_index: Which call of the module within the pass it came from, from 0 (the last call
             is the one kept, unless all are asked for).
         samples: The samples that the rows stand for, counted over the whole stream.
+        lengths: With `positions="unpadded"`, how many rows each sample has: `tensor.split(lengths)`
+            is one tensor per sample. Otherwise `None`.
     """
 
     site: str
@@ -31,6 +33,7 @@ class Record:
     pass_index: int
     call_index: int
     samples: range
+    lengths: tuple[int, ...] | None = None
 
 
 class BatchRecords(Mapping[str, Tensor]):
@@ -55,6 +58,13 @@ class BatchRecords(Mapping[str, Tensor]):
 
     def __getitem__(self, site: str) -> Tensor:
         return self._tensors[site]
+
+    def lengths(self, site: str) -> tuple[int, ...] | None:
+        """How many rows each sample has in a ragged value (`positions="unpadded"`), else `None`.
+
+        `records[site].split(records.lengths(site))` is one tensor per sample.
+        """
+        return next(record.lengths for record in self.records if record.site == site)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -109,6 +119,8 @@ class Statistics:
     """Slots allocated (and pinned, where that means something)."""
     host_bytes: int = 0
     """Bytes of those slots that are allocated now."""
+    mask_reads: int = 0
+    """Attention masks that lived on the accelerator only: the host waited once for each."""
     fences: int = 0
     """Fences (events) created."""
 

@@ -7,6 +7,7 @@ memory management. Slow on purpose, and short enough to be checked by reading.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -43,9 +44,14 @@ class ReferenceStore:
         self.selection = selection or Selection()
         self.activations: dict[str, Tensor] = {}
         self.calls: dict[str, list[Tensor]] = {}
+        self.of_batch: Tensor | None = None
+        self._of_call: Tensor | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def enable(self) -> None:
+        if self.selection.needs_mask:
+            hook = self.model.register_forward_pre_hook(self._read_mask, with_kwargs=True)
+            self._handles.append(hook)
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for site in self.sites:
             module = modules[site.module]
@@ -74,11 +80,17 @@ class ReferenceStore:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             value = take_part(output, site)
             if value is not None:
-                acts = take_selection(value, self.selection)
+                of_samples = self._of_call if self.of_batch is None else self.of_batch
+                acts = take_selection(value, self.selection, of_samples)
                 self.activations[site.name] = acts
                 self.calls.setdefault(site.name, []).append(acts)
 
         return hook
+
+    def _read_mask(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        mask = arguments.get("attention_mask")
+        self._of_call = None if mask is None else mask.clone()
 
 
 def take_part(output: Any, site: Site) -> Tensor | None:
@@ -97,23 +109,65 @@ def take_part(output: Any, site: Site) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
-def take_selection(value: Tensor, selection: Selection) -> Tensor:
-    """Positions, then `reduce`, then `dtype`, then a contiguous clone on the CPU."""
+def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | None = None) -> Tensor:
+    """Positions, then `reduce`, then `dtype`, then a contiguous clone on the CPU.
+
+    `of_samples` is the mask, or the positions of each sample, if the selection asks for such.
+    """
     with torch.no_grad(), torch.inference_mode(False):
         value = value.detach()
         dim = 1 if selection.seq_dim is None else selection.seq_dim
-        if selection.positions is not None:
+        if selection.by_sample is not None:
+            of_samples = torch.tensor(selection.by_sample)
+        if of_samples is not None:
+            value = take_of_samples(value, dim % value.ndim, selection, of_samples)
+        elif selection.positions is not None:
             positions = selection.positions
             index: Any = list(positions) if isinstance(positions, tuple) else positions
             value = value.movedim(dim, 0)[index]
             if not isinstance(positions, int):
                 value = value.movedim(0, dim)
-        if selection.reduce is not None:
+        if callable(selection.reduce):
             value = selection.reduce(value)
         if selection.dtype is not None:
             value = value.to(selection.dtype)
         value = value.resolve_conj().resolve_neg()
         return torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value)
+
+
+def take_of_samples(value: Tensor, dim: int, selection: Selection, of_samples: Tensor) -> Tensor:
+    """Sample by sample, with loops over `of_samples` in Python."""
+    rows = of_samples.tolist()
+    if selection.reduce == "mean":
+        return _mean(value, dim, rows, keep=selection.dtype is not None)
+    samples = [sample.movedim(dim - 1, 0) for sample in value]
+    if not selection.needs_mask:
+        taken = torch.stack([sample[row] for sample, row in zip(samples, rows, strict=True)])
+        return taken if of_samples.ndim == 1 else taken.movedim(1, dim)
+    real = [[i for i, is_real in enumerate(row) if is_real] for row in rows]
+    if selection.positions == "last":
+        return torch.stack([sample[row[-1]] for sample, row in zip(samples, real, strict=True)])
+    return torch.cat([sample[row] for sample, row in zip(samples, real, strict=True)])
+
+
+def _mean(value: Tensor, dim: int, rows: list[list[int]], keep: bool) -> Tensor:
+    """Padding set to zero one token at a time, then one sum. As `reduce`, on the value's device."""
+    precise = {
+        torch.float64: torch.float64,
+        torch.complex32: torch.complex64,
+        torch.complex64: torch.complex64,
+        torch.complex128: torch.complex128,
+    }.get(value.dtype, torch.float32)
+    zeroed = value.to(torch.float32) if value.dtype.itemsize == 1 else value
+    zeroed = zeroed.clone(memory_format=torch.contiguous_format)
+    for sample, row in enumerate(rows):
+        for position, is_real in enumerate(row):
+            if not is_real:
+                zeroed[sample].select(dim - 1, position).zero_()
+    total = zeroed.sum(dim, dtype=precise)
+    n_real = torch.tensor([sum(row) for row in rows], device=value.device)
+    mean = total / n_real.view(-1, *[1] * (total.ndim - 1))
+    return mean if keep else mean.to(value.dtype)
 
 
 def stream(
@@ -126,10 +180,18 @@ def stream(
     """One dict of values per batch, sites in the order asked."""
     store = ReferenceStore(model, sites, selection)
     for batch in batches:
+        store.of_batch = _of_batch(batch, store.selection)
         with store, torch.no_grad():
             call(model, batch)
         yield {site.name: store.activations[site.name] for site in store.sites}
         store.clear()
+
+
+def _of_batch(batch: Any, selection: Selection) -> Tensor | None:
+    if selection.batch_key is not None:
+        return batch[selection.batch_key]  # type: ignore[no-any-return]
+    is_mapping = selection.needs_mask and isinstance(batch, Mapping)
+    return batch.get("attention_mask") if is_mapping else None
 
 
 def extract(

@@ -15,8 +15,9 @@ from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.forward import BatchCaller, Forward, evaluation_mode
 from fastcap.progress import Progress, open_progress
 from fastcap.results import MemoryResult
+from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.sites import as_site_names, bind_sites
-from fastcap.spec import Positions, as_count, make_selection
+from fastcap.spec import UNPADDED, Positions, Reduce, as_count, make_selection
 from fastcap.stopping import EarlyStop
 from fastcap.streams import Stream
 from fastcap.warn import warn
@@ -33,9 +34,10 @@ def extract_representations(
     max_samples: int | None = None,
     *,
     positions: Positions = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    mask: MaskOfBatch = None,
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     stop_after_last_site: bool | None = None,
@@ -59,11 +61,17 @@ def extract_representations(
         batch_size: Samples per pass.
         max_samples: Where to stop. The last batch is run whole and cropped afterwards, so values do
             not depend on it.
-        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
+        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
+            `"last"` for each sample's last real token; or the key of the batch that holds
+            positions, `(batch,)` or `(batch, n_positions)`.
             What is not selected is never copied.
-        reduce: A callable on the selected tensor, on its own device, before the copy.
+        reduce: A callable on the selected tensor, on its own device, before the copy; or `"mean"`
+            over each sample's real tokens, accumulated in float32 (float64 for float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
         seq_dim: The dimension `positions` count along; 1 unless given.
+        mask: A callable on the batch that says which tokens are real, `(batch, sequence)` of zeros
+            and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the batch's
+            `attention_mask`, or else the one the model is called with.
         inputs: Keys of the batch passed to the model by name beside `input_ids`, such as
             `["attention_mask"]`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
@@ -108,6 +116,12 @@ def extract_representations(
     batch_size = as_count("batch_size", batch_size)
     max_samples = None if max_samples is None else as_count("max_samples", max_samples)
     selection = make_selection(positions, reduce, dtype, seq_dim)
+    if selection.positions == UNPADDED:
+        raise ArgumentError(
+            "positions='unpadded' gives a row for each real token, and rows of a result are "
+            "samples. Receive it batch by batch with fastcap.stream(), or select one row per "
+            "sample (positions='last', reduce='mean')."
+        )
     limits = make_limits(device_bytes, host_bytes)
     call = BatchCaller(model, device, inputs, forward)
     loader: DataLoader[Any] = DataLoader(
@@ -120,7 +134,8 @@ def extract_representations(
     result = MemoryResult(_length(dataset), max_samples, check_memory)
     bound = bind_sites(model, names)
     early_stop = EarlyStop(model, len(bound), stop_after_last_site, forward is None)
-    engine = Engine(model, bound, selection, limits)
+    rows = RowSource(selection, mask_of_batch=mask)
+    engine = Engine(model, bound, selection, limits, rows=rows)
     with (
         open_progress(progress, result.n_expected) as advance,
         evaluation_mode(model),

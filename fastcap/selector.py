@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastcap.devices.base import AnyDevice
 from fastcap.errors import CastError, PositionError, SelectionError
+from fastcap.gather import take_of_samples
+from fastcap.padding import Padding, SamplePositions
 from fastcap.spec import Selection, Site
 from fastcap.tokens import TokenCounter
 
@@ -21,28 +25,41 @@ class Selector:
         self._selection = selection
         self._indices: dict[tuple[torch.device, int], Tensor] = {}
 
-    def __call__(self, value: Tensor, site: Site, tokens: TokenCounter) -> Tensor:
+    def __call__(
+        self,
+        value: Tensor,
+        site: Site,
+        tokens: TokenCounter,
+        rows: Padding | SamplePositions | None = None,
+        device: AnyDevice | None = None,
+    ) -> Tensor:
         """A detached view, or a selection made on the value's own device.
 
         Args:
             value: What the site produced, any shape.
             site: Named in errors.
             tokens: Knows the token ids per sample in this pass: what `seq_dim` must measure.
+            rows: What the pass says of each sample, if that is asked for.
+            device: Where the value is; asked when there are `rows`.
 
         Raises:
             PositionError: No such dimension or position.
-            SelectionError: `seq_dim` is a guess and does not measure the tokens, or `reduce`
-                returned no tensor.
+            SelectionError: `seq_dim` is a guess and does not measure the tokens, `reduce`
+                returned no tensor, or `rows` do not fit the value.
             CastError: The dtype asked for cannot hold the values.
         """
         value = value.detach()
         selection = self._selection
         if type(value) is not Tensor:
             value = value.as_subclass(Tensor)
-        if selection.positions is not None:
+        if rows is not None:
+            assert device is not None
+            dim = self._sequence_dim(value, site, tokens)
+            value = take_of_samples(value, dim, selection, rows, device, site)
+        elif selection.positions is not None:
             dim = self._sequence_dim(value, site, tokens)
             value = self._take_positions(value, dim, site)
-        if selection.reduce is not None:
+        if callable(selection.reduce):
             value = _apply_reduce(selection.reduce, value, site)
         if selection.dtype is not None and not torch.can_cast(value.dtype, selection.dtype):
             raise CastError(
@@ -58,8 +75,9 @@ class Selector:
         if not -value.ndim <= dim < value.ndim:
             raise PositionError(
                 f"Site {site.name!r} produced shape {tuple(value.shape)}, which has no dimension "
-                f"{dim} to take positions={self._selection.positions!r} from. Leave positions= out "
-                "for this site, or name the dimension with seq_dim=."
+                f"{dim} to take {self._selection.asked} from. Leave "
+                f"{self._selection.argument}= out for this site, or name the dimension with "
+                "seq_dim=."
             )
         n_tokens = tokens.n_tokens if asked is None else None
         if n_tokens not in (None, value.shape[dim]) and tokens.is_within_pass():
@@ -71,10 +89,11 @@ class Selector:
         return dim % value.ndim
 
     def _take_positions(self, value: Tensor, dim: int, site: Site) -> Tensor:
-        positions, length = self._selection.positions, value.shape[dim]
+        positions: Any = self._selection.positions
+        length = value.shape[dim]
         if isinstance(positions, slice):
             return value[(slice(None),) * dim + (positions,)]
-        for position in (positions,) if isinstance(positions, int) else positions or ():
+        for position in (positions,) if isinstance(positions, int) else positions:
             if not -length <= position < length:
                 raise PositionError(
                     f"Site {site.name!r} produced shape {tuple(value.shape)}: position {position} "
@@ -86,8 +105,7 @@ class Selector:
 
     def _index(self, device: torch.device, length: int) -> Tensor:
         """The positions as a tensor on `device`, built once for each sequence length."""
-        positions = self._selection.positions
-        assert isinstance(positions, tuple)
+        positions: Any = self._selection.positions
         index = self._indices.get((device, length))
         if index is None:
             if len(self._indices) >= MOST_INDICES:

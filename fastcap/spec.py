@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,13 @@ from fastcap.errors import ArgumentError, ArgumentTypeError
 Step: TypeAlias = tuple[str, int | str]
 """One step into an output: `("index", 1)`, `("key", "hidden")` or `("attribute", "logits")`."""
 
-Positions: TypeAlias = int | slice | Iterable[int] | None
+Positions: TypeAlias = int | slice | str | Iterable[int] | Iterable[Iterable[int]] | Tensor | None
 """What callers may pass as `positions`."""
+
+Reduce: TypeAlias = Callable[[Tensor], Tensor] | Literal["mean"] | None
+"""What callers may pass as `reduce`."""
+
+LAST, UNPADDED, MEAN = "last", "unpadded", "mean"
 
 _SITE = re.compile(r"(?P<module>[^:]*):(?P<root>[A-Za-z_]+)(?P<steps>.*)", re.DOTALL)
 _STEP = re.compile(r"\.(?P<attribute>[A-Za-z_]\w*)|\[(?P<index>\d+)\]|\[(?P<key>[^\]]+)\]")
@@ -87,35 +92,67 @@ class Selection:
     """What is taken of a value: positions first, then `reduce`, then `dtype`.
 
     Attributes:
-        positions: All (`None`), one (an int; the dimension goes, as in `acts[:, -1]`), a slice, or
-            a tuple of ints.
-        reduce: A callable on the selected tensor, run on the tensor's own device.
+        positions: All (`None`), one (an int; the dimension goes, as in `acts[:, -1]`), a slice, a
+            tuple of ints, a tuple of such tuples (one per sample), `"last"`, `"unpadded"`, or the
+            key of the batch that holds positions for each sample.
+        reduce: A callable on the selected tensor, run on the tensor's own device, or `"mean"`.
         dtype: The dtype to deliver; `None` keeps what the module produced.
         seq_dim: The dimension that positions count along; `None` stands for 1, checked against the
             number of token ids of the pass where there are any.
     """
 
-    positions: int | slice | tuple[int, ...] | None = None
-    reduce: Callable[[Tensor], Tensor] | None = None
+    positions: int | slice | str | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
+    reduce: Callable[[Tensor], Tensor] | Literal["mean"] | None = None
     dtype: torch.dtype | None = None
     seq_dim: int | None = None
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether it asks which tokens are real: `"last"`, `"unpadded"` and `"mean"`."""
+        return self.reduce == MEAN or (isinstance(self.positions, str) and self.batch_key is None)
+
+    @property
+    def argument(self) -> str:
+        """The argument that selects along `seq_dim`."""
+        return "reduce" if self.reduce == MEAN else "positions"
+
+    @property
+    def asked(self) -> str:
+        """That argument and its value, for messages."""
+        return f"{self.argument}={getattr(self, self.argument)!r}"
+
+    @property
+    def batch_key(self) -> str | None:
+        """The key of the batch that holds the positions of each sample."""
+        words = (LAST, UNPADDED)
+        is_key = isinstance(self.positions, str) and self.positions not in words
+        return str(self.positions) if is_key else None
+
+    @property
+    def by_sample(self) -> tuple[tuple[int, ...], ...] | None:
+        """The positions of each sample, where they were given as one list per sample."""
+        rows: Any = self.positions
+        has_rows = isinstance(rows, tuple) and bool(rows) and isinstance(rows[0], tuple)
+        return rows if has_rows else None
 
 
 def make_selection(
     positions: Positions = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
 ) -> Selection:
     """Check a user's arguments and freeze them.
 
     Raises:
-        ArgumentTypeError: `reduce` is not callable, `dtype` no `torch.dtype`, a position no int.
-        ArgumentError: A slice with a step below 1.
+        ArgumentTypeError: `reduce` is neither callable nor a word it knows, `dtype` no
+            `torch.dtype`, a position no int.
+        ArgumentError: A slice with a step below 1, lists per sample of several lengths, or
+            `reduce="mean"` with `positions`.
     """
-    if reduce is not None and not callable(reduce):
+    if reduce is not None and reduce != MEAN and not callable(reduce):
         raise ArgumentTypeError(
-            f"reduce must be a callable on the selected tensor, such as "
+            f"reduce must be 'mean', or a callable on the selected tensor, such as "
             f"lambda acts: acts.mean(dim=1); got {reduce!r}."
         )
     if dtype is not None and not isinstance(dtype, torch.dtype):
@@ -124,12 +161,20 @@ def make_selection(
         )
     if seq_dim is not None:
         seq_dim = _as_int("seq_dim", seq_dim)
+    if reduce == MEAN and positions is not None:
+        raise ArgumentError(
+            f"reduce='mean' is the mean over all real tokens and takes no positions=; got "
+            f"positions={positions!r}. For the mean of some positions give a callable, such as "
+            "reduce=lambda acts: acts.mean(dim=1)."
+        )
     return Selection(_freeze_positions(positions), reduce, dtype, seq_dim)
 
 
-def _freeze_positions(positions: Positions) -> int | slice | tuple[int, ...] | None:
-    if positions is None:
-        return None
+def _freeze_positions(
+    positions: Positions,
+) -> int | slice | str | tuple[int, ...] | tuple[tuple[int, ...], ...] | None:
+    if positions is None or isinstance(positions, str):
+        return positions
     if isinstance(positions, slice):
         parts = [
             None if part is None else _as_int("positions", part)
@@ -141,10 +186,34 @@ def _freeze_positions(positions: Positions) -> int | slice | tuple[int, ...] | N
                 "positions as a list."
             )
         return slice(*parts)
-    is_scalar_array = getattr(positions, "ndim", None) == 0
-    if isinstance(positions, str) or is_scalar_array or not isinstance(positions, Iterable):
+    if not _is_list(positions):
         return _as_int("positions", positions)
-    return tuple(_as_int("positions", position) for position in positions)
+    items: list[Any] = list(cast(Iterable[Any], positions))
+    if any(map(_is_list, items)):
+        return _freeze_rows(items)
+    return tuple(_as_int("positions", position) for position in items)
+
+
+def _is_list(positions: object) -> bool:
+    is_scalar_array = getattr(positions, "ndim", None) == 0
+    return (
+        isinstance(positions, Iterable) and not isinstance(positions, str) and not is_scalar_array
+    )
+
+
+def _freeze_rows(rows: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    frozen = tuple(
+        tuple(_as_int("positions", position) for position in row) if _is_list(row) else None
+        for row in rows
+    )
+    counts = [None if row is None else len(row) for row in frozen]
+    if len(set(counts)) > 1:
+        raise ArgumentError(
+            f"positions= has one list per sample, of lengths {str(counts)[1:-1]}: every sample "
+            "needs the same number of positions, since they go into one tensor. Repeat a position "
+            "to fill up, or take all real tokens with positions='unpadded'."
+        )
+    return tuple(row for row in frozen if row is not None)
 
 
 def _as_int(name: str, value: object) -> int:
@@ -154,8 +223,13 @@ def _as_int(name: str, value: object) -> int:
             return operator.index(value)  # type: ignore[arg-type]
         except TypeError:
             pass
-    what = "None, an int, a slice or a list of ints" if name == "positions" else "an int"
-    raise ArgumentTypeError(f"{name} must be {what}; got {value!r}.")
+    what = (
+        "None, an int, a slice, a list of ints, a list of such lists (one per sample), 'last' or "
+        "'unpadded'"
+    )
+    raise ArgumentTypeError(
+        f"{name} must be {what if name == 'positions' else 'an int'}; got {value!r}."
+    )
 
 
 def as_keeps_all(calls: object) -> bool:

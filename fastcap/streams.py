@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -23,8 +23,9 @@ from fastcap.forward import (
 )
 from fastcap.hooks import detach
 from fastcap.records import BatchRecords, Record, Statistics
+from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.sites import as_site_names, bind_sites
-from fastcap.spec import Positions, as_count, as_keeps_all, make_selection
+from fastcap.spec import Positions, Reduce, as_count, as_keeps_all, make_selection
 from fastcap.stopping import EarlyStop, Firings
 
 
@@ -145,7 +146,7 @@ class Stream(Iterator[BatchRecords]):
             self._engine.replan()
         stop = self._early_stop
         firings = stop.begin(self._engine.handles) if stop is not None else None
-        captured = Pass(place, firings, self._keeps_all)
+        captured = Pass(place, firings, self._keeps_all, self._engine.rows_of(batch))
         try:
             with self._engine.running(captured):
                 self._forward(prepared, firings)
@@ -188,7 +189,14 @@ class Stream(Iterator[BatchRecords]):
                 tensor = lane.result(capture, lend=self._zero_copy)
                 assert tensor is not None  # this pass's captures are nobody else's to drop
                 records.append(
-                    Record(site, tensor, finished.pass_index, call_index, finished.samples)
+                    Record(
+                        site,
+                        tensor,
+                        finished.pass_index,
+                        call_index,
+                        finished.samples,
+                        capture.lengths,
+                    )
                 )
         return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
 
@@ -216,9 +224,10 @@ def stream(
     *,
     device: torch.device | str | int | None = None,
     positions: Positions = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    mask: MaskOfBatch = None,
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     calls: str = "last",
@@ -238,10 +247,17 @@ def stream(
         batches: Dicts with `input_ids`, tensors, or tuples of tensors (the positional arguments).
         sites: Module names, such as `layers.15.mlp`; see `docs/concepts.md`.
         device: Where batches are moved; by default where the model's parameters are.
-        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
-        reduce: A callable on the selected tensor, on its own device, before the copy.
+        positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
+            `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
+            another (see `BatchRecords.lengths`); one list of ints per sample; or the key of the
+            batch that holds positions, `(batch,)` or `(batch, n_positions)`.
+        reduce: A callable on the selected tensor, on its own device, before the copy; or `"mean"`
+            over each sample's real tokens, accumulated in float32 (float64 for float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
         seq_dim: The dimension `positions` count along; 1 unless given.
+        mask: A callable on the batch that says which tokens are real, `(batch, sequence)` of zeros
+            and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the batch's
+            `attention_mask`, or else the one the model is called with.
         inputs: Keys of the batch passed to the model by name beside `input_ids`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
         calls: `"last"` keeps the last call of a module that is called several times in a pass;
@@ -285,7 +301,8 @@ def stream(
     call = BatchCaller(model, device, inputs, forward)
     bound = bind_sites(model, names)
     early_stop = EarlyStop(model, len(bound), stop_after_last_site, forward is None)
-    engine = Engine(model, bound, selection, limits)
+    rows = RowSource(selection, mask_of_batch=mask)
+    engine = Engine(model, bound, selection, limits, rows=rows)
     return Stream(
         batches,
         engine,

@@ -17,14 +17,15 @@ LEVELS = [
     {"spec", "records", "host_memory", "warn"},
     {"budget", "reference", "sites", "progress", "saving", "devices"},
     {"hooks", "parts", "pool"},
-    {"tokens", "forward", "passes"},
-    {"selector", "silence", "stopping"},
+    {"tokens", "forward", "padding", "passes"},
+    {"gather", "masks"},
+    {"rows", "selector", "silence", "stopping"},
     {"lanes"},
     {"engine"},
     {"results"},
     {"streams"},
     {"activations", "representations"},
-    {"demo"},
+    {"demo", "huggingface"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""

@@ -42,6 +42,7 @@ BUILT_IN = {
     "DeviceMemoryError": RuntimeError,
     "HostMemoryError": MemoryError,
     "ResultTooLargeError": MemoryError,
+    "LoadError": OSError,
     "SaveError": OSError,
     "MissingExtraError": ImportError,
 }

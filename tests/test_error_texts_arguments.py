@@ -86,11 +86,11 @@ def test_lookahead_is_a_count_of_passes(value: Any) -> None:
 
 NO_POSITIONS: dict[str, tuple[Any, str]] = {
     "a float": (1.5, "1.5"),
-    "text": ("first", "'first'"),
     "a bool": (True, "True"),
     "a list of floats": ([0, 1.5], "1.5"),
     "a list of bools": ([True, False, True, True, True], "True"),
-    "a list of lists": ([[0, 1]], "[0, 1]"),
+    "a list of lists of lists": ([[[0, 1]]], "[0, 1]"),
+    "a list of words": ([["last"]], "'last'"),
     "a slice of floats": (slice(0.5, None), "0.5"),
     "a float array": (np.array([1.0]), repr(np.float64(1.0))),
     "a bool array": (np.array([True, False]), repr(np.True_)),
@@ -104,7 +104,8 @@ def test_positions_of_another_type_are_refused(kind: str) -> None:
     positions, shown = NO_POSITIONS[kind]
 
     assert refused(ArgumentTypeError, positions=positions) == (
-        f"positions must be None, an int, a slice or a list of ints; got {shown}."
+        "positions must be None, an int, a slice, a list of ints, a list of such lists (one per "
+        f"sample), 'last' or 'unpadded'; got {shown}."
     )
 
 
@@ -130,10 +131,10 @@ def test_dtype_is_a_torch_dtype(value: Any) -> None:
     )
 
 
-def test_reduce_is_callable() -> None:
-    assert refused(ArgumentTypeError, reduce="mean") == (
-        "reduce must be a callable on the selected tensor, such as "
-        "lambda acts: acts.mean(dim=1); got 'mean'."
+def test_reduce_is_callable_or_a_known_word() -> None:
+    assert refused(ArgumentTypeError, reduce="max") == (
+        "reduce must be 'mean', or a callable on the selected tensor, such as "
+        "lambda acts: acts.mean(dim=1); got 'max'."
     )
 
 

@@ -157,6 +157,11 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
             queue.wait_event(fence)
         self.counters.device_bytes -= buffer.n_bytes
 
+    def upload(self, value: Tensor) -> Tensor:
+        pinned = self._can.pinned_bytes(value.nbytes).view(value.dtype).view(value.shape)
+        # torch's pinned allocator records this copy, and keeps the block until it is done.
+        return pinned.copy_(value).to(self.torch_device, non_blocking=True)
+
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
         staging.view(dtype, offset, value.shape).copy_(value, non_blocking=True)
 

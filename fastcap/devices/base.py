@@ -174,6 +174,10 @@ class Device(ABC, Generic[QueueT, FenceT]):
 
     # Moving bytes
 
+    def upload(self, value: Tensor) -> Tensor:
+        """A small host tensor where values are, ready for the current queue and for no other."""
+        return value.to(self.torch_device)
+
     @abstractmethod
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
         """Write `value` as dense `dtype` elements at `offset`, on the current queue."""

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import HostBuffer, Ticket
+from fastcap.devices.base import AnyDevice, HostBuffer, Ticket
 from fastcap.pool import Piece
 from fastcap.records import Statistics
 
@@ -30,12 +30,14 @@ class Capture:
         was_read: Whether somebody has asked for the value.
         dropped: Whether nobody wants the value any more.
         error: Why the value could not be captured; raised to whoever asks for it (R9).
+        lengths: Of ragged values, how many rows each sample has.
     """
 
     __slots__ = (
         "dropped",
         "dtype",
         "error",
+        "lengths",
         "n_bytes",
         "pieces",
         "route",
@@ -62,13 +64,19 @@ class Capture:
         self.was_read = False
         self.dropped = False
         self.error: Exception | None = None
+        self.lengths: tuple[int, ...] | None = None
 
 
 class Lane(Protocol):
     """The verbs the engine uses, whatever the device.
 
     `capture` is called in hooks; everything else anywhere, from any thread, also inside a pass.
+
+    Attributes:
+        device: Where this lane's values come from.
     """
+
+    device: AnyDevice
 
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int

@@ -18,7 +18,7 @@ class DirectLane:
     """See `fastcap.lanes.base.Lane`."""
 
     def __init__(self, device: AnyDevice, buffers: HostBuffers) -> None:
-        self._device = device
+        self.device = device
         self._buffers = buffers
         self._n_captures = 0
         self._captured_bytes = 0
@@ -31,7 +31,7 @@ class DirectLane:
         try:
             if target is None:
                 target = self._buffers.tensor(value.shape, dtype)
-            self._device.place(value, target)
+            self.device.place(value, target)
         except FastcapError as error:
             capture.error = without_frames(error)
             return capture
@@ -72,8 +72,8 @@ class DirectLane:
             captures=self._n_captures,
             captured_bytes=self._captured_bytes,
             superseded_bytes=self._superseded_bytes,
-            **dataclasses.asdict(self._device.counters),
+            **dataclasses.asdict(self.device.counters),
         )
 
     def close(self) -> None:
-        self._device.close()
+        self.device.close()

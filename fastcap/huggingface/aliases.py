@@ -1,0 +1,217 @@
+"""Site aliases: what the blocks of many architectures have in common, under one name."""
+
+from __future__ import annotations
+
+import fnmatch
+import operator
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from fastcap.errors import ArgumentError, ArgumentTypeError, SiteNotFoundError
+from fastcap.sites import WRAPPERS
+
+Layers: TypeAlias = int | slice | Iterable[int] | None
+"""What callers may pass as `layers`."""
+
+STACKS = ("layers", "layer", "h", "block", "blocks")
+"""Names of the module lists that hold a model's blocks."""
+
+INSIDE_A_BLOCK = {
+    "attention": (
+        "self_attn",  # Llama, Mistral, Qwen, Gemma, Phi, OPT, BART, Whisper, CLIP
+        "attention.output.dense",  # BERT, MiniLM, RoBERTa, ELECTRA, DeBERTa
+        "attn",  # GPT-2, GPT-J, GPT-Neo, MPT, ModernBERT
+        "attention",  # GPT-NeoX, DistilBERT, ViT, Wav2Vec2
+        "self_attention",  # Falcon
+        "layer.*.SelfAttention",  # T5
+    ),
+    "mlp": (
+        "mlp",  # Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, ViT, CLIP
+        "block_sparse_moe",  # Mixtral of older releases
+        "feed_forward",  # Wav2Vec2
+        "ffn",  # DistilBERT
+        "layer.*.DenseReluDense",  # T5
+        "output.dense",  # BERT, MiniLM, RoBERTa, ELECTRA, DeBERTa
+        "fc2",  # BART, Whisper
+    ),
+}
+"""Where a block keeps the module whose output is added to the residual stream; first match wins."""
+
+EXCEPTIONS = {
+    # These modules add the residual stream themselves; the layer named here comes before that.
+    ("BloomBlock", "attention"): "self_attention.dense",
+    ("BloomBlock", "mlp"): "mlp.dense_4h_to_h",
+    ("MptBlock", "mlp"): "ffn.down_proj",
+}
+MIXERS = ("mixer", "linear_attn", "mamba")
+"""What a block may have in place of attention; such blocks have the aliases of whole blocks."""
+
+WHOLE_BLOCK = ("block", "residual")
+ALIASES = (*WHOLE_BLOCK, *INSIDE_A_BLOCK)
+
+
+def sites(
+    model: nn.Module, alias: str, *, layers: Layers = None, within: str | None = None
+) -> list[str]:
+    """The module names that an alias stands for in one model.
+
+    `attention` and `mlp` name the module whose output the block adds to the residual stream, before
+    that addition and before any norm or dropout after it. `block` and `residual` both name the
+    block: its output is the residual stream after it. The last block's is not yet normed by the
+    model's final norm; in post-norm models such as BERT, it is normed by the block's own.
+
+    Args:
+        model: A model, wrapped or not.
+        alias: `"block"`, `"residual"`, `"attention"` or `"mlp"`; a part may follow, as in
+            `"mlp:output[0]"`.
+        layers: Which blocks: an int, several, or a slice; negative ones count from the end. `None`
+            for every block that has such a module.
+        within: Only blocks below this module, such as `"encoder"`. Without it, `layers` counts in
+            each of the model's stacks of blocks.
+
+    Returns:
+        Names in `layers`' order, stack by stack, without the parts that wrappers add.
+
+    Raises:
+        SiteNotFoundError: No blocks, or no such module in them; says what was looked for.
+        ArgumentError, ArgumentTypeError: An unknown alias, or a layer that does not exist.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> model = GPT2Model(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10,
+        ...                              bos_token_id=0, eos_token_id=0))
+        >>> sites(model, "mlp", layers=[0, -1])
+        ['h.0.mlp', 'h.1.mlp']
+        >>> sites(model, "residual")
+        ['h.0', 'h.1']
+    """
+    if not is_alias(alias):
+        raise ArgumentError(
+            f"{alias!r} is no site alias. The aliases are {_quoted(ALIASES)}; anything else is the "
+            "name of a module, and needs no alias."
+        )
+    kind, colon, part = alias.partition(":")
+    modules = {_without_wrappers(path): module for path, module in model.named_modules()}
+    stacks = [path for path in _find_stacks(modules) if _is_below(path, within)]
+    if not stacks:
+        raise SiteNotFoundError(_no_blocks(model, modules, alias, within))
+    names = []
+    for stack in stacks:
+        n_blocks = sum(1 for _ in modules[stack].children())
+        for index in _as_indices(layers, n_blocks, stack):
+            path = f"{stack}.{index}"
+            inside = "" if kind in WHOLE_BLOCK else _inside(kind, path, modules)
+            if inside is not None:
+                names.append(f"{path}.{inside}".rstrip(".") + colon + part)
+            elif layers is not None:
+                raise SiteNotFoundError(_not_in_block(kind, path, modules))
+    if not names:
+        raise SiteNotFoundError(_not_in_block(kind, f"{stacks[0]}.0", modules))
+    return names
+
+
+def is_alias(name: str) -> bool:
+    """Whether a site name is an alias, with or without a part after a colon."""
+    return isinstance(name, str) and name.partition(":")[0] in ALIASES
+
+
+def _without_wrappers(path: str) -> str:
+    return ".".join(segment for segment in path.split(".") if segment not in WRAPPERS)
+
+
+def _is_below(path: str, within: str | None) -> bool:
+    return within is None or path.startswith(f"{_without_wrappers(within)}.")
+
+
+def _find_stacks(modules: dict[str, nn.Module]) -> list[str]:
+    """The outermost module lists of blocks, in model order."""
+    stacks: list[str] = []
+    for path, module in modules.items():
+        is_named_so = isinstance(module, nn.ModuleList) and path.rpartition(".")[2] in STACKS
+        if not is_named_so or any(path.startswith(f"{stack}.") for stack in stacks):
+            continue
+        blocks = [f"{path}.{index}" for index, _ in enumerate(module.children())]
+        if any(_is_block(block, modules) for block in blocks):
+            stacks.append(path)
+    return stacks
+
+
+def _is_block(path: str, modules: dict[str, nn.Module]) -> bool:
+    return _inside("attention", path, modules) is not None or any(
+        f"{path}.{mixer}" in modules for mixer in MIXERS
+    )
+
+
+def _inside(kind: str, block: str, modules: dict[str, nn.Module]) -> str | None:
+    """Where in a block the module of this kind is, as a path relative to the block."""
+    class_name = type(modules[block]).__name__
+    if kind == "mlp" and class_name == "OPTDecoderLayer":
+        raise SiteNotFoundError(
+            "OPT has no module whose output is that of the MLP by sample: its fc1 and fc2 run on "
+            "rows of all samples at once, (batch * sequence, width). Ask for 'residual' or "
+            f"'attention', or capture {block + '.fc2'!r} with fastcap.stream, one text per batch."
+        )
+    exception = EXCEPTIONS.get((class_name, kind))
+    if exception is not None:
+        return exception
+    below = [path.removeprefix(f"{block}.") for path in modules if path.startswith(f"{block}.")]
+    for pattern in INSIDE_A_BLOCK[kind]:
+        found = fnmatch.filter(below, pattern)
+        if found:
+            return found[0]
+    return None
+
+
+def _as_indices(layers: Layers, n_blocks: int, stack: str) -> list[int]:
+    if layers is None:
+        return list(range(n_blocks))
+    if isinstance(layers, slice):
+        layers = range(n_blocks)[layers]
+    wanted: list[Any] = list(layers) if isinstance(layers, Iterable) else [layers]
+    if any(isinstance(index, bool) or not hasattr(index, "__index__") for index in wanted):
+        raise ArgumentTypeError(
+            f"layers must be an int, several ints, a slice or None; got {layers!r}."
+        )
+    indices = [operator.index(index) for index in wanted]
+    if not indices:
+        raise ArgumentError(
+            f"layers={layers!r} selects none of the {n_blocks} blocks of {stack!r}. Name at least "
+            "one, or leave it out for all."
+        )
+    for index in indices:
+        if not -n_blocks <= index < n_blocks:
+            raise ArgumentError(
+                f"Layer {index} does not exist: {stack!r} has {n_blocks} blocks, 0 to "
+                f"{n_blocks - 1} (or {-n_blocks} to -1 from the end)."
+            )
+    return list(dict.fromkeys(index % n_blocks for index in indices))
+
+
+def _no_blocks(
+    model: nn.Module, modules: dict[str, nn.Module], alias: str, within: str | None
+) -> str:
+    inside = "" if within is None else f" below {within!r}"
+    lists = ", ".join(f"*.{name}" for name in STACKS)
+    found = [path for path in modules if path]
+    more = "..." if len(found) > 20 else ""
+    return (
+        f"No blocks found in {type(model).__name__}{inside}, so {alias!r} names nothing. Looked "
+        f"for module lists {lists} whose blocks hold one of "
+        f"{_quoted((*INSIDE_A_BLOCK['attention'], *MIXERS))}. Name modules instead; this model "
+        f"has: {found[:20]}{more} All names: for name, _ in model.named_modules(): print(name)"
+    )
+
+
+def _not_in_block(kind: str, block: str, modules: dict[str, nn.Module]) -> str:
+    children = [name for name, _ in modules[block].named_children()]
+    return (
+        f"No {kind} found in block {block!r} ({type(modules[block]).__name__}). Looked for "
+        f"{_quoted(INSIDE_A_BLOCK[kind])}; the block has {children}. Name the module instead, such "
+        f"as {f'{block}.{children[0]}'!r}."
+    )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

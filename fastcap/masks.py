@@ -1,0 +1,126 @@
+"""Where a pass's attention mask comes from."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fastcap.errors import SelectionError
+from fastcap.hooks import modes_off, untraced
+from fastcap.padding import Padding
+from fastcap.spec import Site
+
+
+class MaskReader:
+    """Knows the mask of the running call of the root module.
+
+    Args:
+        of_call: How to make it of the arguments of the call; `None` for the `attention_mask`
+            among them.
+    """
+
+    def __init__(self, of_call: Callable[..., Any] | None = None) -> None:
+        self._of_call = of_call
+        self._of_thread = threading.local()
+        self._model_ref: weakref.ref[nn.Module] | None = None
+        self.n_reads = 0
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put hooks on the root module."""
+        of_thread, model_ref = self._of_thread, weakref.ref(model)
+        self._model_ref = model_ref
+        mask_of = self._of_call or _attention_mask_of(model)
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is model_ref():
+                mask = mask_of(*args, **kwargs)
+                if isinstance(mask, Tensor):
+                    with modes_off():
+                        mask = mask.detach().clone()  # the model may write to its own
+                masks = _masks(of_thread)
+                del masks[_n_calls(module) - 1 :]  # left over by calls that were interrupted (R8)
+                masks.append(mask)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if module is model_ref():
+                del _masks(of_thread)[_n_calls(module) - 1 :]
+
+        return [
+            model.register_forward_pre_hook(untraced(before), with_kwargs=True),
+            model.register_forward_hook(untraced(after), always_call=True),
+        ]
+
+    def padding(self, site: Site, asked: str) -> Padding:
+        """What the mask of the running call says, worked out once per call.
+
+        Raises:
+            SelectionError: There is no mask, or it is not one of zeros and ones.
+        """
+        model = self._model_ref() if self._model_ref is not None else None
+        n_calls = 0 if model is None else _n_calls(model)
+        masks = _masks(self._of_thread)
+        found = masks[n_calls - 1] if 0 < n_calls <= len(masks) else None
+        if found is None:
+            why = (
+                "its module was called on its own, outside a call of the whole model"
+                if n_calls == 0
+                else "the model's call has none"
+            )
+            raise SelectionError(
+                f"Site {site.name!r}: {asked} needs an attention mask, and {why}. Pass "
+                "attention_mask to the model (inputs=['attention_mask'] where fastcap makes the "
+                "call), let the batches have that key, or give a mask with mask=."
+            )
+        if not isinstance(found, Padding):
+            found = masks[n_calls - 1] = self.read(found)
+        return found
+
+    def read(self, mask: Any) -> Padding:
+        """A pass's mask, checked; a mask on an accelerator is waited for, and counted."""
+        padding = Padding(mask)
+        self.n_reads += padding.n_reads
+        return padding
+
+
+def _attention_mask_of(model: nn.Module) -> Callable[..., Any]:
+    """A function of the arguments of `model.forward` that picks its `attention_mask`."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    index = names.index("attention_mask") if "attention_mask" in names else sys.maxsize
+
+    def attention_mask_of(*args: Any, **kwargs: Any) -> Any:
+        return args[index] if index < len(args) else kwargs.get("attention_mask")
+
+    return attention_mask_of
+
+
+def _masks(of_thread: threading.local) -> list[Any]:
+    """The masks of the running calls of the root module in this thread, outermost first."""
+    if not hasattr(of_thread, "masks"):
+        of_thread.masks = []
+    masks: list[Any] = of_thread.masks
+    return masks
+
+
+def _n_calls(model: nn.Module) -> int:
+    """How many calls of `model` this thread is in.
+
+    The stack is asked and nothing counted: the hook after a call does not run when a
+    KeyboardInterrupt ends it (R8).
+    """
+    n_calls = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        is_call = frame.f_code is nn.Module._call_impl.__code__
+        n_calls += is_call and frame.f_locals["self"] is model
+        frame = frame.f_back
+    return n_calls
