@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import fastcap
 from fastcap import devices, reference
+from fastcap.devices.base import AnyDevice
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Schedule, SimulatedDevice
 from fastcap.errors import SelectionError
@@ -275,6 +277,10 @@ class Uploading(SynchronousDevice):
         return self.uploads[-1]
 
 
+def always(device: AnyDevice) -> Callable[[torch.device], AnyDevice]:
+    return lambda _: device
+
+
 @pytest.mark.parametrize(
     ("options", "n_tensors"),
     [({"positions": "last"}, 2), ({"positions": "unpadded"}, 2), ({"reduce": "mean"}, 2)],
@@ -285,7 +291,7 @@ def test_index_tensors_are_built_once_a_pass_whatever_the_number_of_sites(
 ) -> None:
     model, device = LanguageModel(n_layers=8), Uploading()
     sites = [f"layers.{i}" for i in range(8)]
-    with devices.substitute(lambda _: device), fastcap.ActivationStore(model, sites, **options):
+    with devices.substitute(always(device)), fastcap.ActivationStore(model, sites, **options):
         for n_passes in (1, 2):
             model(make_ids(3), MASK)
             assert len(device.uploads) == n_passes * n_tensors
@@ -296,7 +302,7 @@ def test_lists_and_a_fixed_mask_are_uploaded_once_for_all_passes() -> None:
     for options in ({"positions": [[0], [1], [2]]}, {"positions": "last", "mask": MASK}):
         device, selection = Uploading(), dict[str, Any](options)
         with (
-            devices.substitute(lambda _, device=device: device),
+            devices.substitute(always(device)),
             fastcap.ActivationStore(model, ["norm"], **selection),
         ):
             for _ in range(3):
