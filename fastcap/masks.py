@@ -92,9 +92,12 @@ class MaskReader:
 
 def _attention_mask_of(model: nn.Module) -> Callable[..., Any]:
     """A function of the arguments of `model.forward` that picks its `attention_mask`."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # compiled from C: names are all there is
+        signature = inspect.Signature()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    names = [name for name, found in signature.parameters.items() if found.kind in kinds]
     index = names.index("attention_mask") if "attention_mask" in names else sys.maxsize
 
     def attention_mask_of(*args: Any, **kwargs: Any) -> Any:

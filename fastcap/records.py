@@ -55,6 +55,7 @@ class BatchRecords(Mapping[str, Tensor]):
         self.samples = samples
         self.records = tuple(records)
         self._tensors = {record.site: record.tensor for record in self.records}
+        self._lengths = {record.site: record.lengths for record in self.records}
 
     def __getitem__(self, site: str) -> Tensor:
         return self._tensors[site]
@@ -64,7 +65,7 @@ class BatchRecords(Mapping[str, Tensor]):
 
         `records[site].split(records.lengths(site))` is one tensor per sample.
         """
-        return next(record.lengths for record in self.records if record.site == site)
+        return self._lengths[site]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

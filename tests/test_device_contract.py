@@ -249,3 +249,12 @@ def test_memory_made_in_inference_mode_is_usable_outside_it(device: AnyDevice) -
     for buffer in (slot, staging):
         assert not buffer.bytes.is_inference()
         assert not buffer.view(torch.float32, 0, (4,)).is_inference()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_an_upload_is_the_same_tensor_on_the_device(device: AnyDevice, dtype: torch.dtype) -> None:
+    for host in (values_on(device, 3, 5).cpu().to(dtype), torch.empty(0, 4, dtype=dtype)):
+        uploaded = device.upload(host.T)
+        assert uploaded.device.type == device.torch_device.type
+        assert uploaded.dtype is dtype
+        assert torch.equal(uploaded.cpu(), host.T)

@@ -177,8 +177,9 @@ def test_a_value_without_positions_is_refused(options: dict[str, Any], argument:
 
 
 def test_a_store_says_what_mask_takes() -> None:
+    mask: Any = [1]
     assert message_of(
-        ArgumentTypeError, lambda: ActivationStore(LanguageModel(), ["norm"], mask=[1], **LAST)
+        ArgumentTypeError, lambda: ActivationStore(LanguageModel(), ["norm"], mask=mask, **LAST)
     ) == (
         "mask must be a (batch, sequence) tensor of zeros and ones, or a callable on the arguments "
         "of the model's call that returns one, such as lambda ids: ids != 0; got a list."

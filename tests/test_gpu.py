@@ -10,14 +10,17 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastcap
+from fastcap import reference
 from fastcap.devices import accelerator
 from fastcap.reference import ReferenceStore
+from fastcap.spec import make_selection
 from tests.support.programs import draw_program
 from tests.support.runs import StoreRun, must_equal
 from tests.support.scripted import ScriptedModel, World
@@ -227,3 +230,32 @@ def test_the_cuda_sanitizer_finds_nothing(summary: Callable[[str, str], None]) -
     sound = sanitized(is_broken=False)
     assert "CSAN" not in sound.stderr, sound.stderr
     assert sound.stdout == "done\n", sound.stderr
+
+
+@pytest.mark.parametrize("mask_on", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "options",
+    [{"positions": "last"}, {"positions": "unpadded"}, {"reduce": "mean"}],
+    ids=["last", "unpadded", "mean"],
+)
+def test_padding_is_told_on_the_gpu_and_only_a_mask_that_lives_there_is_waited_for(
+    options: dict[str, Any], mask_on: str
+) -> None:
+    model, n_passes = model_of(), 5
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 2, (n_passes, 4, 16), generator=generator)
+    masks[:, :, 3] = 1
+    batches = [
+        {"acts": torch.randn(4, 16, WIDTH, generator=generator), "attention_mask": mask.to(mask_on)}
+        for mask in masks
+    ]
+
+    def call(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        output: Tensor = model(batch["acts"].cuda())
+        return output
+
+    expected = list(reference.stream(model, batches, SITES, call, make_selection(**options)))
+    with fastcap.stream(model, batches, SITES, forward=call, **options) as run:
+        for want, records in zip(expected, run, strict=True):
+            must_equal(want, dict(records))
+        assert run.statistics().mask_reads == (n_passes if mask_on == "cuda" else 0)

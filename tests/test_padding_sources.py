@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import fastcap
 from fastcap import devices, reference
+from fastcap.devices.base import AnyDevice
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Schedule, SimulatedDevice
 from fastcap.errors import SelectionError
@@ -21,7 +23,7 @@ from fastcap.padding import Padding
 from fastcap.reference import ReferenceStore, differences
 from fastcap.spec import make_selection
 from tests.support.datasets import make_ids
-from tests.support.models import LanguageModel, hooks_on
+from tests.support.models import N_ROOT_HOOKS, LanguageModel, hooks_on
 
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
 LAST = [2, 4, 0]
@@ -56,7 +58,7 @@ def test_the_mask_of_the_call_by_name_or_by_position(dtype: torch.dtype, by_name
 def test_a_mask_given_to_the_store_is_for_every_pass_and_needs_no_hook_on_the_model() -> None:
     model, ids, given = LanguageModel(), make_ids(3), MASK.clone()
     with open_store(model, mask=given) as store:
-        assert hooks_on(model) == 1
+        assert hooks_on(model) == 1 + N_ROOT_HOOKS
         given.zero_()  # it was read when the store was made
         model(ids)
         assert torch.equal(store.activations["norm"], last_of(full_of(model, ids)))
@@ -275,6 +277,10 @@ class Uploading(SynchronousDevice):
         return self.uploads[-1]
 
 
+def always(device: AnyDevice) -> Callable[[torch.device], AnyDevice]:
+    return lambda _: device
+
+
 @pytest.mark.parametrize(
     ("options", "n_tensors"),
     [({"positions": "last"}, 2), ({"positions": "unpadded"}, 2), ({"reduce": "mean"}, 2)],
@@ -285,7 +291,7 @@ def test_index_tensors_are_built_once_a_pass_whatever_the_number_of_sites(
 ) -> None:
     model, device = LanguageModel(n_layers=8), Uploading()
     sites = [f"layers.{i}" for i in range(8)]
-    with devices.substitute(lambda _: device), fastcap.ActivationStore(model, sites, **options):
+    with devices.substitute(always(device)), fastcap.ActivationStore(model, sites, **options):
         for n_passes in (1, 2):
             model(make_ids(3), MASK)
             assert len(device.uploads) == n_passes * n_tensors
@@ -296,7 +302,7 @@ def test_lists_and_a_fixed_mask_are_uploaded_once_for_all_passes() -> None:
     for options in ({"positions": [[0], [1], [2]]}, {"positions": "last", "mask": MASK}):
         device, selection = Uploading(), dict[str, Any](options)
         with (
-            devices.substitute(lambda _, device=device: device),
+            devices.substitute(always(device)),
             fastcap.ActivationStore(model, ["norm"], **selection),
         ):
             for _ in range(3):
@@ -346,6 +352,6 @@ def test_without_a_selection_that_needs_it_no_mask_is_looked_at(
     monkeypatch.setattr(MaskReader, "padding", refuse)
     model = LanguageModel()
     with fastcap.ActivationStore(model, ["norm"], positions=-1, seq_dim=1) as store:
-        assert hooks_on(model) == 1
+        assert hooks_on(model) == 1 + N_ROOT_HOOKS
         model(make_ids(3), MASK.float())
         assert store.activations["norm"].shape == (3, 16)

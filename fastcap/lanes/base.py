@@ -71,12 +71,11 @@ class Lane(Protocol):
     """The verbs the engine uses, whatever the device.
 
     `capture` is called in hooks; everything else anywhere, from any thread, also inside a pass.
-
-    Attributes:
-        device: Where this lane's values come from.
     """
 
-    device: AnyDevice
+    @property
+    def device(self) -> AnyDevice:
+        """Where this lane's values come from."""
 
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int

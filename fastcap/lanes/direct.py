@@ -18,11 +18,15 @@ class DirectLane:
     """See `fastcap.lanes.base.Lane`."""
 
     def __init__(self, device: AnyDevice, buffers: HostBuffers) -> None:
-        self.device = device
+        self._device = device
         self._buffers = buffers
         self._n_captures = 0
         self._captured_bytes = 0
         self._superseded_bytes = 0
+
+    @property
+    def device(self) -> AnyDevice:
+        return self._device
 
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
@@ -31,7 +35,7 @@ class DirectLane:
         try:
             if target is None:
                 target = self._buffers.tensor(value.shape, dtype)
-            self.device.place(value, target)
+            self._device.place(value, target)
         except FastcapError as error:
             capture.error = without_frames(error)
             return capture
@@ -72,8 +76,8 @@ class DirectLane:
             captures=self._n_captures,
             captured_bytes=self._captured_bytes,
             superseded_bytes=self._superseded_bytes,
-            **dataclasses.asdict(self.device.counters),
+            **dataclasses.asdict(self._device.counters),
         )
 
     def close(self) -> None:
-        self.device.close()
+        self._device.close()

@@ -32,7 +32,7 @@ class StagedLane:
     """See `fastcap.lanes.base.Lane`. Memory is taken at the first capture."""
 
     def __init__(self, device: AnyDevice, limits: Limits, buffers: HostBuffers) -> None:
-        self.device = device
+        self._device = device
         self._buffers = buffers
         self._lock = threading.Lock()
         self._moving = threading.RLock()
@@ -45,12 +45,16 @@ class StagedLane:
         self._spilled_bytes = 0
         self._n_lends = 0
 
+    @property
+    def device(self) -> AnyDevice:
+        return self._device
+
     # captured → staged, in the hook
 
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
     ) -> Capture:
-        if self.device.is_capturing():
+        if self._device.is_capturing():
             raise DeviceError(
                 "A CUDA graph is being captured, and fastcap cannot capture activations inside "
                 "one: a replay runs no hooks. Disable the store around the graph's capture."
@@ -77,7 +81,7 @@ class StagedLane:
             return
         with self._lock:
             chunk_bytes = self._memory.ring.chunk_bytes
-        compute_queue = self.device.current_queue()
+        compute_queue = self._device.current_queue()
         if capture.n_bytes <= chunk_bytes:
             self._stage_piece(compute_queue, value, Piece(capture, 0, capture.n_bytes))
             return
@@ -108,7 +112,7 @@ class StagedLane:
         capture = piece.owner
         chunk.open_to(compute_queue)
         piece.offset = chunk.reserve(piece.n_bytes)
-        self.device.pack(value, chunk.staging, piece.offset, capture.wire_dtype)
+        self._device.pack(value, chunk.staging, piece.offset, capture.wire_dtype)
         piece.home = chunk
         chunk.pieces[piece] = None
         capture.pieces.append(piece)
@@ -131,7 +135,7 @@ class StagedLane:
         slot = self._memory.slots.take()
         if slot is None:
             return False
-        self.device.copy(
+        self._device.copy(
             chunk.staging,
             slot.buffer,
             chunk.fill_bytes,
@@ -165,7 +169,7 @@ class StagedLane:
         capture, home = piece.owner, piece.home
         assert isinstance(home, Slot | HostBuffer)
         buffer, after = (home.buffer, home.landed) if isinstance(home, Slot) else (home, None)
-        ticket = self.device.deliver(
+        ticket = self._device.deliver(
             buffer,
             piece.offset,
             capture.wire_dtype,
@@ -188,7 +192,7 @@ class StagedLane:
                 lent = self._lend(capture) if lend else None
                 capture.target = self._read(capture) if lent is None else lent
             for ticket in capture.tickets:
-                self.device.join(ticket)
+                self._device.join(ticket)
                 if (error := ticket.error()) is not None:
                     raise error
             return None if capture.dropped else capture.target
@@ -210,9 +214,9 @@ class StagedLane:
         self, piece: Piece, home: Slot | HostBuffer, dtype: torch.dtype, target: Tensor
     ) -> None:
         if isinstance(home, Slot):
-            self.device.wait(home.landed)  # R5: each piece by its own fence
+            self._device.wait(home.landed)  # R5: each piece by its own fence
             home = home.buffer
-        self.device.read(home, piece.offset, dtype, target)
+        self._device.read(home, piece.offset, dtype, target)
 
     def _lend(self, capture: Capture) -> Tensor | None:
         """The bytes of a slot without a copy, where the slot is worth it; else `None`."""
@@ -222,7 +226,7 @@ class StagedLane:
             piece, slot = pieces[0]
             if not isinstance(slot, Slot):
                 return None
-            self.device.wait(slot.landed)
+            self._device.wait(slot.landed)
             with self._lock:
                 if not self._memory.is_open or not self._memory.slots.may_lend(slot, piece.n_bytes):
                     return None
@@ -287,8 +291,8 @@ class StagedLane:
             pieces, tickets = list(slot.pieces), list(slot.tickets)
         with self._reading(pieces):
             for ticket in tickets:
-                self.device.join(ticket)  # its error is raised by `result`
-            self.device.wait(slot.landed)
+                self._device.join(ticket)  # its error is raised by `result`
+            self._device.wait(slot.landed)
             for piece in pieces:
                 self._spill(piece, slot)
 
@@ -301,7 +305,7 @@ class StagedLane:
             capture.spilled = spilled = HostBuffer(empty_bytes(capture.n_bytes))
             self._n_spills += 1
         part = spilled.bytes[piece.start : piece.start + piece.n_bytes]
-        self.device.read(slot.buffer, piece.offset, torch.uint8, part)
+        self._device.read(slot.buffer, piece.offset, torch.uint8, part)
         with self._lock:
             if piece in slot.pieces:
                 del slot.pieces[piece]
@@ -337,12 +341,12 @@ class StagedLane:
             spills=self._n_spills,
             spilled_bytes=self._spilled_bytes,
             lends=self._n_lends,
-            **dataclasses.asdict(self.device.counters),
+            **dataclasses.asdict(self._device.counters),
         )
 
     def close(self) -> None:
         with self._moving:
-            self.device.close()
+            self._device.close()
             with self._lock:
                 for piece in self._memory.staged():
                     piece.owner.error = FastcapError(
