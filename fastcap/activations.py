@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NoReturn, Self
 
 import torch
@@ -16,7 +16,7 @@ from fastcap.errors import ArgumentTypeError
 from fastcap.forward import is_compiled
 from fastcap.hooks import detach
 from fastcap.records import Statistics
-from fastcap.sites import as_site_names, bind_sites
+from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, make_selection
 from fastcap.warn import warn
 
@@ -58,7 +58,7 @@ class ActivationStore:
     def __init__(
         self,
         model: nn.Module,
-        layers: Iterable[str] | None = None,
+        layers: Sites | None = None,
         *,
         positions: Positions = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
@@ -69,7 +69,7 @@ class ActivationStore:
         host_bytes: int | None = None,
     ) -> None:
         self._model = model
-        self._names = as_site_names(layers)
+        self._names = as_site_names(layers, model)
         self._selection = make_selection(positions, reduce, dtype, seq_dim)
         self._limits = make_limits(device_bytes, host_bytes)
         self._zero_copy = zero_copy

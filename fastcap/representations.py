@@ -15,7 +15,7 @@ from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.forward import BatchCaller, Forward, evaluation_mode
 from fastcap.progress import Progress, open_progress
 from fastcap.results import MemoryResult
-from fastcap.sites import as_site_names, bind_sites
+from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, as_count, make_selection
 from fastcap.streams import Stream
 from fastcap.warn import warn
@@ -26,7 +26,7 @@ LOOKAHEAD = 1
 def extract_representations(
     model: nn.Module,
     dataset: Any,
-    layers: Iterable[str],
+    layers: Sites,
     device: torch.device | str | int,
     batch_size: int = 32,
     max_samples: int | None = None,
@@ -96,7 +96,7 @@ def extract_representations(
         >>> acts["1"].shape
         torch.Size([5, 3, 2])
     """
-    names = as_site_names(layers)
+    names = as_site_names(layers, model)
     num_workers = as_count("num_workers", num_workers, at_least=0)
     if not names:
         raise ArgumentError("layers is empty: name at least one module, such as ['layers.0.mlp'].")

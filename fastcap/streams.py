@@ -22,7 +22,7 @@ from fastcap.forward import (
 )
 from fastcap.hooks import detach
 from fastcap.records import BatchRecords, Record, Statistics
-from fastcap.sites import as_site_names, bind_sites
+from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, as_count, make_selection
 
 
@@ -195,7 +195,7 @@ class Stream(Iterator[BatchRecords]):
 def stream(
     model: nn.Module,
     batches: Iterable[Any],
-    sites: Iterable[str],
+    sites: Sites,
     *,
     device: torch.device | str | int | None = None,
     positions: Positions = None,
@@ -251,7 +251,7 @@ def stream(
         0 torch.Size([1, 2])
         1 torch.Size([1, 2])
     """
-    names = as_site_names(sites)
+    names = as_site_names(sites, model)
     if not names:
         raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     selection = make_selection(positions, reduce, dtype, seq_dim)

@@ -15,10 +15,12 @@ PACKAGE = Path(fastcap.__file__).parent
 LEVELS = [
     {"errors"},
     {"spec", "records", "host_memory", "warn"},
+    {"arguments", "patterns"},
+    {"suggestions"},
     {"budget", "reference", "sites", "progress", "saving", "devices"},
     {"hooks", "parts", "pool"},
     {"tokens", "forward"},
-    {"selector"},
+    {"selector", "listing"},
     {"lanes"},
     {"engine"},
     {"results"},
