@@ -15,7 +15,7 @@ PACKAGE = Path(fastcap.__file__).parent
 LEVELS = [
     {"errors"},
     {"spec", "records", "host_memory", "warn"},
-    {"arguments", "patterns"},
+    {"arguments", "patterns", "locate"},
     {"suggestions"},
     {"budget", "reference", "sites", "progress", "saving", "devices"},
     {"hooks", "parts", "pool"},
@@ -26,7 +26,7 @@ LEVELS = [
     {"results"},
     {"streams"},
     {"activations", "representations"},
-    {"demo"},
+    {"demo", "site_tree"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""
