@@ -31,8 +31,9 @@ class ActivationStore:
     Args:
         model: Any module. It keeps its `state_dict`, can be deep-copied (copies do not capture),
             and its outputs do not change.
-        layers: Module names, such as `layers.15.mlp`; one string is one site. With `:output[1]`,
-            `:output[key]` or `:output.name` behind it, that part of the module's output.
+        layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
+            of the model; one string is one site. Behind a name, `:output[1]`, `:output.name`,
+            `:input` or `:input.name` ask for another part; see `docs/concepts.md`.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
         reduce: A callable on the selected tensor, on its own device, before the copy.
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
@@ -86,7 +87,7 @@ class ActivationStore:
 
     @property
     def layer_names(self) -> list[str]:
-        """The sites as given, in a new list."""
+        """The sites as given, in a new list: patterns unexpanded, modules as their paths."""
         return list(self._names)
 
     @property

@@ -52,7 +52,8 @@ def extract_representations(
     Args:
         model: Any module, on `device`.
         dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`.
-        layers: Module names, such as `layers.15.mlp`.
+        layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
+            of the model; see `docs/concepts.md`.
         device: Where batches are moved to.
         batch_size: Samples per pass.
         max_samples: Where to stop. The last batch is run whole and cropped afterwards, so values do
@@ -74,7 +75,8 @@ def extract_representations(
         check_memory: Whether to refuse a result that cannot fit in the memory available.
 
     Returns:
-        One tensor of shape `(n_samples, ...)` per site, in the order of `layers`: CPU, contiguous,
+        One tensor of shape `(n_samples, ...)` per site, in the order of `layers` (a pattern
+        expands in place, in model order): CPU, contiguous,
         in the dtype the module produced unless asked otherwise. A site that never fired is left
         out, with a warning.
 

@@ -217,7 +217,8 @@ def stream(
     Args:
         model: Any module; hooks are on it until the stream ends.
         batches: Dicts with `input_ids`, tensors, or tuples of tensors (the positional arguments).
-        sites: Module names, such as `layers.15.mlp`; see `docs/concepts.md`.
+        sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
+            of the model; see `docs/concepts.md`.
         device: Where batches are moved; by default where the model's parameters are.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`.
         reduce: A callable on the selected tensor, on its own device, before the copy.
