@@ -23,6 +23,8 @@ Call = Any
 class ReferenceStore:
     """The observable behaviour of `ActivationStore`, with every copy made at once in the hook.
 
+    Sites are names as `model.named_modules()` has them, with any part; a pattern is written out.
+
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))

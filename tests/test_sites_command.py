@@ -159,7 +159,7 @@ def test_modules_in_the_working_directory_are_found(
 def folder(tmp_path: Path) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    ids = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 32}
+    ids: Any = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 32}
     config = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=16, **ids)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     return tmp_path

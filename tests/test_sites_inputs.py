@@ -225,7 +225,7 @@ def test_random_models_give_equal_inputs() -> None:
 
 def test_inputs_of_compiled_models_are_captured_through_runs() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-    compiled = torch.compile(model, backend="eager")
+    compiled: Any = torch.compile(model, backend="eager")
     compiled(ACTS)
     [records] = fastcap.stream(compiled, [ACTS], ["*:input"])
     with ReferenceStore(model, ["0:input", "1:input"]) as oracle, torch.no_grad():

@@ -195,7 +195,7 @@ def test_the_pass_is_in_eval_mode_and_without_gradients() -> None:
 
 
 def test_a_compiled_model_is_listed_by_the_names_of_its_modules() -> None:
-    model = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), backend="eager")
+    model: Any = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), backend="eager")
     model(torch.ones(1, 4))
     assert [(s.name, s.n_calls) for s in list_sites(model, torch.ones(2, 4))] == [
         *[("", 1), ("0", 1), ("1", 1)]
