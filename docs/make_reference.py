@@ -31,7 +31,13 @@ def render() -> str:
 
 
 def _reading_order(name: str) -> tuple[bool, str]:
-    main = ("ActivationStore", "extract_representations", "save_activations", "stream")
+    main = (
+        "ActivationStore",
+        "extract_representations",
+        "list_sites",
+        "save_activations",
+        "stream",
+    )
     return name not in main, name.lower()
 
 

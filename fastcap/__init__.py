@@ -2,6 +2,7 @@
 
 ActivationStore            capture while you drive the passes yourself
 extract_representations    from a dataset to one tensor per site
+list_sites                 what can be captured in a model
 save_activations           to .npz or .safetensors
 stream                     records batch by batch, while the next batch runs
 """
@@ -9,6 +10,7 @@ stream                     records batch by batch, while the next batch runs
 from fastcap.activations import ActivationStore as ActivationStore
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
+from fastcap.listing import list_sites as list_sites
 from fastcap.records import BatchRecords as BatchRecords
 from fastcap.records import Record as Record
 from fastcap.records import Statistics as Statistics
@@ -26,6 +28,7 @@ __all__ = [
     "Statistics",
     "Stream",
     "extract_representations",
+    "list_sites",
     "save_activations",
     "stream",
 ]

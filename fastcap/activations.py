@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NoReturn, Self
 
 import torch
@@ -18,7 +18,7 @@ from fastcap.hooks import detach
 from fastcap.passes import watch_passes
 from fastcap.records import Statistics
 from fastcap.rows import MaskOf, RowSource
-from fastcap.sites import as_site_names, bind_sites
+from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, Reduce, as_keeps_all, make_selection
 from fastcap.warn import warn
 
@@ -33,8 +33,9 @@ class ActivationStore:
     Args:
         model: Any module. It keeps its `state_dict`, can be deep-copied (copies do not capture),
             and its outputs do not change.
-        layers: Module names, such as `layers.15.mlp`; one string is one site. With `:output[1]`,
-            `:output[key]` or `:output.name` behind it, that part of the module's output.
+        layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
+            of the model; one string is one site. Behind a name, `:output[1]`, `:output.name`,
+            `:input` or `:input.name` ask for another part; see `docs/concepts.md`.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
             `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
             another (see `lengths`); or one list of ints per sample, for passes of so many samples.
@@ -68,7 +69,7 @@ class ActivationStore:
     def __init__(
         self,
         model: nn.Module,
-        layers: Iterable[str] | None = None,
+        layers: Sites | None = None,
         *,
         positions: Positions = None,
         reduce: Reduce = None,
@@ -81,7 +82,7 @@ class ActivationStore:
         host_bytes: int | None = None,
     ) -> None:
         self._model = model
-        self._names = as_site_names(layers)
+        self._names = as_site_names(layers, model)
         self._selection = make_selection(positions, reduce, dtype, seq_dim)
         if self._selection.batch_key is not None:
             raise ArgumentError(
@@ -107,7 +108,7 @@ class ActivationStore:
 
     @property
     def layer_names(self) -> list[str]:
-        """The sites as given, in a new list."""
+        """The sites as given, in a new list: patterns unexpanded, modules as their paths."""
         return list(self._names)
 
     @property

@@ -8,12 +8,15 @@ from __future__ import annotations
 import functools
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastcap import __version__
-from fastcap.errors import FastcapError, SaveError
+from torch import nn
+
+from fastcap import __version__, locate, site_tree
+from fastcap.errors import ArgumentError, FastcapError, SaveError
+from fastcap.listing import SiteInfo, list_sites
 
 try:
     import rich.console
@@ -74,6 +77,67 @@ def demo(
     for path in result.files:
         typer.echo(f"  {path}")
     typer.echo("\n" + report.seconds(result))
+
+
+@command
+def sites(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:attribute (a module, or a function that returns one), or a local "
+            "folder that transformers can load.",
+        ),
+    ],
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the modules of this name or pattern, in quotes; repeatable."),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:attribute",
+            help="A batch, or a function that returns one: run it, and show calls, shapes, dtypes.",
+        ),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=0, help="Show names of up to this many segments.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+) -> None:
+    """List the modules of a model whose values can be captured.
+
+    Numbered layers that look the same are one line, such as layers.{0..31}. Quote patterns: shells
+    expand braces and stars.
+    """
+    found = locate.load_model(model, with_weights=example is not None)
+    batch = None if example is None else locate.load_example(example)
+    listed = _list(found, batch, sites or ["**"], inputs)
+    shown = listed if depth is None else site_tree.at_most(listed, depth)
+    if json:
+        typer.echo(site_tree.to_json(shown))
+        return
+    for line in site_tree.to_lines(shown):
+        typer.echo(line)
+    if len(shown) < len(listed):
+        _to_stderr(f"Not shown, deeper than --depth {depth}: {len(listed) - len(shown)}.")
+
+
+def _list(
+    model: nn.Module, example: Any, patterns: list[str], inputs: list[str] | None
+) -> Sequence[SiteInfo]:
+    try:
+        return list_sites(model, example, sites=patterns, inputs=inputs)
+    except FastcapError:
+        raise
+    except Exception as error:
+        raise ArgumentError(
+            f"Running the model on --example failed with {locate.in_one_line(error)}."
+        ) from error
 
 
 def _to_stderr(line: str) -> None:

@@ -6,7 +6,7 @@ that catches `ValueError` or `KeyError` today goes on working:
     FastcapError
     ├── ArgumentError (ValueError)           an argument outside its range
     ├── ArgumentTypeError (TypeError)        an argument of the wrong type
-    ├── SiteNotFoundError (ValueError)       a name that is no module of the model
+    ├── SiteNotFoundError (ValueError)       a name or pattern of no module of the model
     ├── SelectionError (ValueError)          what was asked cannot be taken from this value
     │   ├── PositionError (IndexError)       a position out of range
     │   └── CastError (TypeError)            a dtype that cannot hold the values
@@ -65,7 +65,7 @@ class ArgumentTypeError(FastcapError, TypeError):
 
 
 class SiteNotFoundError(FastcapError, ValueError):
-    """A site names no module of the model."""
+    """A site names no module of the model, or a pattern matches none."""
 
 
 class SelectionError(FastcapError, ValueError):

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
+from fastcap.arguments import Arguments, positional_names
 from fastcap.errors import UnsupportedModuleError
 from fastcap.sites import BoundSite
 
@@ -24,14 +25,17 @@ Hook = Callable[..., None]
 
 
 class Receiver(Protocol):
-    """Who is told what a hooked module returned."""
+    """Who is told what a hooked module returned, or was called with."""
 
-    def receive(self, index: int, output: Any) -> None:
-        """The module of the `index`-th site has returned `output`."""
+    def receive(self, index: int, value: Any) -> None:
+        """The module of the `index`-th site has returned `value`, or is called with it.
+
+        For a site of an input, `value` is the `Arguments` of the call.
+        """
 
 
 def attach(sites: Iterable[BoundSite], receiver: Receiver) -> list[RemovableHandle]:
-    """Register one forward hook per site; on an error, none stays.
+    """Register one hook per site, before the forward pass for inputs; on an error, none stays.
 
     Raises:
         UnsupportedModuleError: A module is TorchScript.
@@ -45,8 +49,7 @@ def attach(sites: Iterable[BoundSite], receiver: Receiver) -> list[RemovableHand
                     "runs no Python hooks. Load the model as Python, or capture a Python module "
                     "around it."
                 )
-            hook = untraced(_make_hook(index, bound.module, receiver))
-            handles.append(bound.module.register_forward_hook(hook))
+            handles.append(_register(index, bound, receiver))
     except BaseException:
         detach(handles)
         raise
@@ -59,6 +62,16 @@ def detach(handles: list[RemovableHandle]) -> None:
         handles.pop().remove()
 
 
+def _register(index: int, bound: BoundSite, receiver: Receiver) -> RemovableHandle:
+    module, site = bound.module, bound.site
+    if site.side == "output":
+        return module.register_forward_hook(untraced(_make_hook(index, module, receiver)))
+    asks_by_name = bool(site.steps) and site.steps[0][0] != "index"
+    names = positional_names(module) if asks_by_name else ()
+    hook = untraced(_make_input_hook(index, module, receiver, names))
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
 def _make_hook(index: int, module: nn.Module, receiver: Receiver) -> Hook:
     module_ref, receiver_ref = weakref.ref(module), weakref.ref(receiver)
 
@@ -66,6 +79,19 @@ def _make_hook(index: int, module: nn.Module, receiver: Receiver) -> Hook:
         receiver = receiver_ref()
         if receiver is not None and called is module_ref():
             receiver.receive(index, output)
+
+    return receive
+
+
+def _make_input_hook(
+    index: int, module: nn.Module, receiver: Receiver, names: tuple[str, ...]
+) -> Hook:
+    module_ref, receiver_ref = weakref.ref(module), weakref.ref(receiver)
+
+    def receive(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        receiver = receiver_ref()
+        if receiver is not None and called is module_ref():
+            receiver.receive(index, Arguments(args, kwargs, names))
 
     return receive
 

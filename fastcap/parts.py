@@ -1,4 +1,4 @@
-"""The part of a module's output that a site stands for, and what to say when there is none."""
+"""The part of a module's output or input that a site stands for, and what to say without one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fastcap.arguments import Arguments
 from fastcap.errors import UnsupportedTensorError
 from fastcap.spec import Site, Step
 
 
-def take_part(output: Any, site: Site) -> Tensor | None:
-    """The tensor a site stands for, or `None` when the module returned none there.
+def take_part(value: Any, site: Site) -> Tensor | None:
+    """The tensor a site stands for, or `None` when there is none.
 
     Without a part: the output if it is a tensor, else the first element of a tuple if that is one.
+    Of a call's `Arguments`: the first, and behind steps the one that the first step names.
     """
-    if type(output) is Tensor and not site.steps:
-        return output
-    if not site.steps:
-        value = output[0] if isinstance(output, tuple) and output else output
-    else:
-        value = output
-        for step in site.steps:
-            value = _step_into(value, step)
+    if type(value) is Tensor and not site.steps:
+        return value
+    steps = site.steps
+    if isinstance(value, Arguments):
+        value = value.get(steps[0]) if steps else value.first()
+        steps = steps[1:]
+    elif not steps:
+        value = value[0] if isinstance(value, tuple) and value else value
+    for step in steps:
+        value = _step_into(value, step)
     return value if isinstance(value, Tensor) else None
 
 
@@ -41,33 +45,55 @@ def _step_into(value: Any, step: Step) -> Any:
         return None
 
 
-def describe_miss(output: Any, site: Site) -> str:
+def describe_miss(value: Any, site: Site) -> str:
     """Why nothing was captured at a site, and the parts that could be asked for instead."""
-    parts = list(_tensor_parts(output, f"{site.module}:output"))[:4]
-    asked = site.name[len(site.module) + 1 :] or "output"
-    if site.steps:
-        found = f"its forward returned {_type_name(output)}, which has no tensor at {asked!r}"
+    parts = [f"{site.module}{part}" for part, _ in tensor_parts(value)][:4]
+    asked = site.part[1:] or "output"
+    if isinstance(value, Arguments):
+        default = "its first argument is not a tensor"
+        happened = f"its forward was called with {_describe_call(value)}"
     else:
-        found = f"its forward returned {_type_name(output)}, not a tensor"
+        default = "not a tensor"
+        happened = f"its forward returned {_type_name(value)}"
+    if site.steps:
+        default = f"which has no tensor at {asked!r}"
+    found = f"{happened}, {default}"
     advice = f"Ask for a part: {', '.join(map(repr, parts))}." if parts else "Capture a submodule."
     return f"Nothing is captured at site {site.name!r}: {found}. {advice}"
 
 
-def _tensor_parts(output: Any, path: str, depth: int = 2) -> Iterator[str]:
-    if isinstance(output, Tensor):
-        yield path
-    elif depth and isinstance(output, Mapping):
-        for key, value in output.items():
-            is_attribute = isinstance(key, str) and getattr(output, key, None) is value
+def tensor_parts(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in an output, or in the `Arguments` of a call, behind the part that names it."""
+    if not isinstance(value, Arguments):
+        yield from _tensor_parts(value, ":output")
+        return
+    for index, argument in enumerate(value.args):
+        yield from _tensor_parts(argument, f":input[{index}]")
+    for name, argument in value.kwargs.items():
+        yield from _tensor_parts(argument, f":input.{name}")
+
+
+def _tensor_parts(value: Any, path: str, depth: int = 2) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif depth and isinstance(value, Mapping):
+        for key, item in value.items():
+            is_attribute = isinstance(key, str) and getattr(value, key, None) is item
             step = f".{key}" if is_attribute else f"[{key}]"
-            yield from _tensor_parts(value, path + step, depth - 1)
-    elif depth and isinstance(output, list | tuple):
-        for index, value in enumerate(output):
-            yield from _tensor_parts(value, f"{path}[{index}]", depth - 1)
-    elif depth and dataclasses.is_dataclass(output):
-        for field in dataclasses.fields(output):
-            value = getattr(output, field.name)
-            yield from _tensor_parts(value, f"{path}.{field.name}", depth - 1)
+            yield from _tensor_parts(item, path + step, depth - 1)
+    elif depth and isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _tensor_parts(item, f"{path}[{index}]", depth - 1)
+    elif depth and dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            yield from _tensor_parts(item, f"{path}.{field.name}", depth - 1)
+
+
+def _describe_call(call: Arguments) -> str:
+    shown = [type(argument).__name__ for argument in call.args]
+    shown += [f"{name}={type(argument).__name__}" for name, argument in call.kwargs.items()]
+    return f"({', '.join(shown)})"
 
 
 def _type_name(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fastcap.spec import Selection, Site, parse_site
+from fastcap.spec import Selection, Site, Step, parse_site
 
 Call = Any
 """`(model, batch) -> anything`: how one batch becomes one pass."""
@@ -22,6 +22,8 @@ Call = Any
 
 class ReferenceStore:
     """The observable behaviour of `ActivationStore`, with every copy made at once in the hook.
+
+    Sites are names as `model.named_modules()` has them, with any part; a pattern is written out.
 
     Attributes:
         activations: The value of each site's last call.
@@ -55,7 +57,11 @@ class ReferenceStore:
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for site in self.sites:
             module = modules[site.module]
-            self._handles.append(module.register_forward_hook(self._hook_for(site)))
+            if site.side == "input":
+                hook = self._input_hook_for(site)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(self._hook_for(site)))
 
     def disable(self) -> None:
         for handle in self._handles:
@@ -78,14 +84,22 @@ class ReferenceStore:
 
     def _hook_for(self, site: Site) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            value = take_part(output, site)
-            if value is not None:
-                of_samples = self._of_call if self.of_batch is None else self.of_batch
-                acts = take_selection(value, self.selection, of_samples)
-                self.activations[site.name] = acts
-                self.calls.setdefault(site.name, []).append(acts)
+            self._keep(site, take_part(output, site))
 
         return hook
+
+    def _input_hook_for(self, site: Site) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._keep(site, take_input(module, args, kwargs, site))
+
+        return hook
+
+    def _keep(self, site: Site, value: Tensor | None) -> None:
+        if value is not None:
+            of_samples = self._of_call if self.of_batch is None else self.of_batch
+            acts = take_selection(value, self.selection, of_samples)
+            self.activations[site.name] = acts
+            self.calls.setdefault(site.name, []).append(acts)
 
     def _read_mask(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
@@ -99,14 +113,40 @@ def take_part(output: Any, site: Site) -> Tensor | None:
         if isinstance(output, tuple) and output:
             output = output[0]
         return output if isinstance(output, Tensor) else None
-    for kind, which in site.steps:
-        if kind == "index" and isinstance(output, dict) and which not in output:
+    return follow(output, site.steps)
+
+
+def take_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], site: Site
+) -> Tensor | None:
+    """The tensor a site stands for in the arguments of a call, or `None` where there is none."""
+    if not site.steps:
+        tensors = [value for value in kwargs.values() if isinstance(value, Tensor)]
+        value = [*args, *tensors, None][0]
+        return value if isinstance(value, Tensor) else None
+    (kind, which), *rest = site.steps
+    if kind == "index":
+        return follow(args, site.steps)
+    given = {}
+    for parameter, value in zip(
+        inspect.signature(module.forward).parameters.values(), args, strict=False
+    ):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            break
+        given[parameter.name] = value
+    return follow({**given, **kwargs}.get(str(which)), rest)
+
+
+def follow(value: Any, steps: Iterable[Step]) -> Tensor | None:
+    """The tensor at the end of some steps, or `None` where they lead nowhere."""
+    for kind, which in steps:
+        if kind == "index" and isinstance(value, dict) and which not in value:
             which = str(which)
         try:
-            output = getattr(output, str(which)) if kind == "attribute" else output[which]
+            value = getattr(value, str(which)) if kind == "attribute" else value[which]
         except (AttributeError, IndexError, KeyError, TypeError):
             return None
-    return output if isinstance(output, Tensor) else None
+    return value if isinstance(value, Tensor) else None
 
 
 def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from fastcap.forward import BatchCaller, Forward, evaluation_mode
 from fastcap.progress import Progress, open_progress
 from fastcap.results import MemoryResult
 from fastcap.rows import MaskOfBatch, RowSource
-from fastcap.sites import as_site_names, bind_sites
+from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import UNPADDED, Positions, Reduce, as_count, make_selection
 from fastcap.stopping import EarlyStop
 from fastcap.streams import Stream
@@ -28,7 +28,7 @@ LOOKAHEAD = 1
 def extract_representations(
     model: nn.Module,
     dataset: Any,
-    layers: Iterable[str],
+    layers: Sites,
     device: torch.device | str | int,
     batch_size: int = 32,
     max_samples: int | None = None,
@@ -56,7 +56,8 @@ def extract_representations(
     Args:
         model: Any module, on `device`.
         dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`.
-        layers: Module names, such as `layers.15.mlp`.
+        layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
+            of the model; see `docs/concepts.md`.
         device: Where batches are moved to.
         batch_size: Samples per pass.
         max_samples: Where to stop. The last batch is run whole and cropped afterwards, so values do
@@ -87,7 +88,8 @@ def extract_representations(
         check_memory: Whether to refuse a result that cannot fit in the memory available.
 
     Returns:
-        One tensor of shape `(n_samples, ...)` per site, in the order of `layers`: CPU, contiguous,
+        One tensor of shape `(n_samples, ...)` per site, in the order of `layers` (a pattern
+        expands in place, in model order): CPU, contiguous,
         in the dtype the module produced unless asked otherwise. A site that never fired is left
         out, with a warning.
 
@@ -109,7 +111,7 @@ def extract_representations(
         >>> acts["1"].shape
         torch.Size([5, 3, 2])
     """
-    names = as_site_names(layers)
+    names = as_site_names(layers, model)
     num_workers = as_count("num_workers", num_workers, at_least=0)
     if not names:
         raise ArgumentError("layers is empty: name at least one module, such as ['layers.0.mlp'].")

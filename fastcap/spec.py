@@ -18,7 +18,10 @@ from torch import Tensor
 from fastcap.errors import ArgumentError, ArgumentTypeError
 
 Step: TypeAlias = tuple[str, int | str]
-"""One step into an output: `("index", 1)`, `("key", "hidden")` or `("attribute", "logits")`."""
+"""One step into a value: `("index", 1)`, `("key", "hidden")` or `("attribute", "logits")`."""
+
+Side: TypeAlias = Literal["output", "input"]
+"""What a module returned, or what it was called with."""
 
 Positions: TypeAlias = int | slice | str | Iterable[int] | Iterable[Iterable[int]] | Tensor | None
 """What callers may pass as `positions`."""
@@ -28,7 +31,13 @@ Reduce: TypeAlias = Callable[[Tensor], Tensor] | Literal["mean"] | None
 
 LAST, UNPADDED, MEAN = "last", "unpadded", "mean"
 
-_SITE = re.compile(r"(?P<module>[^:]*):(?P<root>[A-Za-z_]+)(?P<steps>.*)", re.DOTALL)
+REGEX = "re:"
+"""What a site name begins with that is a regular expression."""
+
+PLANNED = frozenset({"grad_output", "grad_input", "attention_weights", "query", "key", "value"})
+"""Parts that have a name and no code yet."""
+
+_PART = re.compile(r"(?P<side>[A-Za-z_]+)(?P<steps>.*)", re.DOTALL)
 _STEP = re.compile(r"\.(?P<attribute>[A-Za-z_]\w*)|\[(?P<index>\d+)\]|\[(?P<key>[^\]]+)\]")
 
 
@@ -38,53 +47,88 @@ class Site:
 
     Attributes:
         name: What the user wrote, without a default `:output`. The key of the result.
-        module: The module's path, `""` for the root.
-        steps: The way from the module's output to the value; empty for the output itself.
+        module: The module's path, `""` for the root; until sites are bound, perhaps a pattern.
+        steps: The way from the module's output or input to the value; empty for the default.
+        side: Whether the value is of the module's output or of its input.
     """
 
     name: str
     module: str
     steps: tuple[Step, ...] = ()
+    side: Side = "output"
+
+    @property
+    def part(self) -> str:
+        """What follows the module's path in the name, such as `:output[1]`; `""` for the output."""
+        return self.name[len(self.module) :]
+
+    def at(self, path: str) -> Site:
+        """The same part of another module."""
+        return Site(path + self.part, path, self.steps, self.side)
 
 
 def parse_site(text: str) -> Site:
-    """Read `module.path[:part]`, where the part is `:output` followed by `[1]`, `[key]` or `.name`.
+    """Read `module.path[:part]`: `:output` or `:input`, then any number of `[1]`, `[key]`, `.name`.
+
+    What comes before the part is taken as it is, patterns and regular expressions included. A
+    regular expression may contain colons: the part is what follows one and reads as a part up to
+    the end.
 
     Example:
         >>> parse_site("layers.0:output[1]")
-        Site(name='layers.0:output[1]', module='layers.0', steps=(('index', 1),))
+        Site(name='layers.0:output[1]', module='layers.0', steps=(('index', 1),), side='output')
         >>> parse_site("layers.0.mlp:output").name
         'layers.0.mlp'
 
     Raises:
         ArgumentError: The text after the colon is no part that exists.
     """
-    if ":" not in text:
+    is_regex = text.startswith(REGEX)
+    error = ""
+    for colon in re.finditer(":", text):
+        match = _PART.fullmatch(text, colon.end())
+        if match is None or match["side"] not in {"output", "input"} | PLANNED:
+            continue
+        steps, rest = _read_steps(match["steps"])
+        error = error or _why_no_part(text, match["side"], rest)
+        if rest:
+            continue
+        if match["side"] in PLANNED:
+            raise ArgumentError(error)
+        side: Side = "input" if match["side"] == "input" else "output"
+        module = text[: colon.start()]
+        name = module if side == "output" and not steps else text
+        return Site(name, module, steps, side)
+    if ":" not in text or is_regex:
         return Site(text, text)
-    match = _SITE.fullmatch(text)
-    if match is None or match["root"] != "output":
-        raise ArgumentError(
-            f"Site {text!r}: what follows the colon is no part that can be captured. Parts start "
-            "with ':output' and go on with '[1]', '[key]' or '.name', such as "
-            "'layers.0.attention:output[1]'."
+    raise ArgumentError(
+        error
+        or f"Site {text!r}: what follows the colon is no part that can be captured. Parts start "
+        "with ':output' or ':input' and go on with '[1]', '[key]' or '.name', such as "
+        "'layers.0.attention:output[1]'."
+    )
+
+
+def _why_no_part(text: str, side: str, rest: str) -> str:
+    if side in PLANNED:
+        return (
+            f"Site {text!r}: ':{side}' is not supported yet. What can be captured starts with "
+            "':output' or ':input'."
         )
-    steps = _parse_steps(text, match["steps"])
-    return Site(text if steps else match["module"], match["module"], steps)
+    return (
+        f"Site {text!r}: cannot read {rest!r}. After ':{side}' come any number of '[1]', "
+        "'[key]' or '.name'."
+    )
 
 
-def _parse_steps(text: str, rest: str) -> tuple[Step, ...]:
+def _read_steps(text: str) -> tuple[tuple[Step, ...], str]:
+    """The steps that a text begins with, and what is left of it."""
     steps: list[Step] = []
-    while rest:
-        match = _STEP.match(rest)
-        if match is None:
-            raise ArgumentError(
-                f"Site {text!r}: cannot read {rest!r}. After ':output' come any number of '[1]', "
-                "'[key]' or '.name'."
-            )
+    while match := _STEP.match(text):
         kind = str(match.lastgroup)
         steps.append((kind, int(match[kind]) if kind == "index" else match[kind]))
-        rest = rest[match.end() :]
-    return tuple(steps)
+        text = text[match.end() :]
+    return tuple(steps), text
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from fastcap.forward import (
 from fastcap.hooks import detach
 from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.rows import MaskOfBatch, RowSource
-from fastcap.sites import as_site_names, bind_sites
+from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, Reduce, as_count, as_keeps_all, make_selection
 from fastcap.stopping import EarlyStop, Firings
 
@@ -220,7 +220,7 @@ class Stream(Iterator[BatchRecords]):
 def stream(
     model: nn.Module,
     batches: Iterable[Any],
-    sites: Iterable[str],
+    sites: Sites,
     *,
     device: torch.device | str | int | None = None,
     positions: Positions = None,
@@ -245,7 +245,8 @@ def stream(
     Args:
         model: Any module; hooks are on it until the stream ends.
         batches: Dicts with `input_ids`, tensors, or tuples of tensors (the positional arguments).
-        sites: Module names, such as `layers.15.mlp`; see `docs/concepts.md`.
+        sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
+            of the model; see `docs/concepts.md`.
         device: Where batches are moved; by default where the model's parameters are.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
             `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
@@ -291,7 +292,7 @@ def stream(
         0 torch.Size([1, 2])
         1 torch.Size([1, 2])
     """
-    names = as_site_names(sites)
+    names = as_site_names(sites, model)
     if not names:
         raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     selection = make_selection(positions, reduce, dtype, seq_dim)

@@ -15,17 +15,19 @@ PACKAGE = Path(fastcap.__file__).parent
 LEVELS = [
     {"errors"},
     {"spec", "records", "host_memory", "warn"},
+    {"arguments", "patterns", "locate"},
+    {"suggestions"},
     {"budget", "reference", "sites", "progress", "saving", "devices"},
     {"hooks", "parts", "pool"},
     {"tokens", "forward", "padding", "passes"},
-    {"gather", "masks"},
+    {"gather", "masks", "listing"},
     {"rows", "selector", "silence", "stopping"},
     {"lanes"},
     {"engine"},
     {"results"},
     {"streams"},
     {"activations", "representations"},
-    {"demo", "huggingface"},
+    {"demo", "huggingface", "site_tree"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""

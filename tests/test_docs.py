@@ -47,7 +47,13 @@ def test_the_examples_in_docstrings_give_what_they_say(name: str) -> None:
 
 
 def test_public_callables_have_an_example() -> None:
-    for name in ("ActivationStore", "extract_representations", "save_activations", "stream"):
+    for name in (
+        "ActivationStore",
+        "extract_representations",
+        "list_sites",
+        "save_activations",
+        "stream",
+    ):
         assert ">>> " in str(getattr(fastcap, name).__doc__)
 
 

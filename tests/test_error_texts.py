@@ -113,7 +113,7 @@ def test_a_wrong_name_with_a_part_is_named_without_the_part() -> None:
 def test_an_unknown_part_is_refused_with_the_parts_that_exist(site: str) -> None:
     assert message_of(ArgumentError, ActivationStore(LanguageModel(), [site]).enable) == (
         f"Site {site!r}: what follows the colon is no part that can be captured. Parts start with "
-        "':output' and go on with '[1]', '[key]' or '.name', such as "
+        "':output' or ':input' and go on with '[1]', '[key]' or '.name', such as "
         "'layers.0.attention:output[1]'."
     )
 
@@ -135,8 +135,8 @@ def test_a_part_that_cannot_be_read_is_refused_from_where_it_goes_wrong(
 )
 def test_layers_that_are_no_strings_are_refused(layers: Any, shown: str) -> None:
     assert message_of(ArgumentTypeError, lambda: ActivationStore(LanguageModel(), layers)) == (
-        f"layers must be module names (strings); got {shown}. Print the names with: "
-        "for name, _ in model.named_modules(): print(name)"
+        f"layers must be module names (strings) or modules of the model; got {shown}. Print the "
+        "names with: for name, _ in model.named_modules(): print(name)"
     )
 
 

@@ -1,0 +1,139 @@
+"""From what is written on a command line to a model or a batch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from functools import reduce
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcap.errors import ArgumentError, MissingExtraError
+
+FORM = "package.module:attribute"
+
+
+def load_attribute(text: str, what: str) -> Any:
+    """Import `package.module:attribute`, with the working directory among the places to look.
+
+    Args:
+        text: The path of the import; the attribute may have dots.
+        what: What the errors call it, such as `MODEL`.
+
+    Raises:
+        ArgumentError: It cannot be read, imported or found; the message has the reason.
+    """
+    module_name, colon, attribute = text.partition(":")
+    if not (colon and module_name and attribute):
+        raise ArgumentError(f"{what} {text!r} is not of the form {FORM}, such as mymodels:make.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ArgumentError(
+            f"{what} {text!r}: importing {module_name!r} failed with {in_one_line(error)}. Run "
+            "from the folder that has it, or install the package."
+        ) from error
+    try:
+        return reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        names = [name for name in vars(module) if not name.startswith("_")]
+        raise ArgumentError(
+            f"{what} {text!r}: {module_name!r} has no {attribute!r}. It has {sorted(names)[:20]}."
+        ) from error
+
+
+def load_model(text: str, with_weights: bool) -> nn.Module:
+    """A module, what a callable without arguments returns, or the model in a local folder.
+
+    Args:
+        text: `package.module:attribute`, or a folder that transformers can load.
+        with_weights: Whether a folder's weights are needed, or its configuration is enough. Then
+            the model is on the meta device.
+
+    Raises:
+        ArgumentError: There is no such thing, or it is no model.
+        MissingExtraError: A folder, and transformers is not installed.
+    """
+    if Path(text).is_dir():
+        return _load_folder(Path(text), with_weights)
+    if ":" not in text:
+        raise ArgumentError(
+            f"MODEL {text!r} is neither a folder nor an import path of the form {FORM}. Models are "
+            "not downloaded: give a folder with a config.json."
+        )
+    return _check_model(text, _called(text, "MODEL", load_attribute(text, "MODEL")))
+
+
+def load_example(text: str) -> Any:
+    """A batch, or what a callable without arguments returns.
+
+    Raises:
+        ArgumentError: There is no such thing.
+    """
+    return _called(text, "--example", load_attribute(text, "--example"))
+
+
+def _called(text: str, what: str, found: Any) -> Any:
+    if isinstance(found, nn.Module) or not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise ArgumentError(
+            f"{what} {text!r}: calling it without arguments failed with {in_one_line(error)}."
+        ) from error
+
+
+def _check_model(text: str, found: Any) -> nn.Module:
+    if not isinstance(found, nn.Module):
+        raise ArgumentError(
+            f"MODEL {text!r} gives a {type(found).__name__}, not a torch.nn.Module. Name a module, "
+            "or a function without arguments that returns one."
+        )
+    return found
+
+
+def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = config.get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArgumentError(
+            f"MODEL {str(folder)!r}: cannot read its config.json ({in_one_line(error)}). Give the "
+            f"folder of a saved transformers model, or an import path: {FORM}."
+        ) from error
+    if find_spec("transformers") is None:
+        raise MissingExtraError(
+            f"MODEL {str(folder)!r} is a folder, which needs transformers: "
+            "pip install 'torch-fastcap[hf]'."
+        )
+    import transformers
+
+    auto: Any = transformers.AutoModel
+    kind: Any = getattr(transformers, names[0], None) if names else None
+    try:
+        if with_weights:
+            model = (kind or auto).from_pretrained(folder, local_files_only=True)
+        else:
+            settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):
+                model = kind(settings) if kind else auto.from_config(settings)
+    except Exception as error:
+        raise ArgumentError(
+            f"MODEL {str(folder)!r}: transformers cannot load it: {in_one_line(error)}."
+        ) from error
+    return _check_model(str(folder), model)
+
+
+def in_one_line(error: Exception) -> str:
+    """The class and the text of an error."""
+    text = " ".join(str(error).split()).removesuffix(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
