@@ -91,7 +91,7 @@ def sites(
     ],
     sites: Annotated[
         list[str] | None,
-        typer.Option(help="Only the modules of this name or pattern, in quotes; repeatable."),
+        typer.Option(help="Only modules of these names or patterns: several values, in quotes."),
     ] = None,
     example: Annotated[
         str | None,
@@ -179,4 +179,23 @@ def main() -> None:
     """What the `fastcap` script runs."""
     if missing is not None:
         sys.exit(f"fastcap: needs {missing}. Install it with: pip install 'torch-fastcap[cli]'")
-    make_app()()
+    make_app()(args=spread(sys.argv[1:]))
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """Let `--sites` take several values: shells expand `layers.{0,1}` into words of their own.
+
+    Example:
+        >>> spread(["sites", "m:model", "--sites", "a", "b", "--json"])
+        ['sites', 'm:model', '--sites', 'a', '--sites', 'b', '--json']
+    """
+    result: list[str] = []
+    is_value = is_further = False
+    for argument in arguments:
+        is_option = argument.startswith("-") and not is_value
+        if is_further and not is_option:
+            result.append("--sites")
+        result.append(argument)
+        is_further = not is_option and (is_value or is_further)
+        is_value = is_option and argument == "--sites"
+    return result

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.budget import DEFAULT_HOST_BYTES, Limits
 from fastcap.devices import open_device
+from fastcap.forward import has_compiled
 from fastcap.hooks import attach, detach, modes_off
 from fastcap.lanes.base import Capture, Lane
 from fastcap.lanes.direct import DirectLane
@@ -30,7 +31,7 @@ from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
 from fastcap.rows import Rows, RowSource
 from fastcap.selector import Selector
-from fastcap.silence import explain_no_pass, explain_silence, has_compiled
+from fastcap.silence import explain_no_pass, explain_silence
 from fastcap.sites import BoundSite
 from fastcap.spec import Selection, Site
 from fastcap.stopping import Firings
@@ -255,7 +256,8 @@ class Engine:
             return
         for index, (bound, handle) in enumerate(zip(self._bound, self.handles, strict=False)):
             if index not in self._fired and bound.site.name not in self._reported:
-                is_hooked = handle.id in bound.module._forward_hooks
+                hooks = bound.module._forward_hooks, bound.module._forward_pre_hooks
+                is_hooked = any(handle.id in each for each in hooks)
                 self._report(bound.site, explain_silence(self._model, bound, is_hooked))
 
     def report_no_pass(self) -> None:

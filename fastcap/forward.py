@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -228,6 +229,13 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
+def has_compiled() -> bool:
+    """Whether `torch.compile` has compiled anything in this process, functions included."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and dynamo.counters["frames"]["ok"] > 0
+
+
 def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
     """Run compiled parts as plain Python for the block: a compiled graph skips new hooks (R14)."""
-    return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
+    is_needed = is_compiled(model) or has_compiled()
+    return torch.compiler.set_stance("force_eager") if is_needed else nullcontext()

@@ -54,7 +54,7 @@ class MaskReader:
                 del _masks(of_thread)[_n_calls(module) - 1 :]
 
         return [
-            model.register_forward_pre_hook(untraced(before), with_kwargs=True),
+            model.register_forward_pre_hook(untraced(before), prepend=True, with_kwargs=True),
             model.register_forward_hook(untraced(after), always_call=True),
         ]
 

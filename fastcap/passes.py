@@ -19,7 +19,8 @@ def watch_passes(
 ) -> list[RemovableHandle]:
     """Hooks on the root module: `begun` before each pass, `ended` after each that did not raise.
 
-    A call of the root within a call of the root is part of the same pass.
+    A call of the root within a call of the root is part of the same pass. `begun` comes before all
+    other hooks (a site may be the root's input), `ended` after those that are on the model already.
     """
     model_ref = weakref.ref(model)
 
@@ -35,7 +36,7 @@ def watch_passes(
             ended()
 
     return [
-        model.register_forward_pre_hook(untraced(before)),
+        model.register_forward_pre_hook(untraced(before), prepend=True),
         model.register_forward_hook(untraced(after)),
     ]
 

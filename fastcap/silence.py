@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 from torch import nn
 
-from fastcap.forward import is_compiled
+from fastcap.forward import has_compiled
 from fastcap.sites import BoundSite
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -34,12 +33,6 @@ def explain_no_pass(bound: BoundSite) -> str:
     )
 
 
-def has_compiled() -> bool:
-    """Whether torch.compile has compiled anything in this process."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and dynamo.counters["frames"]["ok"] > 0
-
-
 def _reason(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
     module = bound.module
     paths = [path for path, other in model.named_modules(remove_duplicate=False) if other is module]
@@ -61,10 +54,12 @@ def _reason(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
         reason = _bypass(path, ancestor, kind)
         if reason:
             return reason
-    if is_compiled(model):
+    if has_compiled():
         return (
-            "a graph that torch.compile made before the hooks existed ran in its place. Put the "
-            'hooks on before the first pass, or run under torch.compiler.set_stance("force_eager").'
+            "the forward pass did not call the module from Python. torch.compile has compiled "
+            "something in this process, and a graph made before the hooks existed skips them: put "
+            "the hooks on first, call torch.compiler.reset(), or run under "
+            'torch.compiler.set_stance("force_eager").'
         )
     return (
         "the forward pass never called the module. A branch not taken, an expert that got no "

@@ -41,7 +41,7 @@ class TokenCounter:
                 of_thread.n_tokens = None
 
         return [
-            model.register_forward_pre_hook(untraced(before), with_kwargs=True),
+            model.register_forward_pre_hook(untraced(before), prepend=True, with_kwargs=True),
             model.register_forward_hook(untraced(after), always_call=True),
         ]
 

@@ -151,6 +151,24 @@ def test_a_value_of_an_older_pass_has_an_age() -> None:
     assert store.age("no site") is None
 
 
+def test_the_input_of_the_model_belongs_to_the_pass_that_it_begins() -> None:
+    model = Looped()
+    with fastcap.ActivationStore(model, [":input", ""], positions=-1) as store:
+        model(IDS)
+        model(IDS + 1)
+        assert (store.age(":input"), store.age("")) == (0, 0)
+        must_equal({"ids": IDS[:, -1] + 1}, {"ids": store.activations[":input"]})
+
+
+def test_every_input_of_a_looped_module_is_kept() -> None:
+    model = Looped()
+    with fastcap.ActivationStore(model, ["layer:input"], calls="all") as store:
+        model(IDS)
+    want = [model.embedding(IDS).detach(), *every_call(model)[:-1]]
+    for one, other in zip(want, store.calls("layer:input"), strict=True):
+        must_equal({"layer": one}, {"layer": other})
+
+
 class Nested(nn.Module):
     """Calls itself once, and its layer before and after."""
 

@@ -69,6 +69,12 @@ def test_passes_run_whole_when_told_to() -> None:
     assert model.n_calls == [5] * N_LAYERS
 
 
+def test_a_pass_ends_before_a_module_whose_input_was_wanted() -> None:
+    model = Deep()
+    run(model, ["layers.1", f"{MIDDLE}:input"])
+    assert model.n_calls == [5] * 6 + [2] * 6
+
+
 def test_extraction_stops_too() -> None:
     model = Deep()
     dataset = [{"input_ids": torch.tensor([i, 2])} for i in range(8)]

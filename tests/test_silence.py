@@ -179,14 +179,19 @@ def test_a_module_replaced_after_enable() -> None:
     ]
 
 
-def test_a_hook_that_somebody_removed() -> None:
+@pytest.mark.parametrize("part", ["", ":input"])
+def test_a_hook_that_somebody_removed(part: str) -> None:
     model = Branching()
-    with fastcap.ActivationStore(model, ["taken"]):
+    with fastcap.ActivationStore(model, [f"taken{part}"]):
         model.taken._forward_hooks.clear()
+        model.taken._forward_pre_hooks.clear()
         with pytest.warns(FastcapWarning) as said:
             model(ACTS)
     assert [str(warning.message) for warning in said] == [
-        "Nothing is captured at site 'taken': something removed its hook. Disable and enable again."
+        (
+            f"Nothing is captured at site 'taken{part}': something removed its hook. Disable and "
+            "enable again."
+        )
     ]
 
 
@@ -210,6 +215,40 @@ def test_a_graph_compiled_before_the_hooks() -> None:
             'torch.compiler.set_stance("force_eager").'
         )
     ]
+    torch.compiler.reset()
+
+
+class PartlyCompiled(nn.Module):
+    """Calls its layer from a compiled function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.fast = torch.compile(self.slow, backend="eager")
+
+    def slow(self, acts: Tensor) -> Tensor:
+        result: Tensor = self.layer(acts)
+        return result
+
+    def forward(self, acts: Tensor) -> Tensor:
+        result: Tensor = self.fast(acts)
+        return result
+
+
+def test_a_function_inside_the_model_that_was_compiled_before_the_hooks() -> None:
+    model = PartlyCompiled()
+    with torch.no_grad():
+        model(ACTS)
+    assert said_in_passes(model, ["layer"]) == [
+        (
+            "Nothing is captured at site 'layer': the forward pass did not call the module from "
+            "Python. torch.compile has compiled something in this process, and a graph made "
+            "before the hooks existed skips them: put the hooks on first, call "
+            'torch.compiler.reset(), or run under torch.compiler.set_stance("force_eager").'
+        )
+    ]
+    [records] = fastcap.stream(model, [ACTS], ["layer"])  # which runs it as plain Python
+    assert torch.equal(records["layer"], model.layer(ACTS))
     torch.compiler.reset()
 
 

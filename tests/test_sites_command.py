@@ -262,3 +262,25 @@ def test_an_example_that_cannot_be_found_or_run_is_told() -> None:
 
 def test_a_negative_depth_is_a_usage_error() -> None:
     assert invoke(f"{HERE}:make", "--depth", "-1").exit_code == 2
+
+
+def test_sites_takes_several_values_as_a_shell_makes_them_of_braces(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fastcap", "sites", f"{HERE}:make", "--sites", "layers.0", "layers.2", "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert [site["name"] for site in json.loads(capsys.readouterr().out)] == [
+        "layers.0",
+        "layers.2",
+    ]
+
+
+def test_values_of_other_options_are_left_alone() -> None:
+    words = ["sites", "m:x", "--sites", "a", "b", "--depth", "2", "--inputs", "c", "d"]
+    assert cli.spread(words) == [
+        *("sites", "m:x", "--sites", "a", "--sites", "b"),
+        *("--depth", "2", "--inputs", "c", "d"),
+    ]

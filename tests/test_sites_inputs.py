@@ -200,8 +200,10 @@ def test_an_input_is_kept_when_the_module_then_fails() -> None:
 def test_only_sites_of_inputs_have_hooks_before_the_forward_and_all_leave() -> None:
     model = LanguageModel()
     with ActivationStore(model, ["norm", "layers.*:input.acts"]):
-        before = {name for name, module in model.named_modules() if module._forward_pre_hooks}
-        after = {name for name, module in model.named_modules() if module._forward_hooks}
+        before = {
+            name for name, module in model.named_modules() if name and module._forward_pre_hooks
+        }
+        after = {name for name, module in model.named_modules() if name and module._forward_hooks}
         copied = copy.deepcopy(model)
         store = ActivationStore(copied, ["norm:input"])
     assert (before, after) == ({"layers.0", "layers.1"}, {"norm"})
