@@ -53,7 +53,13 @@ def take_of_samples(
 
 
 def _gather(value: Tensor, dim: int, samples: Tensor, positions: Tensor) -> Tensor:
-    return value.movedim(dim, 1)[samples, positions]
+    return as_indexable(value).movedim(dim, 1)[samples, positions].view(value.dtype)
+
+
+def as_indexable(value: Tensor) -> Tensor:
+    """float8 as its bytes, which torch 2.6 cannot index on the CPU otherwise."""
+    is_float8 = value.itemsize == 1 and value.is_floating_point()
+    return value.view(torch.uint8) if is_float8 else value
 
 
 def _mean(value: Tensor, dim: int, padding: Padding, device: AnyDevice, site: Site) -> Tensor:

@@ -159,6 +159,9 @@ def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | Non
         dim = 1 if selection.seq_dim is None else selection.seq_dim
         if selection.by_sample is not None:
             of_samples = torch.tensor(selection.by_sample)
+        dtype = value.dtype
+        if dtype.itemsize == 1 and dtype.is_floating_point and selection.reduce != "mean":
+            value = value.view(torch.int8)  # not every torch indexes float8
         if of_samples is not None:
             value = take_of_samples(value, dim % value.ndim, selection, of_samples)
         elif selection.positions is not None:
@@ -167,6 +170,7 @@ def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | Non
             value = value.movedim(dim, 0)[index]
             if not isinstance(positions, int):
                 value = value.movedim(0, dim)
+        value = value.view(dtype) if value.dtype == torch.int8 else value
         if callable(selection.reduce):
             value = selection.reduce(value)
         if selection.dtype is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import CastError, PositionError, SelectionError
-from fastcap.gather import take_of_samples
+from fastcap.gather import as_indexable, take_of_samples
 from fastcap.padding import Padding, SamplePositions
 from fastcap.spec import Selection, Site
 from fastcap.tokens import TokenCounter
@@ -101,7 +101,8 @@ class Selector:
                 )
         if isinstance(positions, int):
             return value.select(dim, positions)
-        return value.index_select(dim, self._index(value.device, length))
+        index = self._index(value.device, length)
+        return as_indexable(value).index_select(dim, index).view(value.dtype)
 
     def _index(self, device: torch.device, length: int) -> Tensor:
         """The positions as a tensor on `device`, built once for each sequence length."""

@@ -15,20 +15,11 @@ N_LEAVES = 4
 LEAVES = [f"leaves.{i}" for i in range(N_LEAVES)]
 
 
-def _can_index(dtype: torch.dtype) -> bool:
-    """Whether this torch's CPU can take rows of the dtype: 2.6 cannot of float8."""
-    try:
-        torch.zeros(2, dtype=torch.uint8).view(dtype)[torch.tensor([0])]
-    except RuntimeError:
-        return False
-    return True
-
-
 DTYPES = [
     torch.float32,
     torch.bfloat16,
     torch.float16,
-    *([torch.float8_e4m3fn] if _can_index(torch.float8_e4m3fn) else []),
+    torch.float8_e4m3fn,
     torch.float64,
     torch.int64,
     torch.int8,
@@ -223,7 +214,10 @@ class Table(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Any:
         rows = self.value.make(input_ids.device)[:, 0]
+        if rows.dtype == torch.float8_e4m3fn:  # which torch 2.6 cannot index on the CPU
+            rows = rows.view(torch.int8)
         out = rows.t()[:, input_ids].permute(1, 2, 0) if self.is_transposed else rows[input_ids]
+        out = out.view(self.value.dtype)
         return (out, None) if self.is_tuple else out
 
 
