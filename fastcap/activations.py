@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from fastcap.budget import make_limits
 from fastcap.engine import Engine, Pass
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.forward import is_compiled
+from fastcap.forward import forget_compiled, has_compiled, is_compiled
 from fastcap.hooks import detach
 from fastcap.passes import watch_passes
 from fastcap.records import Statistics
@@ -131,9 +131,13 @@ class ActivationStore:
         sites = bind_sites(self._model, self._names)
         engine = Engine(self._model, sites, self._selection, self._limits, self._latest, self._rows)
         engine.handles = self._hooks
-        if is_compiled(self._model):
+        if is_compiled(self._model) or has_compiled():
             self._retrace()
-        engine.attach()
+        try:
+            engine.attach()
+        except BaseException:
+            engine.detach()
+            raise
         self._engine = engine
         self._root_hooks += watch_passes(
             self._model, *(_unless_gone(method) for method in (self._begin_pass, self._end_pass))
@@ -143,14 +147,16 @@ class ActivationStore:
         self._latest.number += 1
 
     def _end_pass(self) -> None:
-        if self._engine is not None:
-            self._engine.report_silence()
+        engine = self._engine  # another thread may be disabling it
+        if engine is not None:
+            engine.report_silence()
 
     def _retrace(self) -> None:
         # R14: graphs compiled before the hooks exist skip them, some only for some input shapes.
-        torch.compiler.reset()
+        forget_compiled()
         warn(
-            "The model is compiled, and graphs compiled before a hook exists skip it. fastcap has "
+            "The model is compiled, or a function was that may call it, and graphs compiled before "
+            "a hook exists skip it. fastcap has "
             "cleared torch.compile's caches, so the next pass compiles again, with a graph break "
             "at each site. To avoid that, run the pass under "
             'torch.compiler.set_stance("force_eager").'
@@ -201,8 +207,6 @@ class ActivationStore:
             if value is not None:
                 return value
             # Another thread's pass replaced the value while this one was reading: take the new one.
-        if self._engine is not None and self._latest.number == 0:
-            self._engine.report_no_pass()
         return None
 
     def calls(self, name: str) -> list[Tensor]:
@@ -216,6 +220,8 @@ class ActivationStore:
         """
         found = self._latest.calls(name.removesuffix(":output"))
         values = [lane.result(capture, lend=self._zero_copy) for lane, capture in found]
+        if values == [None]:  # another thread's pass replaced it while this one was reading
+            values = [self.get(name)]
         return [value for value in values if value is not None]
 
     def age(self, name: str) -> int | None:
@@ -238,7 +244,8 @@ class ActivationStore:
 
     def statistics(self) -> Statistics:
         """What capturing has cost so far."""
-        return self._past if self._engine is None else self._past + self._engine.statistics()
+        engine = self._engine
+        return self._past if engine is None else self._past + engine.statistics()
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(

@@ -5,6 +5,7 @@ Each command is one function under `@command` that parses, calls the library and
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import textwrap
@@ -112,11 +113,12 @@ def sites(
     """List the modules of a model whose values can be captured.
 
     Numbered layers that look the same are one line, such as layers.{0..31}. Quote patterns: shells
-    expand braces and stars.
+    expand braces and stars. Give MODEL before --sites, which takes several values.
     """
-    found = locate.load_model(model, with_weights=example is not None)
-    batch = None if example is None else locate.load_example(example)
-    listed = _list(found, batch, sites or ["**"], inputs)
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the list
+        found = locate.load_model(model, with_weights=example is not None)
+        batch = None if example is None else locate.load_example(example)
+        listed = _list(found, batch, sites or ["**"], inputs)
     shown = listed if depth is None else site_tree.at_most(listed, depth)
     if json:
         typer.echo(site_tree.to_json(shown))

@@ -21,7 +21,6 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.budget import DEFAULT_HOST_BYTES, Limits
 from fastcap.devices import open_device
-from fastcap.forward import has_compiled
 from fastcap.hooks import attach, detach, modes_off
 from fastcap.lanes.base import Capture, Lane
 from fastcap.lanes.direct import DirectLane
@@ -31,7 +30,7 @@ from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
 from fastcap.rows import Rows, RowSource
 from fastcap.selector import Selector
-from fastcap.silence import explain_no_pass, explain_silence
+from fastcap.silence import explain_silence
 from fastcap.sites import BoundSite
 from fastcap.spec import Selection, Site
 from fastcap.stopping import Firings
@@ -66,6 +65,7 @@ class Pass:
     """
 
     __slots__ = (
+        "_lock",
         "captured_in",
         "captures",
         "earlier",
@@ -92,10 +92,15 @@ class Pass:
         self.place = place
         self.firings = firings
         self.keeps_all = keeps_all
+        self._lock = threading.Lock()
         self.rows = rows
 
     def calls(self, site: str) -> list[tuple[Lane, Capture]]:
         """The captures of a site that are kept, in the order of its calls."""
+        with self._lock:
+            return self._calls(site)
+
+    def _calls(self, site: str) -> list[tuple[Lane, Capture]]:
         last = self.captures.get(site)
         return [] if last is None else [*self.earlier.get(site, ()), last]
 
@@ -105,27 +110,31 @@ class Pass:
 
     def file(self, site: str, lane: Lane, capture: Capture) -> tuple[Lane, Capture] | None:
         """Make it the last capture of its site; returns the one that nobody keeps any more."""
-        previous = self.captures.get(site)
-        self.captures[site] = (lane, capture)
-        self.n_calls[site] = self.n_calls.get(site, 0) + 1
-        self.captured_in[site] = self.number
-        if previous is not None and self.keeps_all:
-            self.earlier.setdefault(site, []).append(previous)
-            return None
-        return previous
+        with self._lock:
+            previous = self.captures.get(site)
+            self.captures[site] = (lane, capture)
+            self.n_calls[site] = self.n_calls.get(site, 0) + 1
+            self.captured_in[site] = self.number
+            if previous is not None and self.keeps_all:
+                self.earlier.setdefault(site, []).append(previous)
+                return None
+            return previous
 
     def drop(self, site: str) -> None:
-        dropped = self.calls(site)
-        del self.captures[site]
-        self.earlier.pop(site, None)
+        with self._lock:
+            dropped = self._calls(site)
+            del self.captures[site]
+            self.earlier.pop(site, None)
         for lane, capture in dropped:
             lane.drop(capture)
 
     def clear(self) -> None:
-        for site in list(self.captures):
-            self.drop(site)
-        self.n_calls.clear()
-        self.captured_in.clear()
+        with self._lock:
+            dropped = [found for site in self.captures for found in self._calls(site)]
+            for kept in (self.captures, self.earlier, self.n_calls, self.captured_in):
+                kept.clear()
+        for lane, capture in dropped:
+            lane.drop(capture)
 
 
 _orphans: queue.SimpleQueue[dict[torch.device, Lane]] = queue.SimpleQueue()
@@ -180,9 +189,9 @@ class Engine:
         self._buffers = HostBuffers(limits.host_bytes or DEFAULT_HOST_BYTES)
         self._lanes: dict[torch.device, Lane] = {}
         self._lanes_lock = threading.Lock()
-        self._filing = threading.Lock()
         self._fired: set[int] = set()
         self._closed = Statistics()
+        self._n_reads_before = 0 if rows is None else rows.n_mask_reads
         self._reported: set[str] = set()
         self.handles: list[RemovableHandle] = []
         weakref.finalize(self, _orphans.put, self._lanes).atexit = False
@@ -191,10 +200,20 @@ class Engine:
 
     def attach(self) -> None:
         self._buffers.keeps = True
-        self.handles += attach(self._bound, self)
+        # Around the sites' own hooks: what a pass is called with is read before the first of them
+        # (a site may be the root's input), and forgotten after the last (it may be its output).
+        readers: list[TokenCounter | RowSource] = [self._rows]
         if self._counts_tokens:
-            self.handles += self._tokens.attach(self._model)
-        self.handles += self._rows.attach(self._model)
+            readers.append(self._tokens)
+        first: list[RemovableHandle] = []
+        try:
+            for reader in readers:
+                first += reader.before(self._model)
+            self.handles += attach(self._bound, self)
+        finally:
+            self.handles += first  # behind the sites' own, which `report_silence` counts on
+        for reader in readers:
+            self.handles += reader.after(self._model)
 
     def detach(self) -> None:
         detach(self.handles)
@@ -202,7 +221,7 @@ class Engine:
     def receive(self, index: int, output: Any) -> None:
         """A hook has fired; see `fastcap.hooks.Receiver`."""
         current: Pass | None = getattr(self._of_thread, "current", self._always)
-        if current is None:
+        if current is None or (current.firings is not None and current.firings.is_stopped):
             return
         site = self._sites[index]
         value = take_part(output, site)
@@ -240,8 +259,7 @@ class Engine:
         self._file(current, site, lane, capture)
 
     def _file(self, current: Pass, site: Site, lane: Lane, capture: Capture) -> None:
-        with self._filing:
-            previous = current.file(site.name, lane, capture)
+        previous = current.file(site.name, lane, capture)
         if previous is not None:
             previous[0].drop(previous[1])
 
@@ -259,12 +277,6 @@ class Engine:
                 hooks = bound.module._forward_hooks, bound.module._forward_pre_hooks
                 is_hooked = any(handle.id in each for each in hooks)
                 self._report(bound.site, explain_silence(self._model, bound, is_hooked))
-
-    def report_no_pass(self) -> None:
-        """The hooks are going, and there was no pass: say so where a compiled graph may be why."""
-        if not self._fired and has_compiled():
-            for bound in self._bound:
-                self._report(bound.site, explain_no_pass(bound))
 
     # Lanes
 
@@ -310,7 +322,9 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Counts since the engine was made."""
-        counted = self._closed + Statistics(mask_reads=self._rows.n_mask_reads)
+        counted = self._closed + Statistics(
+            mask_reads=self._rows.n_mask_reads - self._n_reads_before
+        )
         return sum((lane.statistics() for lane in self.lanes()), counted)
 
     def rows_of(self, batch: Any) -> Rows | None:

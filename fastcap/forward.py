@@ -229,10 +229,25 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
+_n_forgotten = 0
+"""Frames that had been compiled when fastcap last cleared the compiler's caches."""
+
+
 def has_compiled() -> bool:
     """Whether `torch.compile` has compiled anything in this process, functions included."""
+    return _n_compiled() > _n_forgotten
+
+
+def forget_compiled() -> None:
+    """Clear the compiler's caches: what runs next is compiled again."""
+    global _n_forgotten
+    torch.compiler.reset()
+    _n_forgotten = _n_compiled()
+
+
+def _n_compiled() -> int:
     dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and dynamo.counters["frames"]["ok"] > 0
+    return 0 if dynamo is None else dynamo.counters["frames"]["ok"]
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -138,3 +139,18 @@ def modes_off() -> AbstractContextManager[Any]:
     if torch._C._len_torch_dispatch_stack() == 0:
         return nullcontext()
     return _disable_current_modes()
+
+
+def calls_on_stack(module: nn.Module) -> int:
+    """How many calls of this module the running thread is within, one's hooks included.
+
+    The stack is asked and nothing counted: the hook after a call does not run when a
+    KeyboardInterrupt ends it (R8).
+    """
+    frame: FrameType | None = sys._getframe(1)
+    n_calls = 0
+    while frame is not None:
+        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is module:
+            n_calls += 1
+        frame = frame.f_back
+    return n_calls

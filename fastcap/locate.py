@@ -121,11 +121,17 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
     kind: Any = getattr(transformers, names[0], None) if names else None
     try:
         if with_weights:
-            model = (kind or auto).from_pretrained(folder, local_files_only=True)
+            model = (kind or auto).from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         else:
-            settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            settings = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             with torch.device("meta"):
-                model = kind(settings) if kind else auto.from_config(settings)
+                model = (
+                    kind(settings) if kind else auto.from_config(settings, trust_remote_code=False)
+                )
     except Exception as error:
         raise ArgumentError(
             f"MODEL {str(folder)!r}: transformers cannot load it: {in_one_line(error)}."

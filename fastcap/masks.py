@@ -7,14 +7,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.errors import SelectionError
-from fastcap.hooks import modes_off, untraced
+from fastcap.hooks import calls_on_stack, modes_off, untraced
 from fastcap.padding import Padding
 from fastcap.spec import Site
 
@@ -29,34 +28,53 @@ class MaskReader:
 
     def __init__(self, of_call: Callable[..., Any] | None = None) -> None:
         self._of_call = of_call
+        self._mask_of: Callable[..., Any] = of_call or _no_mask
         self._of_thread = threading.local()
         self._model_ref: weakref.ref[nn.Module] | None = None
         self.n_reads = 0
 
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Put hooks on the root module."""
-        of_thread, model_ref = self._of_thread, weakref.ref(model)
-        self._model_ref = model_ref
-        mask_of = self._of_call or _attention_mask_of(model)
+    def before(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put a hook on the root module that reads the mask of each call."""
+        self._model_ref = weakref.ref(model)
+        self._mask_of = self._of_call or _attention_mask_of(model)
+        reader_ref = weakref.ref(self)  # R12: a user's callable may lead to the store
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if module is model_ref():
-                mask = mask_of(*args, **kwargs)
-                if isinstance(mask, Tensor):
-                    with modes_off():
-                        mask = mask.detach().clone()  # the model may write to its own
-                masks = _masks(of_thread)
-                del masks[_n_calls(module) - 1 :]  # left over by calls that were interrupted (R8)
-                masks.append(mask)
+            reader = reader_ref()
+            if reader is not None and reader.is_for(module):
+                reader.begin(module, args, kwargs)
+
+        return [model.register_forward_pre_hook(untraced(before), with_kwargs=True)]
+
+    def after(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put a hook on the root module that forgets it."""
+        reader_ref = weakref.ref(self)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            if module is model_ref():
-                del _masks(of_thread)[_n_calls(module) - 1 :]
+            reader = reader_ref()
+            if reader is not None and reader.is_for(module):
+                del _masks(reader._of_thread)[calls_on_stack(module) - 1 :]
 
-        return [
-            model.register_forward_pre_hook(untraced(before), prepend=True, with_kwargs=True),
-            model.register_forward_hook(untraced(after), always_call=True),
-        ]
+        return [model.register_forward_hook(untraced(after), always_call=True)]
+
+    def is_for(self, module: nn.Module) -> bool:
+        """Whether this is the model, and not a copy that took the hooks along."""
+        return self._model_ref is not None and module is self._model_ref()
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call of the model is about to run."""
+        mask = self._mask_of(*args, **kwargs)
+        if mask is None and self._of_call is not None:
+            raise SelectionError(
+                "mask= returned None for a call of the model; it must return a (batch, sequence) "
+                "tensor of zeros and ones, such as lambda ids: ids != 0."
+            )
+        if isinstance(mask, Tensor):
+            with modes_off():
+                mask = mask.detach().clone()  # the model may write to its own
+        masks = _masks(self._of_thread)
+        del masks[calls_on_stack(module) - 1 :]  # left over by calls that were interrupted (R8)
+        masks.append(mask)
 
     def padding(self, site: Site, asked: str) -> Padding:
         """What the mask of the running call says, worked out once per call.
@@ -65,7 +83,7 @@ class MaskReader:
             SelectionError: There is no mask, or it is not one of zeros and ones.
         """
         model = self._model_ref() if self._model_ref is not None else None
-        n_calls = 0 if model is None else _n_calls(model)
+        n_calls = 0 if model is None else calls_on_stack(model)
         masks = _masks(self._of_thread)
         found = masks[n_calls - 1] if 0 < n_calls <= len(masks) else None
         if found is None:
@@ -90,6 +108,10 @@ class MaskReader:
         return padding
 
 
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """Before a model is known."""
+
+
 def _attention_mask_of(model: nn.Module) -> Callable[..., Any]:
     """A function of the arguments of `model.forward` that picks its `attention_mask`."""
     try:
@@ -112,18 +134,3 @@ def _masks(of_thread: threading.local) -> list[Any]:
         of_thread.masks = []
     masks: list[Any] = of_thread.masks
     return masks
-
-
-def _n_calls(model: nn.Module) -> int:
-    """How many calls of `model` this thread is in.
-
-    The stack is asked and nothing counted: the hook after a call does not run when a
-    KeyboardInterrupt ends it (R8).
-    """
-    n_calls = 0
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        is_call = frame.f_code is nn.Module._call_impl.__code__
-        n_calls += is_call and frame.f_locals["self"] is model
-        frame = frame.f_back
-    return n_calls

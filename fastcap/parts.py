@@ -37,6 +37,8 @@ def take_part(value: Any, site: Site) -> Tensor | None:
 
 def _step_into(value: Any, step: Step) -> Any:
     kind, which = step
+    if isinstance(value, Tensor) and kind != "attribute":
+        return None  # a tensor is the value itself: an index would take a sample out of a batch
     if kind == "index" and isinstance(value, Mapping) and which not in value:
         which = str(which)  # a mapping may have the key "0"
     try:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcap.hooks import untraced
+from fastcap.hooks import calls_on_stack, untraced
 
 
 def watch_passes(
@@ -39,14 +37,3 @@ def watch_passes(
         model.register_forward_pre_hook(untraced(before), prepend=True),
         model.register_forward_hook(untraced(after)),
     ]
-
-
-def calls_on_stack(module: nn.Module) -> int:
-    """How many calls of this module the running thread is within (hooks of one included)."""
-    frame: FrameType | None = sys._getframe(1)
-    n_calls = 0
-    while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is module:
-            n_calls += 1
-        frame = frame.f_back
-    return n_calls

@@ -142,6 +142,8 @@ def follow(value: Any, steps: Iterable[Step]) -> Tensor | None:
     for kind, which in steps:
         if kind == "index" and isinstance(value, dict) and which not in value:
             which = str(which)
+        if isinstance(value, Tensor) and kind != "attribute":
+            return None
         try:
             value = getattr(value, str(which)) if kind == "attribute" else value[which]
         except (AttributeError, IndexError, KeyError, TypeError):

@@ -40,7 +40,7 @@ def extract_representations(
     mask: MaskOfBatch = None,
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    stop_after_last_site: bool | None = None,
+    stop_after_last_site: bool = False,
     device_bytes: int | None = None,
     host_bytes: int | None = None,
     progress: Progress = False,
@@ -76,9 +76,8 @@ def extract_representations(
         inputs: Keys of the batch passed to the model by name beside `input_ids`, such as
             `["attention_mask"]`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
-        stop_after_last_site: Whether to end a pass once every site has fired. By default where that
-            can miss nothing: fastcap makes the call itself, no site fires twice, nobody else has
-            hooks on the model, and two whole passes went the same way.
+        stop_after_last_site: Whether to end passes once every site has fired as often as in the
+            first, which runs whole. For models that call the same modules in every pass.
         device_bytes: Staging memory on the accelerator, in bytes.
         host_bytes: Slot memory on the host, in bytes.
         progress: `True` for a bar on the terminal, or a callable that is given the number of
@@ -135,7 +134,7 @@ def extract_representations(
     )
     result = MemoryResult(_length(dataset), max_samples, check_memory)
     bound = bind_sites(model, names)
-    early_stop = EarlyStop(model, len(bound), stop_after_last_site, forward is None)
+    early_stop = EarlyStop(model, len(bound), stop_after_last_site)
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)
     with (

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError, MissingInputError
+from fastcap.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BatchError,
+    MissingInputError,
+    SelectionError,
+)
 from fastcap.masks import MaskReader
 from fastcap.padding import Padding, SamplePositions
 from fastcap.spec import UNPADDED, Selection, Site
@@ -66,10 +72,17 @@ class RowSource:
         self._mask_of_batch = mask_of_batch
         self._masks = MaskReader(None if isinstance(mask, Tensor) else mask)
 
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Put hooks on the root module, if its calls are asked for their mask."""
-        is_known = self._fixed is not None or not self._selection.needs_mask
-        return [] if is_known else self._masks.attach(model)
+    def before(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put a hook on the root module that reads masks, if its calls are asked for them."""
+        return self._masks.before(model) if self._asks_calls else []
+
+    def after(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put a hook on the root module that forgets them, in the same case."""
+        return self._masks.after(model) if self._asks_calls else []
+
+    @property
+    def _asks_calls(self) -> bool:
+        return self._fixed is None and self._selection.needs_mask
 
     def __call__(self, of_batch: Rows | None, site: Site) -> Rows:
         """What to take of each sample of the running pass.
@@ -93,6 +106,11 @@ class RowSource:
             return None
         if self._mask_of_batch is not None:
             mask = self._mask_of_batch(batch)
+            if mask is None:
+                raise SelectionError(
+                    "mask= returned None for a batch; it must return a (batch, sequence) tensor of "
+                    "zeros and ones, such as lambda batch: batch['input_ids'] != 0."
+                )
         else:
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
             mask = mask if isinstance(mask, Tensor) else None

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from fastcap.forward import has_compiled
 from fastcap.sites import BoundSite
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -21,16 +20,6 @@ def explain_silence(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
         is_hooked: Whether the hook is still on that module.
     """
     return f"Nothing is captured at site {bound.site.name!r}: {_reason(model, bound, is_hooked)}"
-
-
-def explain_no_pass(bound: BoundSite) -> str:
-    """What to say when not even a pass was seen, and a compiled graph may be why."""
-    return (
-        f"Nothing is captured at site {bound.site.name!r}: no pass over the model was seen, and "
-        "torch.compile has compiled something in this process. A graph compiled before the hooks "
-        "existed skips them: put the hooks on first, call torch.compiler.reset(), or run under "
-        'torch.compiler.set_stance("force_eager").'
-    )
 
 
 def _reason(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
@@ -54,13 +43,6 @@ def _reason(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
         reason = _bypass(path, ancestor, kind)
         if reason:
             return reason
-    if has_compiled():
-        return (
-            "the forward pass did not call the module from Python. torch.compile has compiled "
-            "something in this process, and a graph made before the hooks existed skips them: put "
-            "the hooks on first, call torch.compiler.reset(), or run under "
-            'torch.compiler.set_stance("force_eager").'
-        )
     return (
         "the forward pass never called the module. A branch not taken, an expert that got no "
         "token, or a weight that is used without its module; capture a module around it."

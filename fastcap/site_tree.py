@@ -45,7 +45,7 @@ def to_lines(sites: Sequence[SiteInfo]) -> list[str]:
     Numbered neighbours that look the same are one line, whose label is a pattern: `{0..31}`.
     """
     rows = list(_rows(_collapsed(_grow(sites)), "", 0))
-    width = max(len(label) for label, _ in rows)
+    width = max((len(label) for label, _ in rows), default=0)
     lines: list[str] = []
     for label, (kind, n_calls, parts) in rows:
         calls = "" if n_calls is None else f"  {n_calls} call{'' if n_calls == 1 else 's'}"

@@ -16,7 +16,7 @@ from fastcap.suggestions import module_not_found, pattern_not_found
 
 WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Attribute names under which wrappers (torch.compile, DDP, FSDP, checkpointing) keep the module
-they wrap. They are optional in site names."""
+they wrap. They are optional in site names where the module has no other child."""
 
 Sites: TypeAlias = str | nn.Module | Iterable[str | nn.Module]
 """What callers may pass as `layers` or `sites`: names, patterns and modules of the model."""
@@ -90,6 +90,7 @@ class _Paths:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self._wrapped = _wrapped_in(self._modules)
         self._shortened: dict[frozenset[str], dict[str, nn.Module]] = {}
 
     @property
@@ -111,7 +112,7 @@ class _Paths:
         """
         for path, candidate in self._modules.items():
             if candidate is module:
-                short = _leave_out(path, WRAPPERS)
+                short = self._leave_out(path, WRAPPERS)
                 return short if self.find(short) is module else path
         raise SiteNotFoundError(
             f"Module object of type {type(module).__name__} not found in model: it is no part of "
@@ -157,22 +158,37 @@ class _Paths:
         """Paths as the pattern may write them, the names of the sites, and the modules."""
         named = WRAPPERS.intersection(re.findall(r"\w+", pattern.text))
         for path, module in self._modules.items():
-            name = _leave_out(path, WRAPPERS)
+            name = self._leave_out(path, WRAPPERS)
             is_known_by_it = self.find(name) is module
             if is_known_by_it or named:
-                written = _leave_out(path, WRAPPERS - named)
+                written = self._leave_out(path, WRAPPERS - named)
                 yield written, name if is_known_by_it else path, module
 
     def _without(self, segments: frozenset[str]) -> dict[str, nn.Module]:
         if segments not in self._shortened:
             self._shortened[segments] = {
-                _leave_out(path, segments): module for path, module in self._modules.items()
+                self._leave_out(path, segments): module for path, module in self._modules.items()
             }
         return self._shortened[segments]
 
+    def _leave_out(self, path: str, names: frozenset[str]) -> str:
+        """The path without the segments of wrappers that have one of these names."""
+        kept, outer = [], ""
+        for segment in path.split("."):
+            outer = f"{outer}.{segment}".lstrip(".")
+            if segment not in names or outer not in self._wrapped:
+                kept.append(segment)
+        return ".".join(kept)
 
-def _leave_out(path: str, segments: frozenset[str]) -> str:
-    return ".".join(segment for segment in path.split(".") if segment not in segments)
+
+def _wrapped_in(modules: dict[str, nn.Module]) -> set[str]:
+    """Paths of modules that are the only child of their parent, under a name that wrappers give."""
+    wrapped = set()
+    for path, module in modules.items():
+        names = [name for name, _ in module.named_children()]
+        if len(names) == 1 and names[0] in WRAPPERS:
+            wrapped.add(f"{path}.{names[0]}".lstrip("."))
+    return wrapped
 
 
 def _can_be_called(module: nn.Module) -> bool:

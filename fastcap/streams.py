@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -27,6 +26,7 @@ from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, Reduce, as_count, as_keeps_all, make_selection
 from fastcap.stopping import EarlyStop, Firings
+from fastcap.warn import warn
 
 
 class Consumer(Protocol):
@@ -145,7 +145,7 @@ class Stream(Iterator[BatchRecords]):
         if self._n_passes == 1:
             self._engine.replan()
         stop = self._early_stop
-        firings = stop.begin(self._engine.handles) if stop is not None else None
+        firings = stop.begin() if stop is not None else None
         captured = Pass(place, firings, self._keeps_all, self._engine.rows_of(batch))
         try:
             with self._engine.running(captured):
@@ -162,13 +162,19 @@ class Stream(Iterator[BatchRecords]):
         return finished
 
     def _forward(self, prepared: Any, firings: Firings | None) -> None:
-        with (
-            evaluation_mode(self._model),
-            uncompiled(self._model),
-            torch.no_grad(),
-            nullcontext() if self._early_stop is None else self._early_stop.around(firings),
-        ):
-            self._call(prepared)
+        try:
+            with evaluation_mode(self._model), uncompiled(self._model), torch.no_grad():
+                self._call(prepared)
+        except Exception:
+            if firings is None or not firings.is_stopped:
+                raise
+            return  # the stop, or what the model made of it
+        if self._early_stop is not None and firings is not None and self._early_stop.learn(firings):
+            warn(
+                "stop_after_last_site=True: the model caught the exception that ends a pass, and "
+                "ran on. Values are those of the sites' firings before it; passes run whole from "
+                "here on."
+            )
 
     def _send(self, captured: Pass) -> None:
         """Put everything on its way, so that it travels while the next pass runs."""
@@ -231,7 +237,7 @@ def stream(
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     calls: str = "last",
-    stop_after_last_site: bool | None = None,
+    stop_after_last_site: bool = False,
     zero_copy: bool = False,
     device_bytes: int | None = None,
     host_bytes: int | None = None,
@@ -263,9 +269,8 @@ def stream(
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
         calls: `"last"` keeps the last call of a module that is called several times in a pass;
             `"all"` keeps each: `records.calls(site)`.
-        stop_after_last_site: Whether to end a pass once every site has fired. By default where that
-            can miss nothing: fastcap makes the call itself, no site fires twice, nobody else has
-            hooks on the model, and two whole passes went the same way.
+        stop_after_last_site: Whether to end passes once every site has fired as often as in the
+            first, which runs whole. For models that call the same modules in every pass.
         zero_copy: Lend records out of pinned slots where they fill at least half of one, instead of
             copying them; the slot is used again when the tensor and every view of it are gone. A
             slot is pinned memory: if you copy from one with `non_blocking=True` on another stream
@@ -301,7 +306,7 @@ def stream(
     keeps_all = as_keeps_all(calls)
     call = BatchCaller(model, device, inputs, forward)
     bound = bind_sites(model, names)
-    early_stop = EarlyStop(model, len(bound), stop_after_last_site, forward is None)
+    early_stop = EarlyStop(model, len(bound), stop_after_last_site)
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)
     return Stream(

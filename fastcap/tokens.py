@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
-from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcap.hooks import untraced
+from fastcap.hooks import calls_on_stack, untraced
 
 
 class TokenCounter:
@@ -26,8 +24,8 @@ class TokenCounter:
         """Token ids per sample, where the pass has any; perhaps of a pass that is over."""
         return getattr(self._of_thread, "n_tokens", None)
 
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Put hooks on the root module."""
+    def before(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put a hook on the root module that reads what it is called with."""
         of_thread, model_ref = self._of_thread, weakref.ref(model)
         self._model_ref = model_ref
 
@@ -36,14 +34,17 @@ class TokenCounter:
                 ids = kwargs.get("input_ids", args[0] if args else None)
                 of_thread.n_tokens = _count_tokens(ids)
 
+        return [model.register_forward_pre_hook(untraced(before), with_kwargs=True)]
+
+    def after(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put a hook on the root module that forgets it."""
+        of_thread, model_ref = self._of_thread, weakref.ref(model)
+
         def after(module: nn.Module, args: Any, output: Any) -> None:
             if module is model_ref():
                 of_thread.n_tokens = None
 
-        return [
-            model.register_forward_pre_hook(untraced(before), prepend=True, with_kwargs=True),
-            model.register_forward_hook(untraced(after), always_call=True),
-        ]
+        return [model.register_forward_hook(untraced(after), always_call=True)]
 
     def is_within_pass(self) -> bool:
         """Whether the root module is being called in this thread.
@@ -52,12 +53,7 @@ class TokenCounter:
         count is held against anybody, the stack is asked.
         """
         model = self._model_ref() if self._model_ref is not None else None
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and model is not None:
-            if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is model:
-                return True
-            frame = frame.f_back
-        return False
+        return model is not None and calls_on_stack(model) > 0
 
 
 def _count_tokens(input_ids: Any) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+
+from fastcap.forward import forget_compiled, has_compiled
 
 SUMMARIES = pytest.StashKey[dict[str, str]]()
 
@@ -41,5 +42,5 @@ def deterministic() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n_threads)
-    if "torch._dynamo.utils" in sys.modules:  # what one test compiled is not the next one's affair
-        sys.modules["torch._dynamo.utils"].counters.clear()
+    if has_compiled():  # what one test compiled is not the next one's affair
+        forget_compiled()

@@ -51,28 +51,22 @@ def run(model: nn.Module, sites: list[str], **options: Any) -> list[dict[str, Te
     return found
 
 
-def test_by_default_passes_end_after_the_last_site_once_two_went_the_same_way() -> None:
+def test_passes_end_after_the_last_site_once_one_ran_whole() -> None:
     model = Deep()
-    run(model, ["layers.1", MIDDLE])
-    assert model.n_calls == [5] * 6 + [2] * 6
-
-
-def test_when_asked_one_whole_pass_is_enough() -> None:
-    model = Deep()
-    run(model, [MIDDLE], stop_after_last_site=True)
+    run(model, ["layers.1", MIDDLE], stop_after_last_site=True)
     assert model.n_calls == [5] * 6 + [1] * 6
 
 
-def test_passes_run_whole_when_told_to() -> None:
+def test_passes_run_whole_by_default() -> None:
     model = Deep()
-    run(model, [MIDDLE], stop_after_last_site=False)
+    run(model, [MIDDLE])
     assert model.n_calls == [5] * N_LAYERS
 
 
 def test_a_pass_ends_before_a_module_whose_input_was_wanted() -> None:
     model = Deep()
-    run(model, ["layers.1", f"{MIDDLE}:input"])
-    assert model.n_calls == [5] * 6 + [2] * 6
+    run(model, ["layers.1", f"{MIDDLE}:input"], stop_after_last_site=True)
+    assert model.n_calls == [5] * 6 + [1] * 6
 
 
 def test_extraction_stops_too() -> None:
@@ -82,9 +76,11 @@ def test_extraction_stops_too() -> None:
         model, dataset, [MIDDLE], "cpu", 2, stop_after_last_site=False
     )
     model.n_calls = [0] * N_LAYERS
-    acts = fastcap.extract_representations(model, dataset, [MIDDLE], "cpu", 2)
+    acts = fastcap.extract_representations(
+        model, dataset, [MIDDLE], "cpu", 2, stop_after_last_site=True
+    )
     must_equal(whole, acts)
-    assert model.n_calls == [4] * 6 + [2] * 6
+    assert model.n_calls == [4] * 6 + [1] * 6
 
 
 # Where something could be missed
@@ -135,33 +131,14 @@ class Shared(nn.Module):
         return result
 
 
-@pytest.mark.parametrize(("asked", "n_whole"), [(None, 5), (True, 1)])
-def test_a_site_that_fires_several_times_stops_passes_only_when_asked(
-    asked: bool | None, n_whole: int
-) -> None:
+def test_a_site_that_fires_several_times_stops_the_pass_at_the_last() -> None:
     model = Shared()
     expected = list(reference.stream(model, batches(), ["layer"], call_model))
     model.n_heads_run = 0
-    found = fastcap.stream(model, batches(), ["layer"], stop_after_last_site=asked)
+    found = fastcap.stream(model, batches(), ["layer"], stop_after_last_site=True)
     for want, got in zip(expected, found, strict=True):
         must_equal(want, dict(got))
-    assert model.n_heads_run == n_whole
-
-
-def test_hooks_of_others_keep_passes_whole_by_default() -> None:
-    model, seen = Deep(), []
-    model.layers[-1].register_forward_hook(lambda *_: seen.append("last"))
-    run(model, [MIDDLE])
-    assert len(seen) == 10  # five of the oracle's
-    assert model.n_calls == [5] * N_LAYERS
-
-
-def test_hooks_that_come_during_the_run_do_so_too() -> None:
-    model, seen = Deep(), []
-    for records in fastcap.stream(model, batches(6), [MIDDLE], lookahead=0):
-        if records.pass_index == 3:
-            model.layers[-1].register_forward_hook(lambda *_: seen.append("last"))
-    assert len(seen) == 2
+    assert model.n_heads_run == 1
 
 
 def test_hooks_of_others_before_the_stop_see_what_they_saw_before() -> None:
@@ -188,21 +165,11 @@ def test_hooks_that_are_always_called_stay_balanced() -> None:
     assert depth == ["in", "out"] * 5
 
 
-def test_a_call_of_the_users_own_is_not_ended_by_default() -> None:
-    results = []
-
-    def forward(model: nn.Module, batch: dict[str, Tensor]) -> None:
-        results.append(model(batch["input_ids"]))
-
-    list(fastcap.stream(Deep(), batches(), [MIDDLE], forward=forward))
-    assert len(results) == 5
-
-
 def test_a_site_that_never_fires_keeps_passes_whole() -> None:
     model = Deep()
     model.add_module("unused", nn.Linear(2, 2))
     with pytest.warns(FastcapWarning, match="'unused'"):
-        list(fastcap.stream(model, batches(), [MIDDLE, "unused"]))
+        list(fastcap.stream(model, batches(), [MIDDLE, "unused"], stop_after_last_site=True))
     assert model.n_calls == [5] * N_LAYERS
 
 
@@ -228,21 +195,62 @@ def test_a_swallowed_stop_is_noticed_and_said() -> None:
     model = Catches(lambda error: None)
     with pytest.warns(FastcapWarning, match="caught the exception") as said:
         run(model, [MIDDLE], stop_after_last_site=True)
+    assert said[0].filename == __file__
     assert len(said) == 1
     assert model.n_calls == [5] * 6 + [4] * 6
 
 
-def test_a_swallowed_stop_that_nobody_asked_for_is_not_worth_a_word() -> None:
-    model = Catches(lambda error: None)
-    run(model, [MIDDLE])
-    assert model.n_calls == [5] * 6 + [4] * 6
+def wrap(error: Exception) -> None:
+    raise RuntimeError("inside the model") from error
 
 
-def test_a_stop_that_the_model_raises_as_something_else_is_a_stop() -> None:
-    def wrap(error: Exception) -> None:
-        raise RuntimeError("inside the model") from error
+def wrap_another(error: Exception) -> None:
+    raise RuntimeError("inside the model") from ValueError("of its own")
 
-    run(Catches(wrap), [MIDDLE], stop_after_last_site=True)
+
+def wrap_itself(error: Exception) -> None:
+    wrapped = RuntimeError("inside the model")
+    raise wrapped from wrapped
+
+
+@pytest.mark.parametrize("handle", [wrap, wrap_another, wrap_itself])
+def test_a_stop_that_the_model_raises_as_something_else_is_a_stop(
+    handle: Callable[[Exception], None],
+) -> None:
+    run(Catches(handle), [MIDDLE], stop_after_last_site=True)
+
+
+class FallsBack(nn.Module):
+    """Runs its layer again, on something else, when anything raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.first, self.last = (
+            nn.Embedding(10, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        acts = self.embedding(input_ids)
+        try:
+            result: Tensor = self.last(self.first(acts))
+        except Exception:  # noqa: BLE001 - as some models do
+            result = self.last(self.first(acts * 0))
+        return result
+
+
+@pytest.mark.parametrize("calls", ["last", "all"])
+def test_what_a_model_does_after_it_swallowed_the_stop_is_of_no_pass(calls: str) -> None:
+    model = FallsBack()
+    expected = list(reference.stream(model, batches(), ["first"], call_model))
+    with pytest.warns(FastcapWarning, match="caught the exception"):
+        found = list(
+            fastcap.stream(model, batches(), ["first"], calls=calls, stop_after_last_site=True)
+        )
+    for want, got in zip(expected, found, strict=True):
+        must_equal(want, dict(got))
+        assert len(got.calls("first")) == 1
 
 
 def test_an_error_of_the_model_is_raised_unchanged() -> None:
@@ -304,8 +312,8 @@ def test_a_model_that_must_run_to_its_end_is_refused_with_the_reason(kind: str) 
     assert records["0"].shape == (1, 4)
 
 
-def test_anything_but_true_false_and_none_is_refused() -> None:
+def test_anything_but_true_and_false_is_refused() -> None:
     assert message_of(
         ArgumentTypeError,
         lambda: fastcap.stream(Deep(), batches(), [MIDDLE], stop_after_last_site="yes"),  # type: ignore[arg-type]
-    ) == ("stop_after_last_site must be True, False or None; got 'yes'.")
+    ) == ("stop_after_last_site must be True or False; got 'yes'.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
-from fastcap import devices, reference
+from fastcap import ActivationStore, devices, reference, stream
 from fastcap.devices.base import AnyDevice
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Schedule, SimulatedDevice
@@ -23,6 +25,7 @@ from fastcap.padding import Padding
 from fastcap.reference import ReferenceStore, differences
 from fastcap.spec import make_selection
 from tests.support.datasets import make_ids
+from tests.support.errors import message_of
 from tests.support.models import N_ROOT_HOOKS, LanguageModel, hooks_on
 
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
@@ -348,10 +351,81 @@ def test_without_a_selection_that_needs_it_no_mask_is_looked_at(
     def refuse(*_: object) -> None:
         raise AssertionError("a mask was asked for")
 
-    monkeypatch.setattr(MaskReader, "attach", refuse)
+    monkeypatch.setattr(MaskReader, "before", refuse)
     monkeypatch.setattr(MaskReader, "padding", refuse)
     model = LanguageModel()
     with fastcap.ActivationStore(model, ["norm"], positions=-1, seq_dim=1) as store:
         assert hooks_on(model) == 1 + N_ROOT_HOOKS
         model(make_ids(3), MASK.float())
         assert store.activations["norm"].shape == (3, 16)
+
+
+def masked_in_a_hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """As a user's own hook that sets the mask of every call."""
+    return args, {**kwargs, "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+
+
+class Masked(nn.Module):
+    """Takes a mask, and does nothing with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Embedding(10, 2)
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        result: Tensor = self.layer(ids)
+        return result
+
+
+def test_a_mask_is_read_as_the_hooks_of_others_before_left_it() -> None:
+    model = Masked()
+    model.register_forward_pre_hook(masked_in_a_hook, with_kwargs=True)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with (
+        ActivationStore(model, ["layer"], positions="last") as store,
+        ReferenceStore(model, ["layer"], make_selection("last")) as oracle,
+    ):
+        model(ids)
+        assert not differences(oracle.activations, store.activations)
+    assert torch.equal(store.activations["layer"], model.layer(ids)[:, 1])
+
+
+def test_the_models_own_input_and_output_can_be_selected_by_its_mask() -> None:
+    model, ids = Masked(), torch.tensor([[1, 2, 3, 4]])
+    with ActivationStore(model, [":input", ""], positions="last") as store:
+        model(ids, torch.tensor([[0, 1, 1, 0]]))
+    assert store.activations[":input"].tolist() == [3]
+    assert torch.equal(store.activations[""], model.layer(ids)[:, 2])
+
+
+def test_a_mask_that_leads_to_its_store_does_not_keep_it() -> None:
+    class Owner:
+        def __init__(self, model: nn.Module) -> None:
+            self.mask = torch.ones(1, 4, dtype=torch.int64)
+            self.store = ActivationStore(
+                model, ["layer"], positions="last", mask=lambda ids: self.mask
+            )
+            self.store.enable()
+
+    model = Masked()
+    owner = Owner(model)
+    gone = weakref.ref(owner.store)
+    del owner
+    gc.collect()
+    assert gone() is None
+    assert not model.layer._forward_hooks
+
+
+def test_a_mask_function_that_returns_none_is_an_error() -> None:
+    model, ids = Masked(), torch.tensor([[1, 2, 3, 4]])
+    with ActivationStore(model, ["layer"], positions="last", mask=lambda ids: None):
+        message = message_of(SelectionError, lambda: model(ids))
+    assert message == (
+        "mask= returned None for a call of the model; it must return a (batch, sequence) tensor of "
+        "zeros and ones, such as lambda ids: ids != 0."
+    )
+    records = stream(model, [ids], ["layer"], positions="last", mask=lambda batch: None)
+    assert message_of(SelectionError, lambda: next(records)) == (
+        "mask= returned None for a batch; it must return a (batch, sequence) tensor of zeros and "
+        "ones, such as lambda batch: batch['input_ids'] != 0."
+    )

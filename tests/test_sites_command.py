@@ -284,3 +284,26 @@ def test_values_of_other_options_are_left_alone() -> None:
         *("sites", "m:x", "--sites", "a", "--sites", "b"),
         *("--depth", "2", "--inputs", "c", "d"),
     ]
+
+
+def prints() -> nn.Module:
+    print("loading")  # noqa: T201 - as models do
+    return make()
+
+
+def test_what_a_model_prints_is_no_part_of_the_list(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fastcap", "sites", f"{HERE}:prints", "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["name"] == ""
+    assert err == "loading\n"
+
+
+def test_a_depth_that_shows_nothing_prints_nothing() -> None:
+    assert printed(f"{HERE}:make", "--depth", "0", "--sites", "layers.*").strip() in ("", SHALLOW)
+
+
+SHALLOW = "Not shown, deeper than --depth 0: 3."

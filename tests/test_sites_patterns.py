@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
-from fastcap import ActivationStore
+from fastcap import ActivationStore, FastcapWarning
 from fastcap.errors import ArgumentError, ArgumentTypeError, SiteNotFoundError
 from fastcap.patterns import read_pattern
 from fastcap.reference import ReferenceStore, differences
@@ -438,3 +438,34 @@ def test_a_captured_tensor_is_of_the_module_that_was_meant() -> None:
     assert {int(name) + 1: int(value) for name, value in store.activations.items()} == {
         n: n for n in range(3, 12)
     }
+
+
+class HasModule(nn.Module):
+    """Its child `module` is no wrapper's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Linear(4, 4))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, acts: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.module(acts))
+        return result
+
+
+def test_a_child_called_module_beside_others_is_no_wrapper() -> None:
+    model = HasModule()
+    assert [site.name for site in fastcap.list_sites(model)] == ["", "module", "module.0", "norm"]
+    with ActivationStore(model, ["*"]) as store:
+        model(torch.ones(1, 4))
+    assert list(store.activations) == ["module", "norm"]
+
+
+def test_an_index_into_a_tensor_is_no_part() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with ActivationStore(model, ["0:output[0]"]) as store, pytest.warns(FastcapWarning) as said:
+        model(torch.ones(2, 4))
+    assert store.activations == {}
+    assert "its forward returned a Tensor, which has no tensor at 'output[0]'" in str(
+        said[0].message
+    )

@@ -97,6 +97,8 @@ def _from_pretrained(
             "save_pretrained wrote, or a model id such as 'openai-community/gpt2'."
         )
     try:
+        # Said aloud: left out, transformers asks on the terminal whether to run a model's code.
+        options = {"trust_remote_code": False, **options}
         return make(str(folder) if is_folder else str(name), **options)
     except (OSError, ValueError) as error:
         why = str(error).strip().partition("\n")[0].rstrip(".:")
