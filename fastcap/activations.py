@@ -133,11 +133,7 @@ class ActivationStore:
         engine.handles = self._hooks
         if is_compiled(self._model) or has_compiled():
             self._retrace()
-        try:
-            engine.attach()
-        except BaseException:
-            engine.detach()
-            raise
+        engine.attach()
         self._engine = engine
         self._root_hooks += watch_passes(
             self._model, *(_unless_gone(method) for method in (self._begin_pass, self._end_pass))

@@ -120,14 +120,6 @@ class Pass:
                 return None
             return previous
 
-    def drop(self, site: str) -> None:
-        with self._lock:
-            dropped = self._calls(site)
-            del self.captures[site]
-            self.earlier.pop(site, None)
-        for lane, capture in dropped:
-            lane.drop(capture)
-
     def clear(self) -> None:
         with self._lock:
             dropped = [found for site in self.captures for found in self._calls(site)]
@@ -210,8 +202,10 @@ class Engine:
             for reader in readers:
                 first += reader.before(self._model)
             self.handles += attach(self._bound, self)
-        finally:
-            self.handles += first  # behind the sites' own, which `report_silence` counts on
+        except BaseException:
+            detach(first)
+            raise
+        self.handles += first  # behind the sites' own, which `report_silence` counts on
         for reader in readers:
             self.handles += reader.after(self._model)
 
@@ -328,7 +322,7 @@ class Engine:
         return sum((lane.statistics() for lane in self.lanes()), counted)
 
     def rows_of(self, batch: Any) -> Rows | None:
-        """What a batch says of its samples, for `open_pass`; see `RowSource.of_batch`."""
+        """What a batch says of its samples, for its `Pass`; see `RowSource.of_batch`."""
         return self._rows.of_batch(batch)
 
     def close(self) -> None:

@@ -146,8 +146,8 @@ def extract_representations(
             call,
             model,
             LOOKAHEAD,
+            early_stop,
             consumer=result,
-            early_stop=early_stop,
         ) as run,
     ):
         for records in run:

@@ -68,9 +68,9 @@ class Stream(Iterator[BatchRecords]):
         call: BatchCaller,
         model: nn.Module,
         lookahead: int,
+        early_stop: EarlyStop,
         zero_copy: bool = False,
         consumer: Consumer | None = None,
-        early_stop: EarlyStop | None = None,
         keeps_all: bool = False,
     ) -> None:
         self._batches = iter(batches)
@@ -144,8 +144,7 @@ class Stream(Iterator[BatchRecords]):
             place = self._consumer.place
         if self._n_passes == 1:
             self._engine.replan()
-        stop = self._early_stop
-        firings = stop.begin() if stop is not None else None
+        firings = self._early_stop.begin()
         captured = Pass(place, firings, self._keeps_all, self._engine.rows_of(batch))
         try:
             with self._engine.running(captured):
@@ -169,7 +168,7 @@ class Stream(Iterator[BatchRecords]):
             if firings is None or not firings.is_stopped:
                 raise
             return  # the stop, or what the model made of it
-        if self._early_stop is not None and firings is not None and self._early_stop.learn(firings):
+        if firings is not None and self._early_stop.learn(firings):
             warn(
                 "stop_after_last_site=True: the model caught the exception that ends a pass, and "
                 "ran on. Values are those of the sites' firings before it; passes run whole from "
@@ -315,7 +314,7 @@ def stream(
         call,
         model,
         lookahead,
+        early_stop,
         zero_copy,
-        early_stop=early_stop,
         keeps_all=keeps_all,
     )

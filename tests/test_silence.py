@@ -139,6 +139,10 @@ def test_torchscript_is_refused() -> None:
         "Cannot capture site '0.0': the module is TorchScript, which runs no Python hooks. Load "
         "the model as Python, or capture a Python module around it."
     )
+    with pytest.raises(UnsupportedModuleError):
+        fastcap.stream(model, [ACTS], ["0.0"], positions="last")
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
 
 
 def test_an_output_that_is_no_tensor_is_reported_by_its_type_and_not_again() -> None:
