@@ -17,7 +17,7 @@ LEVELS = [
     {"spec", "records", "host_memory", "warn"},
     {"arguments", "patterns", "locate"},
     {"suggestions"},
-    {"budget", "reference", "sites", "progress", "saving", "devices"},
+    {"budget", "reference", "sites", "progress", "saving", "devices", "archive"},
     {"hooks", "parts", "pool"},
     {"tokens", "forward", "padding", "passes"},
     {"gather", "masks", "listing"},

@@ -1,0 +1,13 @@
+"""The archive: activations on disk, committed group by group, read back exactly.
+
+    files     every call to the operating system, so that tests can put a failing one in its place
+    layout    names, safetensors headers, dtypes: what bytes of a shard mean
+    journal   what a writer has committed, one checksummed line per group
+    meta      what the archive holds and what it was made from; refuses another configuration
+    shards    one group's files while they are written
+    writer    the commit protocol
+    recovery  what a crash left, and what may be removed of it
+    reader    sites and samples of what is committed
+
+`docs/format.md` is normative.
+"""
