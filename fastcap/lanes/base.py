@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Protocol
 
 import torch
@@ -55,7 +54,7 @@ class Capture:
         self.shape = shape
         self.wire_dtype = wire_dtype
         self.dtype = dtype
-        self.n_bytes = prod(shape) * wire_dtype.itemsize
+        self.n_bytes = shape.numel() * wire_dtype.itemsize
         self.route = route
         self.pieces: list[Piece] = []
         self.spilled: HostBuffer | None = None
@@ -126,4 +125,4 @@ def without_frames(error: Exception) -> Exception:
 
 def narrower(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:
     """The dtype that crosses the link: narrowing happens before the copy, widening after."""
-    return wanted if wanted.itemsize <= produced.itemsize else produced
+    return wanted if wanted is produced or wanted.itemsize <= produced.itemsize else produced

@@ -33,13 +33,12 @@ class DirectLane:
     ) -> Capture:
         capture = Capture(value.shape, dtype, dtype, route)
         try:
-            if target is None:
+            if target is None and capture.n_bytes >= HostBuffers.SMALLEST_BYTES:
                 target = self._buffers.tensor(value.shape, dtype)
-            self._device.place(value, target)
+            capture.target = self._device.place(value, dtype, target)
         except FastcapError as error:
             capture.error = without_frames(error)
             return capture
-        capture.target = target
         self._n_captures += 1
         self._captured_bytes += capture.n_bytes
         return capture

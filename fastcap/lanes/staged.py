@@ -21,7 +21,7 @@ from torch import Tensor
 from fastcap.budget import Limits
 from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
-from fastcap.host_memory import empty_bytes
+from fastcap.host_memory import empty_bytes, normal_mode
 from fastcap.lanes.base import Capture, narrower, without_frames
 from fastcap.lanes.memory import LaneMemory
 from fastcap.pool import Chunk, HostBuffers, Piece, Slot
@@ -61,10 +61,6 @@ class StagedLane:
             )
         capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route)
         capture.target = target
-        with self._lock:
-            self._n_captures += 1
-            self._captured_bytes += capture.n_bytes
-            self._largest_bytes = max(self._largest_bytes, capture.n_bytes)
         try:
             self._stage(value, capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
@@ -77,13 +73,17 @@ class StagedLane:
         return capture
 
     def _stage(self, value: Tensor, capture: Capture) -> None:
-        if capture.n_bytes == 0:
-            return
+        compute_queue = self._device.current_queue()  # R1
+        whole = Piece(capture, 0, capture.n_bytes)
         with self._lock:
+            self._n_captures += 1
+            self._captured_bytes += whole.n_bytes
+            self._largest_bytes = max(self._largest_bytes, whole.n_bytes)
+            if whole.n_bytes == 0 or self._pack(compute_queue, value, whole):
+                return
             chunk_bytes = self._memory.ring.chunk_bytes
-        compute_queue = self._device.current_queue()
-        if capture.n_bytes <= chunk_bytes:
-            self._stage_piece(compute_queue, value, Piece(capture, 0, capture.n_bytes))
+        if whole.n_bytes <= chunk_bytes:
+            self._stage_piece(compute_queue, value, whole)
             return
         flat = value.reshape(-1)  # dense: a view where it can be, else a copy on the same queue
         itemsize = capture.wire_dtype.itemsize
@@ -96,26 +96,25 @@ class StagedLane:
     def _stage_piece(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> None:
         while True:
             with self._lock:
-                chunk = self._chunk_with_room(piece.n_bytes)
-                if chunk is not None:
-                    self._pack(compute_queue, value, piece, chunk)
+                if self._pack(compute_queue, value, piece):
                     return
-            self._make_room()
+                is_flushed = self._flush_open()
+            if not is_flushed:
+                self._make_room()
 
-    def _chunk_with_room(self, n_bytes: int) -> Chunk | None:
-        ring = self._memory.ring
-        if not ring.open.has_room(n_bytes) and not self._flush_open():
-            return None
-        return ring.open
-
-    def _pack(self, compute_queue: Hashable, value: Tensor, piece: Piece, chunk: Chunk) -> None:
-        capture = piece.owner
+    def _pack(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> bool:
+        """Reserve, pack and link: one step, under the lock; `False` when the chunk has no room."""
+        chunk, capture = self._memory.ring.open, piece.owner
+        offset = chunk.reserve(piece.n_bytes)
+        if offset is None:
+            return False
         chunk.open_to(compute_queue)
-        piece.offset = chunk.reserve(piece.n_bytes)
-        self._device.pack(value, chunk.staging, piece.offset, capture.wire_dtype)
+        self._device.pack(value, chunk.staging, offset, capture.wire_dtype)
+        piece.offset = offset
         piece.home = chunk
         chunk.pieces[piece] = None
         capture.pieces.append(piece)
+        return True
 
     # staged → copying
 
@@ -260,7 +259,8 @@ class StagedLane:
         capture.dropped = True
         if not capture.was_read:
             self._superseded_bytes += capture.n_bytes
-        self._unlink_all(capture)
+        if capture.pieces:
+            self._unlink_all(capture)
         capture.spilled = None
 
     def _unlink_all(self, capture: Capture) -> None:
@@ -269,10 +269,10 @@ class StagedLane:
                 self._unlink(piece)
 
     def _unlink(self, piece: Piece) -> None:
-        if isinstance(piece.home, Chunk | Slot):
-            piece.home.pieces.pop(piece, None)
-        piece.home = None
-        with contextlib.suppress(ValueError):  # another thread was first
+        home, piece.home = piece.home, None
+        if home is not None and not isinstance(home, HostBuffer):
+            home.pieces.pop(piece, None)
+        if piece in piece.owner.pieces:  # else another thread was first
             piece.owner.pieces.remove(piece)
 
     def _make_room(self) -> None:
@@ -315,6 +315,8 @@ class StagedLane:
     # Memory and counts
 
     def replan(self) -> None:
+        if self._memory.is_sized:  # for good: asked without the lock, since hooks ask every time
+            return
         # Memory of another size is faster and not more exact, and this is in a hook (R9).
         with contextlib.suppress(DeviceMemoryError, HostMemoryError), self._moving:
             with self._lock:
@@ -361,5 +363,5 @@ def _elements(target: Tensor, piece: Piece) -> Tensor:
     """The part of a contiguous target that a piece's bytes become."""
     itemsize = piece.owner.wire_dtype.itemsize
     first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
-    with torch.inference_mode(False):
+    with normal_mode():
         return target.view(-1)[first:last]
