@@ -27,6 +27,13 @@ Fence: TypeAlias = Any
 """A fence of the device at hand; opaque here."""
 
 
+SMALL_BYTES = 1 << 17
+"""Where giving a record to a host worker begins to cost the caller less than the copy would."""
+
+MANY_RECORDS = 32
+"""A record of which a chunk holds more is small, too."""
+
+
 class Piece:
     """A run of one capture's bytes: a whole record, or a part of one that exceeds a chunk.
 
@@ -110,6 +117,7 @@ class StagingRing:
     def __init__(self, device: AnyDevice, chunk_bytes: int, n_chunks: int) -> None:
         self._chunks: deque[Chunk] = deque()
         self.chunk_bytes = chunk_bytes
+        self.small_bytes = min(SMALL_BYTES, chunk_bytes // MANY_RECORDS)
         try:
             for _ in range(n_chunks):
                 self._chunks.append(Chunk(device, chunk_bytes))

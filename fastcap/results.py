@@ -90,7 +90,7 @@ class MemoryResult:
         if self._rows is None:
             self._allocate(finished)
         assert self._rows is not None
-        while self._unsettled and all(t.done() for t in self._unsettled[0][1].tickets):
+        while self._unsettled and self._unsettled[0][1].is_delivered:
             self._unsettled.popleft()
         for site, (lane, capture) in finished.captures.items():
             rows = self._rows[site].view

@@ -26,6 +26,7 @@ class Capture:
         tickets: Deliveries to `target` that host workers have been given.
         spilled: Memory for the whole value, once a piece of it had to leave its slot.
         route: Captures with one route are delivered in order.
+        is_small: Whether it is not worth a host worker: whoever asks for it reads it.
         was_read: Whether somebody has asked for the value.
         dropped: Whether nobody wants the value any more.
         error: Why the value could not be captured; raised to whoever asks for it (R9).
@@ -36,6 +37,7 @@ class Capture:
         "dropped",
         "dtype",
         "error",
+        "is_small",
         "lengths",
         "n_bytes",
         "pieces",
@@ -60,10 +62,17 @@ class Capture:
         self.spilled: HostBuffer | None = None
         self.target: Tensor | None = None
         self.tickets: list[Ticket] = []
+        self.is_small = False
         self.was_read = False
         self.dropped = False
         self.error: Exception | None = None
         self.lengths: tuple[int, ...] | None = None
+
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether every byte that was captured is where `target` says."""
+        return not self.pieces and all(ticket.done() for ticket in self.tickets)
 
 
 class Lane(Protocol):
@@ -92,7 +101,7 @@ class Lane(Protocol):
         """Nobody wants this value any more. May be called twice."""
 
     def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
-        """Start delivery, to `target` or to owned memory; `result` waits for it."""
+        """Start delivery, to `target` or to owned memory; `result` finishes it."""
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
         """The value in host memory: delivered, or lent out of a slot; `None` when dropped.

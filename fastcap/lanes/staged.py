@@ -79,9 +79,13 @@ class StagedLane:
             self._n_captures += 1
             self._captured_bytes += whole.n_bytes
             self._largest_bytes = max(self._largest_bytes, whole.n_bytes)
-            if whole.n_bytes == 0 or self._pack(compute_queue, value, whole):
+            if whole.n_bytes == 0:
                 return
-            chunk_bytes = self._memory.ring.chunk_bytes
+            ring = self._memory.ring
+            capture.is_small = whole.n_bytes < ring.small_bytes
+            if self._pack(compute_queue, value, whole):
+                return
+            chunk_bytes = ring.chunk_bytes
         if whole.n_bytes <= chunk_bytes:
             self._stage_piece(compute_queue, value, whole)
             return
@@ -144,7 +148,7 @@ class StagedLane:
         for piece in list(chunk.pieces):
             piece.home = slot
             slot.pieces[piece] = None
-            if piece.owner.target is not None:
+            if piece.owner.target is not None and not piece.owner.is_small:
                 self._hand_over(piece)
         chunk.reset()
         ring.advance()
@@ -153,15 +157,17 @@ class StagedLane:
     # landed → delivered
 
     def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
-        if capture.error is not None or capture.dropped:
+        if capture.error is not None or capture.dropped or capture.target is not None:
             return
-        if capture.target is None:
-            if target is None:
-                target = self._buffers.tensor(capture.shape, capture.dtype)
-            with self._lock:
-                capture.target = target
-                for piece in [p for p in capture.pieces if not isinstance(p.home, Chunk)]:
-                    self._hand_over(piece)
+        if capture.is_small:
+            capture.target = target
+            return
+        if target is None:
+            target = self._buffers.tensor(capture.shape, capture.dtype)
+        with self._lock:
+            capture.target = target
+            for piece in [p for p in capture.pieces if not isinstance(p.home, Chunk)]:
+                self._hand_over(piece)
 
     def _hand_over(self, piece: Piece) -> None:
         """Give a piece to a host worker. Its slot is in use until the ticket is done."""
@@ -187,9 +193,11 @@ class StagedLane:
         capture.was_read = True
         with self._moving:
             self._put_on_its_way(capture)
-            if capture.target is None and not capture.dropped:
-                lent = self._lend(capture) if lend else None
-                capture.target = self._read(capture) if lent is None else lent
+            if not capture.dropped:
+                if capture.target is None and lend:
+                    capture.target = self._lend(capture)
+                if capture.target is None or capture.pieces:
+                    capture.target = self._read(capture)
             for ticket in capture.tickets:
                 self._device.join(ticket)
                 if (error := ticket.error()) is not None:
@@ -201,8 +209,10 @@ class StagedLane:
             self.flush()
 
     def _read(self, capture: Capture) -> Tensor:
-        """Move a value into memory of its own, in this thread."""
-        target = self._buffers.tensor(capture.shape, capture.dtype)
+        """Move a value to its target, or into memory of its own, in this thread."""
+        target = capture.target
+        if target is None:
+            target = self._buffers.tensor(capture.shape, capture.dtype)
         with self._reading(capture.pieces) as pieces:
             for piece, home in pieces:
                 self._read_piece(piece, home, capture.wire_dtype, _elements(target, piece))
@@ -361,6 +371,8 @@ class StagedLane:
 
 def _elements(target: Tensor, piece: Piece) -> Tensor:
     """The part of a contiguous target that a piece's bytes become."""
+    if piece.n_bytes == piece.owner.n_bytes:
+        return target
     itemsize = piece.owner.wire_dtype.itemsize
     first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
     with normal_mode():
