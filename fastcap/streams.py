@@ -162,7 +162,7 @@ class Stream(Iterator[BatchRecords]):
 
     def _forward(self, prepared: Any, firings: Firings | None) -> None:
         try:
-            with evaluation_mode(self._model), uncompiled(self._model), torch.no_grad():
+            with evaluation_mode(self._model), uncompiled(), torch.no_grad():
                 self._call(prepared)
         except Exception:
             if firings is None or not firings.is_stopped:

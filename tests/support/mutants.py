@@ -329,7 +329,7 @@ MUTANTS = [
     _mutant(
         "R10",
         "results are made in the inference mode of whoever asks",
-        (f"{POOL}:HostBuffers.tensor", "with torch.inference_mode(False):", "if True:"),
+        (f"{POOL}:HostBuffers.tensor", "with normal_mode():", "if True:"),
     ),
     _mutant(
         "R10",
@@ -340,6 +340,7 @@ MUTANTS = [
     _mutant(
         "R11",
         "reserve, pack and link are not one step",
+        (f"{STAGED}:StagedLane._stage", "with self._lock:", "if True:"),
         (f"{STAGED}:StagedLane._stage_piece", "with self._lock:", "if True:"),
         scenario=scenarios.a_capture_is_one_step,
     ),
