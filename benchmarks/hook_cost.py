@@ -1,14 +1,12 @@
-"""What a hook costs the host: microseconds per site, above the same model without hooks.
+"""What capturing costs the host: microseconds per site, above the same model without hooks.
 
     python -m benchmarks.hook_cost [--rounds 300] [--out benchmarks/results]
 
-The model is a row of modules that return what they are given, so nothing but hooks takes time. All
-ways alternate, a few passes each, and each is held against the hookless passes of its own round;
-figures are medians of the rounds with their 95 % interval. Values are tiny: what is left of a copy
-is its call.
-
-"staged" is the lane of accelerators on a device whose packs and copies cost nothing, or whose packs
-are copies in host memory: what a launch costs the host is the driver's affair and not measured here.
+The model is a row of modules that return what they are given, so that only hooks take time. All
+ways alternate, a few passes each, and each is held against the hookless passes of its own round.
+Values are tiny: what is left of a copy is its call. "staged" is the lane of accelerators on a
+device without one: its packs and copies are copies in host memory, or nothing at all ("free"). What
+a launch costs is the driver's affair, and not in these figures.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import describe_checkout, describe_machine
-from benchmarks.timing import rotated
+from benchmarks.timing import FEWEST_ROUNDS, rotated
 from fastcap import ActivationStore, devices
 from fastcap.devices.cpu import SynchronousDevice
 
 N_SITES = 32
-N_PASSES = 4  # of one way in one round: about a millisecond
-SHAPE = (1, 1, 64)  # of a step of decoding
+SHAPE = (1, 1, 64)  # a step of decoding
+PASSES_PER_TURN = 4  # of one way, before the next: a millisecond or two
 HOOKLESS, EMPTY = "hookless", "empty hook"
 
 
@@ -52,9 +49,10 @@ class Same(nn.Module):
 class Row(nn.Module):
     """Calls one module after another."""
 
-    def __init__(self, n_modules: int) -> None:
+    def __init__(self, n_modules: int = N_SITES) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Same() for _ in range(n_modules))
+        self.sites = [f"layers.{i}" for i in range(n_modules)]
 
     def forward(self, acts: Tensor) -> Tensor:
         for layer in self.layers:
@@ -63,68 +61,182 @@ class Row(nn.Module):
 
 
 class Staging(SynchronousDevice):
-    """An accelerator whose queues are the host: packs are copies in host memory."""
+    """Staging, slots and workers, as on an accelerator, in host memory."""
 
     direct = False
 
 
 class FreeStaging(Staging):
-    """One where nothing is moved at all."""
+    """The same, and nothing is moved."""
 
-    def pack(self, *args: Any) -> None:
-        pass
+    def pack(self, *args: Any, **kwargs: Any) -> None:
+        """Costs nothing."""
 
-    def copy(self, *args: Any) -> None:
-        pass
-
-
-Hooks = Callable[[Row, Sequence[str]], AbstractContextManager[Any]]
-"""Puts hooks on some modules of a model, for the length of a block."""
+    def copy(self, *args: Any, **kwargs: Any) -> None:
+        """Costs nothing."""
 
 
-def no_hooks(model: Row, sites: Sequence[str]) -> AbstractContextManager[None]:
-    return nullcontext()
+Step = Callable[[Tensor], Any]
+"""One pass."""
 
 
-def plain_hooks(read: Callable[[Tensor], Any], model: Row, sites: Sequence[str]) -> ExitStack:
-    """What one writes by hand: a dict that is filled by hooks."""
-    found: dict[str, Any] = {}
+def hookless() -> Step:
+    return Row()
 
-    def hook_for(site: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+
+def plain(read: Callable[[Tensor], Any]) -> Step:
+    """Hooks as one writes them by hand: each puts what it read into a dict."""
+    model, found = Row(), {}
+    for site in model.sites:
+
+        def hook(module: nn.Module, args: Any, output: Tensor, site: str = site) -> None:
             found[site] = read(output)
 
-        return hook
-
-    stack = ExitStack()
-    for site in sites:
-        handle = model.get_submodule(site).register_forward_hook(hook_for(site))
-        stack.callback(handle.remove)
-    return stack
+        model.get_submodule(site).register_forward_hook(hook)
+    return model
 
 
-def empty_hooks(model: Row, sites: Sequence[str]) -> ExitStack:
-    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        pass
-
-    stack = ExitStack()
-    for site in sites:
-        stack.callback(model.get_submodule(site).register_forward_hook(hook).remove)
-    return stack
+def empty() -> Step:
+    model = Row()
+    for site in model.sites:
+        model.get_submodule(site).register_forward_hook(lambda module, args, output: None)
+    return model
 
 
 def store(
-    model: Row, sites: Sequence[str], device: type[SynchronousDevice] | None = None, **options: Any
-) -> ActivationStore:
-    found = ActivationStore(model, list(sites), **options)
-    substitute = devices.substitute(lambda at: None if device is None else device(at))
-    with substitute, found._engine_opened(model):
-        return found
+    device: type[SynchronousDevice] = SynchronousDevice,
+    n_sites: int = N_SITES,
+    is_read: bool = False,
+    **options: Any,
+) -> Step:
+    """A store; whether every value is asked for after every pass."""
+    model = Row()
+    found = ActivationStore(model, model.sites[:n_sites], **options)
+    found.enable()
+    with devices.substitute(device):
+        model(torch.zeros(SHAPE))  # opens the device
+
+    def step(acts: Tensor) -> None:
+        model(acts)
+        if is_read:
+            for site in found.layer_names:
+                found.get(site)
+
+    return step
 
 
-WAYS: Mapping[str, Hooks] = {
-    HOOKLESS: no_hooks,
-    EMPTY: empty_hooks,
-    ".detach().cpu()": partial(plain_hooks, lambda acts: acts.detach().cpu()),
-    ".detach().clone()": partial(plain_hooks, lambda acts: acts.detach().clone()),
+WAYS: Mapping[str, Callable[[], Step]] = {
+    HOOKLESS: hookless,
+    EMPTY: empty,
+    "hook with .detach().cpu()": partial(plain, lambda acts: acts.detach().cpu()),
+    "hook with .detach().clone()": partial(plain, lambda acts: acts.detach().clone()),
+    "store, one site only": partial(store, n_sites=1),
+    "store": store,
+    "store, last position": partial(store, positions=-1),
+    "store, staged, free": partial(store, FreeStaging),
+    "store, staged": partial(store, Staging),
+    "store, staged, last position": partial(store, Staging, positions=-1),
+    "store, staged, every value read": partial(store, Staging, is_read=True),
 }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cost:
+    """Microseconds that hooks add, per site of a pass.
+
+    Attributes:
+        over_hookless: Median of the rounds.
+        over_empty: The same, against an empty hook at every site.
+        quartiles: Of the rounds, over hookless.
+        least: The tenth percentile of the rounds' own times, over that of hookless: with little of
+            what else the machine did meanwhile.
+    """
+
+    over_hookless: float
+    over_empty: float
+    quartiles: tuple[float, float]
+    least: float
+
+
+def measure(n_rounds: int) -> dict[str, Cost]:
+    """Every way's cost; rounds of all ways in turn, each starting with another."""
+    steps = {name: make() for name, make in WAYS.items()}
+    acts = torch.zeros(SHAPE)
+    micros: dict[str, list[float]] = {name: [] for name in steps}
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            for index in range(-1, n_rounds):  # the first warms up
+                for name in rotated(list(steps), index):
+                    taken = _time(steps[name], acts)
+                    if index >= 0:
+                        micros[name].append(taken)
+    finally:
+        gc.enable()
+    return {name: _cost(micros, name) for name in steps}
+
+
+def _time(step: Step, acts: Tensor) -> float:
+    """Microseconds of one pass, divided by the sites that a pass has."""
+    started = time.perf_counter()
+    for _ in range(PASSES_PER_TURN):
+        step(acts)
+    return (time.perf_counter() - started) / PASSES_PER_TURN / N_SITES * 1e6
+
+
+def _cost(micros: Mapping[str, Sequence[float]], name: str) -> Cost:
+    over = [one - base for one, base in zip(micros[name], micros[HOOKLESS], strict=True)]
+    over_empty = [one - base for one, base in zip(micros[name], micros[EMPTY], strict=True)]
+    first, _, third = statistics.quantiles(over, n=4)
+    least = _tenth(micros[name]) - _tenth(micros[HOOKLESS])
+    return Cost(
+        round(statistics.median(over), 2),
+        round(statistics.median(over_empty), 2),
+        (round(first, 2), round(third, 2)),
+        round(least, 2),
+    )
+
+
+def _tenth(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=10)[0]
+
+
+def table(costs: Mapping[str, Cost]) -> str:
+    lines = ["µs per site                        over hookless   quartiles      over empty  least"]
+    for name, cost in costs.items():
+        low, high = cost.quartiles
+        lines.append(
+            f"{name:34} {cost.over_hookless:12.2f}   {low:5.2f} .. {high:5.2f} "
+            f"{cost.over_empty:11.2f} {cost.least:6.2f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.hook_cost")
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--out", type=Path, help="folder for the figures")
+    options = parser.parse_args(arguments)
+    costs = measure(max(options.rounds, FEWEST_ROUNDS))
+    sys.stdout.write(table(costs))
+    if options.out:
+        now, machine = dt.datetime.now(dt.UTC), describe_machine("cpu")
+        content = {
+            "date": now.isoformat(timespec="seconds"),
+            "commit": describe_checkout().commit,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": dataclasses.asdict(machine),
+            "rounds": options.rounds,
+            "sites": N_SITES,
+            "shape": SHAPE,
+            "micros_per_site": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
+        }
+        path = options.out / f"hook-cost-{now:%Y-%m-%d}-{machine.tag}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

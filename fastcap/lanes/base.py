@@ -68,7 +68,6 @@ class Capture:
         self.error: Exception | None = None
         self.lengths: tuple[int, ...] | None = None
 
-
     @property
     def is_delivered(self) -> bool:
         """Whether every byte that was captured is where `target` says."""
