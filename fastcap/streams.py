@@ -181,9 +181,9 @@ class Stream(Iterator[BatchRecords]):
             lane.flush()
         if self._consumer is not None:
             self._consumer.end(captured)
-        elif not self._zero_copy:
+        else:
             for lane, capture in captured.all():
-                lane.deliver(capture)
+                lane.deliver(capture, lend=self._zero_copy)
 
     def _deliver(self, finished: _Finished) -> BatchRecords:
         captured, records = finished.captured, []

@@ -26,6 +26,7 @@ class Capture:
         tickets: Deliveries to `target` that host workers have been given.
         spilled: Memory for the whole value, once a piece of it had to leave its slot.
         route: Captures with one route are delivered in order.
+        is_lendable: Whether it fills enough of a slot to be lent out of it.
         is_small: Whether it is not worth a host worker: whoever asks for it reads it.
         was_read: Whether somebody has asked for the value.
         dropped: Whether nobody wants the value any more.
@@ -37,6 +38,7 @@ class Capture:
         "dropped",
         "dtype",
         "error",
+        "is_lendable",
         "is_small",
         "lengths",
         "n_bytes",
@@ -63,6 +65,7 @@ class Capture:
         self.target: Tensor | None = None
         self.tickets: list[Ticket] = []
         self.is_small = False
+        self.is_lendable = False
         self.was_read = False
         self.dropped = False
         self.error: Exception | None = None
@@ -99,8 +102,14 @@ class Lane(Protocol):
     def drop(self, capture: Capture) -> None:
         """Nobody wants this value any more. May be called twice."""
 
-    def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
-        """Start delivery, to `target` or to owned memory; `result` finishes it."""
+    def deliver(self, capture: Capture, target: Tensor | None = None, lend: bool = False) -> None:
+        """Start delivery, to `target` or to owned memory; `result` finishes it.
+
+        Args:
+            capture: What to deliver.
+            target: Where to, if that was not known when it was captured.
+            lend: Whether `result` will be asked to lend it: then it stays where it is, if it can.
+        """
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
         """The value in host memory: delivered, or lent out of a slot; `None` when dropped.

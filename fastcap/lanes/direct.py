@@ -50,7 +50,7 @@ class DirectLane:
             if not capture.was_read:
                 self._superseded_bytes += capture.n_bytes
 
-    def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
+    def deliver(self, capture: Capture, target: Tensor | None = None, lend: bool = False) -> None:
         if target is None or capture.target is target or capture.error:
             return
         assert capture.target is not None

@@ -83,6 +83,7 @@ class StagedLane:
                 return
             ring = self._memory.ring
             capture.is_small = whole.n_bytes < ring.small_bytes
+            capture.is_lendable = ring.chunk_bytes <= 2 * whole.n_bytes <= 2 * ring.chunk_bytes
             if self._pack(compute_queue, value, whole):
                 return
             chunk_bytes = ring.chunk_bytes
@@ -156,10 +157,10 @@ class StagedLane:
 
     # landed → delivered
 
-    def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
+    def deliver(self, capture: Capture, target: Tensor | None = None, lend: bool = False) -> None:
         if capture.error is not None or capture.dropped or capture.target is not None:
             return
-        if capture.is_small:
+        if capture.is_small or (lend and capture.is_lendable):
             capture.target = target
             return
         if target is None:
