@@ -119,6 +119,8 @@ class StagedLane:
         piece.home = chunk
         chunk.pieces[piece] = None
         capture.pieces.append(piece)
+        if chunk.fill_bytes + piece.n_bytes > chunk.n_bytes:  # no room for another like this one:
+            self._flush_open()  # copy now, if a slot is free, and not when the next one comes
         return True
 
     # staged → copying
