@@ -41,9 +41,7 @@ class Counters:
     file_secs: float = 0.0
 
     def __sub__(self, other: Counters) -> Counters:
-        return Counters(
-            *(getattr(self, f.name) - getattr(other, f.name) for f in fields(Counters))
-        )
+        return Counters(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Counters)))
 
 
 @dataclass(frozen=True, slots=True)
