@@ -240,11 +240,6 @@ class Disk:
         disk._next = self._next
         return disk
 
-    def become(self, other: Disk) -> None:
-        """Take the state of `other`, for every process that shares this disk."""
-        self.nodes, self.pending = other.nodes, other.pending
-        self.boot, self.version = other.boot, other.version
-
     # Names
 
     def find(self, path: PurePath) -> int:
@@ -277,6 +272,12 @@ class Disk:
         if not isinstance(node, DirectoryNode):
             raise fails(errno.ENOTDIR, path)
         return node
+
+    def is_directory(self, path: PurePath) -> bool:
+        try:
+            return isinstance(self.nodes[self.find(path)], DirectoryNode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def add_file(self, path: PurePath) -> int:
         """`FileExistsError` if the name is taken."""

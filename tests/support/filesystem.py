@@ -104,6 +104,7 @@ class SimulatedFiles:
         disk: Shared with other processes.
         fault: What goes wrong.
         watch: Called before each operation with its number, name and effect.
+        log: Where operations are noted; processes that share one are counted together.
         has_locks: Whether the file system knows locks.
     """
 
@@ -112,13 +113,14 @@ class SimulatedFiles:
         disk: Disk | None = None,
         fault: Fault | None = None,
         watch: Watch | None = None,
+        log: list[str] | None = None,
         has_locks: bool = True,
     ) -> None:
         self.disk = Disk() if disk is None else disk
         self.fault = fault
-        self.log: list[str] = []
+        self.log: list[str] = [] if log is None else log
         self.is_dead = False
-        self.failed: OSError | None = None
+        self.failure: OSError | None = None
         self._watch = watch
         self._has_locks = has_locks
         self._handles: set[object] = set()
@@ -143,6 +145,10 @@ class SimulatedFiles:
     def make_dir(self, path: Path) -> None:
         self._live_disk.directory_at(path.parent)
         self._do("make_dir", path, Effect("add_directory", (path,)))
+
+    def is_dir(self, path: Path) -> bool:
+        self._do("is_dir", path, NOTHING)
+        return self.disk.is_directory(path)
 
     def create(self, path: Path) -> SimulatedFile:
         number = self._do("create", path, Effect("add_file", (path,)))
@@ -220,27 +226,29 @@ class SimulatedFiles:
         if self._watch is not None:
             self._watch(number, name, effect)
         fault = self.fault
-        if fault is not None and number >= fault.operation:
-            if number == fault.operation and fault.kind in CRASHES:
-                self._crash(effect, fault)
-            if fault.kind in ERRORS and self._is_due(number, name):
-                effect.fail(self.disk, Loss(fault.seed + number - fault.operation))
-                self.failed = fails(getattr(errno, fault.kind), path)
-                raise self.failed
+        if fault is not None and number == fault.operation and fault.kind in CRASHES:
+            self._crash(effect, fault)
+        if fault is not None and fault.kind in ERRORS and self._is_due(number, name):
+            effect.fail(disk, Loss(fault.seed + number - fault.operation))
+            error = fails(getattr(errno, fault.kind), path)
+            self.failure = self.failure or error
+            raise error
         return effect.apply(disk)
 
     def _is_due(self, number: int, name: str) -> bool:
         assert self.fault is not None
         if number == self.fault.operation:
             return True
-        if not self.fault.is_lasting:
+        if self.failure is None or not self.fault.is_lasting:
             return False
         return self.fault.kind not in _CAPACITY or name in _TAKES_SPACE
 
     def _crash(self, effect: Effect, fault: Fault) -> None:
-        after = crash(self.disk, effect, fault.kind, fault.seed)
-        self.disk.become(after)
-        self.is_dead = True
+        loss = Loss(fault.seed)
+        effect.interrupt(self.disk, loss)
+        self.kill()
+        if fault.kind == "power":
+            self.disk.cut_power(loss)
         raise Crash
 
     def _write(self, path: Path, number: int, offset: int, data: bytes) -> int:
