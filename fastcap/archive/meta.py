@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastcap.archive.layout import (
     stream_json,
 )
 from fastcap.archive.parsing import parse_object, take, take_count
-from fastcap.errors import ArchiveError, ArchiveFormatError
+from fastcap.errors import ArchiveConfigError, ArchiveError, ArchiveFormatError
 
 META_LIMIT = 64 << 20
 
@@ -91,6 +92,49 @@ def read_meta(root: Path, files: Files) -> Meta:
     if len(content) > META_LIMIT:
         raise ArchiveFormatError(f"{path} is larger than any that fastcap writes.")
     return parse_meta(content, str(path))
+
+
+def check_same(asked: Meta, there: Meta, root: Path) -> None:
+    """Whether what is asked may be added to what is there.
+
+    Raises:
+        ArchiveConfigError: Another configuration, or other streams.
+    """
+    if asked.config_hash != there.config_hash:
+        raise ArchiveConfigError(
+            f"{root} holds another run, whose samples must not be mixed with these:\n"
+            + "\n".join(f"  {line}" for line in differences(there.config, asked.config))
+            + "\nAsk for the same, or choose another directory."
+        )
+    for ours, theirs in zip_longest(asked.streams, there.streams):
+        if ours != theirs:
+            raise ArchiveConfigError(
+                f"{root} was made by the same configuration, and its values differ in kind now: "
+                f"{ours} here, {theirs} there. Was the model or the data changed?"
+            )
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any], path: str = "") -> list[str]:
+    """What two configurations disagree on, one line each.
+
+    Example:
+        >>> differences({"batch_size": 8, "sites": ["a"]}, {"batch_size": 4, "sites": ["a"]})
+        ['batch_size: the archive has 8, asked is 4']
+    """
+    lines = []
+    for key in sorted({*there, *asked}):
+        old, new = there.get(key), asked.get(key)
+        name = f"{path}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{name}.")
+        elif old != new:
+            lines.append(f"{name}: the archive has {_short(old)}, asked is {_short(new)}")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def parse_meta(content: bytes, where: str) -> Meta:
