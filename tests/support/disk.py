@@ -179,6 +179,7 @@ class Loss:
     names.
     """
 
+    ALL = 0
     N_EXTREMES = 4
 
     def __init__(self, seed: int) -> None:
@@ -413,6 +414,27 @@ class Disk:
             yield f"{prefix}/{name}", child
             if isinstance(self.nodes[child], DirectoryNode):
                 yield from self.walk(child, f"{prefix}/{name}")
+
+    def fingerprint(self) -> int:
+        """Equal for disks that will answer alike, whatever is done to them."""
+        files, directories = [], []
+        for number, node in self.nodes.items():
+            if isinstance(node, DirectoryNode):
+                directories.append((number, tuple(node.names.items()), tuple(node.durable.items())))
+                continue
+            dirty = tuple((block, tuple(versions)) for block, versions in node.dirty.items())
+            files.append(
+                (
+                    number,
+                    bytes(node.data),
+                    node.durable,
+                    dirty,
+                    tuple(node.sizes),
+                    frozenset(node.lost),
+                    node.is_protected,
+                )
+            )
+        return hash((tuple(directories), tuple(files), tuple(self.pending), self.boot))
 
     def image(self) -> dict[str, bytes | None]:
         """By path, the bytes that processes see; `None` for directories."""

@@ -139,8 +139,9 @@ def _live(
         writer.close()
     except Exception as error:  # noqa: BLE001 - whatever reaches a caller is judged
         history.errors.append(error)
-        _judge_error(program, writer, error, files, history)
-        files.kill() if life.dies else None
+        history.wrong.extend(judge_error(error, files))
+        if writer is not None:
+            _judge_dead(program, writer, error, files, history)
 
 
 def _is_due(writer: Writer, life: Life, number: int, n_to_commit: int) -> bool:
@@ -167,9 +168,8 @@ def present(archive: Archive) -> set[int]:
     return {sample for start, stop in archive.ids for sample in range(start, stop)}
 
 
-def resume(program: Program, files: SimulatedFiles, first_name: int) -> list[int]:
+def resume(program: Program, files: SimulatedFiles, first_name: int, history: History) -> None:
     """Run it again: what is missing is written, two batches to a commit."""
-    history = History()
     with numbered_names(first_name):
         done = tidy(files)
         writer = Writer(ROOT, program.meta, files=files, limits=program.limits, clock=lambda: 0.0)
@@ -180,26 +180,29 @@ def resume(program: Program, files: SimulatedFiles, first_name: int) -> list[int
             if batch % 2:
                 commit(writer, history)
         commit(writer, history)
+        if not program.is_sized:
+            writer.record_total(program.n_samples)
         writer.close()
-    return history.saved
 
 
-def _judge_error(
+def judge_error(error: Exception, files: SimulatedFiles) -> Iterator[str]:
+    """What is wrong with an error that reached a caller."""
+    if not isinstance(error, FastcapError) or not isinstance(error, OSError):
+        yield f"no error of fastcap: {error!r}"
+    elif files.failure is None:
+        yield f"an error without a cause: {error!r}"
+    else:
+        yield from _missing_in(error, files.failure)
+
+
+def _judge_dead(
     program: Program,
-    writer: Writer | None,
+    writer: Writer,
     error: Exception,
     files: SimulatedFiles,
     history: History,
 ) -> None:
-    """The error says what failed and where, and a writer that failed does nothing more."""
-    if not isinstance(error, FastcapError) or not isinstance(error, OSError):
-        history.wrong.append(f"no error of fastcap: {error!r}")
-    elif files.failure is None:
-        history.wrong.append(f"an error without a cause: {error!r}")
-    else:
-        history.wrong.extend(_missing_in(error, files.failure))
-    if writer is None:
-        return
+    """A writer that has failed does nothing more."""
     before = files.disk.image()
     n_before = files.n_operations
     for act in (
