@@ -343,6 +343,11 @@ class Disk:
         self.file(number).fail_sync(loss)
         self.version += 1
 
+    def settle(self, number: int) -> None:
+        self.file(number).sync()
+        self.file(number).evict()
+        self.version += 1
+
     def close(self, number: int) -> None:
         """Nothing on the way to the disk: closing is no sync."""
 

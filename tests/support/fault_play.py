@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from fastcap.archive.files import Files
 from fastcap.archive.reader import Archive
 from fastcap.archive.recovery import clean
 from fastcap.archive.writer import Writer
@@ -156,9 +155,9 @@ def commit(writer: Writer, history: History) -> None:
         history.saved.extend(i for start, stop in done.samples for i in range(start, stop))
 
 
-def tidy(files: Files) -> set[int]:
+def tidy(files: SimulatedFiles) -> set[int]:
     """What every run begins with: remove what the dead have left, and see what is there."""
-    if not files.is_dir(ROOT) or all(entry.name != "meta.json" for entry in files.entries(ROOT)):
+    if f"{ROOT}/meta.json" not in files.disk.image():
         return set()
     clean(ROOT, files)
     return present(Archive(ROOT, files))
@@ -169,7 +168,7 @@ def present(archive: Archive) -> set[int]:
 
 
 def resume(program: Program, files: SimulatedFiles, first_name: int, history: History) -> None:
-    """Run it again: what is missing is written, two batches to a commit."""
+    """Run it again: what is missing is written, two batches to a commit. Then tidy again."""
     with numbered_names(first_name):
         done = tidy(files)
         writer = Writer(ROOT, program.meta, files=files, limits=program.limits, clock=lambda: 0.0)
@@ -183,16 +182,18 @@ def resume(program: Program, files: SimulatedFiles, first_name: int, history: Hi
         if not program.is_sized:
             writer.record_total(program.n_samples)
         writer.close()
+        tidy(files)
 
 
 def judge_error(error: Exception, files: SimulatedFiles) -> Iterator[str]:
     """What is wrong with an error that reached a caller."""
     if not isinstance(error, FastcapError) or not isinstance(error, OSError):
         yield f"no error of fastcap: {error!r}"
-    elif files.failure is None:
+    elif not files.failures:
         yield f"an error without a cause: {error!r}"
     else:
-        yield from _missing_in(error, files.failure)
+        faults = [list(_missing_in(error, failure)) for failure in files.failures]
+        yield from min(faults, key=len)
 
 
 def _judge_dead(

@@ -73,7 +73,11 @@ class Effect:
 
         A call to a server may have been carried out though its answer was lost.
         """
-        if self.verb in ("sync", "close"):  # a server may find the disk full only at the close
+        if self.verb in (
+            "sync",
+            "close",
+            "settle",
+        ):  # a server may find the disk full only at the close
             disk.fail_sync(self.arguments[0], loss)
         elif self.verb == "sync_directory":
             disk.fail_sync_directory(self.arguments[0], loss)
@@ -120,7 +124,7 @@ class SimulatedFiles:
         self.fault = fault
         self.log: list[str] = [] if log is None else log
         self.is_dead = False
-        self.failure: OSError | None = None
+        self.failures: list[OSError] = []
         self._watch = watch
         self._has_locks = has_locks
         self._handles: set[object] = set()
@@ -175,6 +179,10 @@ class SimulatedFiles:
         disk = self._live_disk
         disk.directory_at(path)
         self._do("sync_dir", path, Effect("sync_directory", (disk.find(path),)))
+
+    def settle(self, path: Path) -> None:
+        number = self._live_disk.find(path)
+        self._do("settle", path, Effect("settle", (number,)))
 
     # Reading
 
@@ -231,7 +239,7 @@ class SimulatedFiles:
         if fault is not None and fault.kind in ERRORS and self._is_due(number, name):
             effect.fail(disk, Loss(fault.seed + number - fault.operation))
             error = fails(getattr(errno, fault.kind), path)
-            self.failure = self.failure or error
+            self.failures.append(error)
             raise error
         return effect.apply(disk)
 
@@ -239,7 +247,7 @@ class SimulatedFiles:
         assert self.fault is not None
         if number == self.fault.operation:
             return True
-        if self.failure is None or not self.fault.is_lasting:
+        if not self.failures or not self.fault.is_lasting:
             return False
         return self.fault.kind not in _CAPACITY or name in _TAKES_SPACE
 
