@@ -20,6 +20,8 @@ from tests.support.filesystem import Crash, Fault, SimulatedFiles, Watch
 
 HOME = Path("/home")
 ROOT = HOME / "run/acts"
+TOTAL = -1
+"""Stands among acknowledged samples for the total."""
 
 
 @dataclass
@@ -115,32 +117,40 @@ def _live(
         done = tidy(files) if life.is_resume else set()
         writer = Writer(
             ROOT,
-            program.meta,
+            program.meta(f"life-{life.rank}-{len(history.saved)}"),
             files=files,
             rank=life.rank,
             limits=program.limits,
             clock=lambda: float(clock()),
         )
-        n_to_commit = len(life.batches) - life.n_left
-        for number, batch in enumerate(life.batches):
-            todo = [sample for sample in program.samples(batch) if sample not in done]
-            if todo:
-                writer.append(todo, *program.values(todo))
-                yield
-            if number < n_to_commit and _is_due(writer, life, number, n_to_commit):
-                commit(writer, history)
-                yield
-        if life.total:
-            writer.record_total(program.n_samples)
+        yield from _write(program, life, writer, done, history)
         if life.dies:
             files.kill()
-            return
-        writer.close()
+        else:
+            writer.close()
     except Exception as error:  # noqa: BLE001 - whatever reaches a caller is judged
         history.errors.append(error)
         history.wrong.extend(judge_error(error, files))
         if writer is not None:
             _judge_dead(program, writer, error, files, history)
+
+
+def _write(
+    program: Program, life: Life, writer: Writer, done: set[int], history: History
+) -> Iterator[None]:
+    n_to_commit = len(life.batches) - life.n_left
+    for number, batch in enumerate(life.batches):
+        todo = [sample for sample in program.samples(batch) if sample not in done]
+        if todo and life.has_failed_passes:
+            _fail_pass(program, writer)
+        if todo:
+            writer.append(todo, *program.values(todo))
+            yield
+        if number < n_to_commit and _is_due(writer, life, number, n_to_commit):
+            commit(writer, history)
+            yield
+    if life.total:
+        record_total(program, writer, history)
 
 
 def _is_due(writer: Writer, life: Life, number: int, n_to_commit: int) -> bool:
@@ -153,6 +163,20 @@ def commit(writer: Writer, history: History) -> None:
     done = writer.commit()
     if done is not None:
         history.saved.extend(i for start, stop in done.samples for i in range(start, stop))
+
+
+def record_total(program: Program, writer: Writer, history: History) -> None:
+    writer.record_total(program.n_samples)
+    history.saved.append(TOTAL)
+
+
+def _fail_pass(program: Program, writer: Writer) -> None:
+    """A pass over all samples at once, which writes its parts and is never added."""
+    values, _ = program.values(range(program.n_samples))
+    for name, value in values.items():
+        part = writer.part(name, value.shape)
+        part.copy_(value)
+        part.abandon()
 
 
 def tidy(files: SimulatedFiles) -> set[int]:
@@ -171,7 +195,7 @@ def resume(program: Program, files: SimulatedFiles, first_name: int, history: Hi
     """Run it again: what is missing is written, two batches to a commit. Then tidy again."""
     with numbered_names(first_name):
         done = tidy(files)
-        writer = Writer(ROOT, program.meta, files=files, limits=program.limits, clock=lambda: 0.0)
+        writer = Writer(ROOT, program.meta(), files=files, limits=program.limits, clock=lambda: 0.0)
         for batch in range(program.n_batches):
             todo = [sample for sample in program.samples(batch) if sample not in done]
             if todo:
@@ -180,7 +204,7 @@ def resume(program: Program, files: SimulatedFiles, first_name: int, history: Hi
                 commit(writer, history)
         commit(writer, history)
         if not program.is_sized:
-            writer.record_total(program.n_samples)
+            record_total(program, writer, history)
         writer.close()
         tidy(files)
 

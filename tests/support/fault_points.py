@@ -113,7 +113,7 @@ class Player:
         self._known: dict[object, str | None] = {}
 
     def play_all(self) -> Tally:
-        for play_some in (self._play_well, self._play_crashes, self._play_errors):
+        for play_some in (self._play_well, self._play_crashes, self._play_errors, self._play_races):
             try:
                 play_some()
             except _EnoughError:
@@ -231,6 +231,34 @@ class Player:
             disk.evict()
             problem = self._recover(disk, history.saved, where, 0)
         self._note("one kill" if fault.kind == "kill" else fault.kind, where, problem)
+
+    def _play_races(self) -> None:
+        """At each operation another process does the whole of it."""
+        n_operations = play(self._program, fresh_disk(self._program)).n_operations
+        for operation in range(n_operations):
+            if self._depth.takes(str(self._program), operation, "race"):
+                self._play_race(operation)
+
+    def _play_race(self, operation: int) -> None:
+        disk = fresh_disk(self._program)
+        other = SimulatedFiles(disk)
+        names: list[str] = []
+
+        def watch(history: History) -> Watch:
+            def look(number: int, name: str, _: Effect) -> None:
+                if number == operation:
+                    names.append(name)
+                    resume(self._program, other, 500, history)
+
+            return look
+
+        history = play(self._program, disk, watch=watch)
+        where = f"another run at operation {operation}, {names[0]}"
+        wrong = [*history.wrong, *map(repr, history.errors)]
+        problem = next(iter(wrong), None) or find_lost(self._program, disk, history.saved)
+        if problem is None:
+            problem = self._recover(disk, history.saved, where, 0)
+        self._note("another run", where, problem)
 
     def _play_second_errors(
         self, before: Disk, saved: list[int], where: str, n_operations: int

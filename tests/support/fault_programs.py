@@ -13,8 +13,6 @@ from fastcap.archive.layout import StreamSpec
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.meta import Meta
 
-ARCHIVE = "5d1f"
-
 
 @dataclass(frozen=True)
 class Life:
@@ -28,6 +26,7 @@ class Life:
         is_resume: Whether it tidies first, and leaves out what is there.
         total: Whether it records at its end how many samples there are.
         dies: Whether it ends as a killed process does, with its writer open.
+        has_failed_passes: Whether each batch is first written in part, by a pass that fails.
     """
 
     batches: tuple[int, ...]
@@ -37,6 +36,7 @@ class Life:
     is_resume: bool = True
     total: bool = False
     dies: bool = False
+    has_failed_passes: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Program:
     def __str__(self) -> str:
         return self.name
 
-    @property
-    def meta(self) -> Meta:
+    def meta(self, archive: str = "5d1f") -> Meta:
+        """What a writer brings; each brings an id of its own."""
         n_samples = self.n_samples if self.is_sized else None
         config = {"program": self.name}
-        return Meta(ARCHIVE, self.streams, n_samples, self.batch_size, config, self.name, {})
+        return Meta(archive, self.streams, n_samples, self.batch_size, config, self.name, {})
 
     @property
     def is_alone(self) -> bool:
@@ -222,6 +222,18 @@ PROGRAMS = (
         n_samples=6,
     ),
     Program("the data say at their end how many", (A,), _one(0, 1, total=True), is_sized=False),
+    Program(
+        "only the total is new",
+        (A,),
+        ((Life((0, 1)),), (Life((), total=True),)),
+        is_sized=False,
+    ),
+    Program(
+        "passes that fail",
+        (A, R, WIDE),
+        _one(0, 1, has_failed_passes=True),
+        limits=MIXED,
+    ),
     Program("two ranks at once", (A,), ((Life((0,)), Life((1,), rank=1)),)),
     Program(
         "two ranks at once, files of their own",
