@@ -53,7 +53,7 @@ class Guard:
                 "the archive again here."
             )
 
-    def fail(self, message: str, code: int | None = None) -> None:
+    def fail(self, code: int | None, message: str) -> None:
         """The writer is dead from now on; the first message stays."""
         with self._lock:
             self._failure = self._failure or (code, message)
@@ -78,7 +78,7 @@ class Guard:
             raise
         except OSError as error:
             message = self._describe(doing, path, offset, error)
-            self.fail(message, error.errno)
+            self.fail(error.errno, message)
             raise ArchiveWriteError(error.errno, message) from error
 
     def _describe(self, doing: str, path: Path, offset: int | None, error: OSError) -> str:

@@ -229,7 +229,7 @@ class Writer:
         try:
             return self._make()
         except ArchiveError as error:
-            self._guard.fail(str(error), error.errno)
+            self._guard.fail(error.errno, str(error))
             raise
 
     def _make(self) -> Path:

@@ -149,7 +149,7 @@ MUTANTS = (
         "the death of a writer that could not be made",
         (
             "fastcap.archive.writer:Writer._open",
-            "self._guard.fail(str(error))",
+            "self._guard.fail(error.errno, str(error))",
             "pass",
         ),
     ),

@@ -174,7 +174,7 @@ def _fail_pass(program: Program, writer: Writer) -> None:
     """A pass over all samples at once, which writes its parts and is never added."""
     values, _ = program.values(range(program.n_samples))
     for name, value in values.items():
-        part = writer.part(name, value.shape)
+        part = writer.group().part(name, value.shape)
         part.copy_(value)
         part.abandon()
 
