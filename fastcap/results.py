@@ -75,7 +75,9 @@ class MemoryResult:
         if self._rows is not None:
             self._make_room(self.n_done + self._n_kept)
 
-    def place(self, site: str, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def place(
+        self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor | None]:
         """In the hook: the rows that are kept and, where that is known already, where they go."""
         self._misfits.pop(site, None)
         self._placed.discard(site)  # by an earlier call in this pass
@@ -113,7 +115,7 @@ class MemoryResult:
             self._allocate(finished)
         assert self._rows is not None
         while self._unsettled and self._unsettled[0][1].is_delivered:
-            self._unsettled.popleft()
+            self._settle_next()
         for site, (lane, capture) in finished.captures.items():
             if site not in self._placed:
                 rows = self._rows[site].view
@@ -129,8 +131,11 @@ class MemoryResult:
             The error of a capture that failed.
         """
         while self._unsettled:
-            lane, capture = self._unsettled.popleft()
-            lane.result(capture)
+            self._settle_next()
+
+    def _settle_next(self) -> None:
+        lane, capture = self._unsettled.popleft()
+        lane.settle(capture)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every site's result, its storage exactly its own."""

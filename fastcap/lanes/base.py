@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import AnyDevice, HostBuffer, Ticket
+from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
+from fastcap.host_memory import normal_mode
 from fastcap.pool import Piece
 from fastcap.records import Statistics
+
+Target: TypeAlias = Tensor | Destination
+"""Where a value is delivered."""
 
 
 class Capture:
@@ -22,7 +27,7 @@ class Capture:
         dtype: The dtype to deliver.
         n_bytes: Bytes in `wire_dtype`.
         pieces: Where the bytes are, while they are not yet delivered.
-        target: Where they are delivered: the caller's rows, or owned memory.
+        target: Where they are delivered: the caller's rows, owned memory, or what is no memory.
         tickets: Deliveries to `target` that host workers have been given.
         spilled: Memory for the whole value, once a piece of it had to leave its slot.
         route: Captures with one route are delivered in order.
@@ -62,7 +67,7 @@ class Capture:
         self.route = route
         self.pieces: list[Piece] = []
         self.spilled: HostBuffer | None = None
-        self.target: Tensor | None = None
+        self.target: Target | None = None
         self.tickets: list[Ticket] = []
         self.is_small = False
         self.is_lendable = False
@@ -70,6 +75,12 @@ class Capture:
         self.dropped = False
         self.error: Exception | None = None
         self.lengths: tuple[int, ...] | None = None
+
+    @property
+    def wants_worker(self) -> bool:
+        """Whether its target is known, and not for whoever asks for the value to fill."""
+        is_for_worker = not (self.is_small and isinstance(self.target, Tensor))
+        return self.target is not None and is_for_worker
 
     @property
     def is_delivered(self) -> bool:
@@ -88,7 +99,7 @@ class Lane(Protocol):
         """Where this lane's values come from."""
 
     def capture(
-        self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
+        self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
         """Take the bytes of `value` as they are now.
 
@@ -102,8 +113,8 @@ class Lane(Protocol):
     def drop(self, capture: Capture) -> None:
         """Nobody wants this value any more. May be called twice."""
 
-    def deliver(self, capture: Capture, target: Tensor | None = None, lend: bool = False) -> None:
-        """Start delivery, to `target` or to owned memory; `result` finishes it.
+    def deliver(self, capture: Capture, target: Target | None = None, lend: bool = False) -> None:
+        """Start delivery, to `target` or to owned memory; `result` and `settle` finish it.
 
         Args:
             capture: What to deliver.
@@ -111,8 +122,16 @@ class Lane(Protocol):
             lend: Whether `result` will be asked to lend it: then it stays where it is, if it can.
         """
 
+    def settle(self, capture: Capture) -> None:
+        """Wait until a value is where `deliver` was told to bring it.
+
+        Raises:
+            The capture's `error`, or that of a delivery.
+        """
+
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
-        """The value in host memory: delivered, or lent out of a slot; `None` when dropped.
+        """The value in host memory: delivered, or lent out of a slot; `None` when dropped. Not for
+        values whose target is no memory.
 
         Raises:
             The capture's `error`.
@@ -138,6 +157,32 @@ def without_frames(error: Exception) -> Exception:
         part.__traceback__ = None
         part = part.__cause__ or part.__context__
     return error
+
+
+def part_of(target: Target | None, piece: Piece) -> Target:
+    """The part of a capture's target that a piece's bytes become."""
+    assert target is not None
+    if piece.n_bytes == piece.owner.n_bytes:
+        return target
+    itemsize = piece.owner.wire_dtype.itemsize
+    first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
+    if not isinstance(target, Tensor):
+        return target.segment(first, last)
+    with normal_mode():
+        return target.view(-1)[first:last]
+
+
+def split(value: Tensor, capture: Capture, most_bytes: int) -> Iterator[tuple[Tensor, Piece]]:
+    """A value as pieces of at most `most_bytes`, in order."""
+    if capture.n_bytes <= most_bytes:
+        yield value, Piece(capture, 0, capture.n_bytes)
+        return
+    flat = value.reshape(-1)  # dense: a view where it can be, else a copy on the same queue
+    itemsize = capture.wire_dtype.itemsize
+    step = most_bytes // itemsize
+    for first in range(0, flat.numel(), step):
+        part = flat[first : first + step]
+        yield part, Piece(capture, first * itemsize, part.numel() * itemsize)
 
 
 def narrower(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:

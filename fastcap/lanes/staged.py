@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor
 from fastcap.budget import Limits
 from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
-from fastcap.host_memory import empty_bytes, normal_mode
-from fastcap.lanes.base import Capture, narrower, without_frames
+from fastcap.host_memory import empty_bytes
+from fastcap.lanes.base import Capture, Target, narrower, part_of, split, without_frames
 from fastcap.lanes.memory import LaneMemory
 from fastcap.pool import Chunk, HostBuffers, Piece, Slot
 from fastcap.records import Statistics
@@ -37,6 +38,7 @@ class StagedLane:
         self._lock = threading.Lock()
         self._moving = threading.RLock()
         self._memory = LaneMemory(device, limits)
+        self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
         self._largest_bytes = 0
         self._n_captures = 0
         self._captured_bytes = 0
@@ -52,7 +54,7 @@ class StagedLane:
     # captured → staged, in the hook
 
     def capture(
-        self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
+        self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
         if self._device.is_capturing():
             raise DeviceError(
@@ -83,19 +85,12 @@ class StagedLane:
                 return
             ring = self._memory.ring
             capture.is_small = whole.n_bytes < ring.small_bytes
+            if capture.is_small and isinstance(capture.target, Tensor):
+                self._small.append(capture)
             capture.is_lendable = ring.chunk_bytes <= 2 * whole.n_bytes <= 2 * ring.chunk_bytes
             if self._pack(compute_queue, value, whole):
                 return
-            chunk_bytes = ring.chunk_bytes
-        if whole.n_bytes <= chunk_bytes:
-            self._stage_piece(compute_queue, value, whole)
-            return
-        flat = value.reshape(-1)  # dense: a view where it can be, else a copy on the same queue
-        itemsize = capture.wire_dtype.itemsize
-        step = chunk_bytes // itemsize
-        for first in range(0, flat.numel(), step):
-            part = flat[first : first + step]
-            piece = Piece(capture, first * itemsize, part.numel() * itemsize)
+        for part, piece in split(value, capture, ring.chunk_bytes):
             self._stage_piece(compute_queue, part, piece)
 
     def _stage_piece(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> None:
@@ -126,6 +121,11 @@ class StagedLane:
     # staged → copying
 
     def flush(self) -> None:
+        if self._small and self._moving.acquire(blocking=False):
+            try:
+                self._read_landed()
+            finally:
+                self._moving.release()
         while True:
             with self._lock:
                 if not self._memory.is_open or self._flush_open():
@@ -151,7 +151,7 @@ class StagedLane:
         for piece in list(chunk.pieces):
             piece.home = slot
             slot.pieces[piece] = None
-            if piece.owner.target is not None and not piece.owner.is_small:
+            if piece.owner.wants_worker:
                 self._hand_over(piece)
         chunk.reset()
         ring.advance()
@@ -159,16 +159,18 @@ class StagedLane:
 
     # landed → delivered
 
-    def deliver(self, capture: Capture, target: Tensor | None = None, lend: bool = False) -> None:
+    def deliver(self, capture: Capture, target: Target | None = None, lend: bool = False) -> None:
         if capture.error is not None or capture.dropped or capture.target is not None:
             return
-        if capture.is_small or (lend and capture.is_lendable):
-            capture.target = target
-            return
         if target is None:
+            if capture.is_small or (lend and capture.is_lendable):
+                return  # until somebody asks
             target = self._buffers.tensor(capture.shape, capture.dtype)
         with self._lock:
             capture.target = target
+            if not capture.wants_worker:
+                self._small.append(capture)
+                return
             for piece in [p for p in capture.pieces if not isinstance(p.home, Chunk)]:
                 self._hand_over(piece)
 
@@ -177,13 +179,9 @@ class StagedLane:
         capture, home = piece.owner, piece.home
         assert isinstance(home, Slot | HostBuffer)
         buffer, after = (home.buffer, home.landed) if isinstance(home, Slot) else (home, None)
+        target = part_of(capture.target, piece)
         ticket = self._device.deliver(
-            buffer,
-            piece.offset,
-            capture.wire_dtype,
-            _elements(capture.target, piece),
-            after,
-            capture.route,
+            buffer, piece.offset, capture.wire_dtype, target, after, capture.route
         )
         capture.tickets.append(ticket)
         if isinstance(home, Slot):
@@ -199,36 +197,58 @@ class StagedLane:
             if not capture.dropped:
                 if capture.target is None and lend:
                     capture.target = self._lend(capture)
-                if capture.target is None or capture.pieces:
-                    capture.target = self._read(capture)
-            for ticket in capture.tickets:
-                self._device.join(ticket)
-                if (error := ticket.error()) is not None:
-                    raise error
-            return None if capture.dropped else capture.target
+                if capture.target is None:
+                    capture.target = self._buffers.tensor(capture.shape, capture.dtype)
+            self._finish(capture)
+            target = None if capture.dropped else capture.target
+            assert target is None or isinstance(target, Tensor)
+            return target
+
+    def settle(self, capture: Capture) -> None:
+        if capture.error is not None:
+            raise without_frames(capture.error)
+        capture.was_read = True
+        with self._moving:
+            self._put_on_its_way(capture)
+            self._finish(capture)
+
+    def _finish(self, capture: Capture) -> None:
+        """Read what no worker was given, and wait for what one was."""
+        if capture.pieces:
+            self._read(capture)
+        for ticket in capture.tickets:
+            self._device.join(ticket)
+            if (error := ticket.error()) is not None:
+                raise error
 
     def _put_on_its_way(self, capture: Capture) -> None:
         while any(isinstance(piece.home, Chunk) for piece in list(capture.pieces)):
             self.flush()
 
-    def _read(self, capture: Capture) -> Tensor:
-        """Move a value to its target, or into memory of its own, in this thread."""
-        target = capture.target
-        if target is None:
-            target = self._buffers.tensor(capture.shape, capture.dtype)
+    def _read_landed(self) -> None:
+        """Read the small values that can be read without waiting."""
+        while self._small:
+            homes = [piece.home for piece in self._small[0].pieces]
+            if any(isinstance(home, Chunk) for home in homes):
+                return
+            if not all(self._device.done(home.landed) for home in homes if isinstance(home, Slot)):
+                return
+            self._read(self._small.popleft())
+
+    def _read(self, capture: Capture) -> None:
+        """Move a value to its target, in this thread."""
         with self._reading(capture.pieces) as pieces:
             for piece, home in pieces:
-                self._read_piece(piece, home, capture.wire_dtype, _elements(target, piece))
+                self._read_piece(piece, home)
         self._unlink_all(capture)
-        return target
 
-    def _read_piece(
-        self, piece: Piece, home: Slot | HostBuffer, dtype: torch.dtype, target: Tensor
-    ) -> None:
+    def _read_piece(self, piece: Piece, home: Slot | HostBuffer) -> None:
+        target = part_of(piece.owner.target, piece)
+        assert isinstance(target, Tensor)  # anything else is for workers
         if isinstance(home, Slot):
             self._device.wait(home.landed)  # R5: each piece by its own fence
             home = home.buffer
-        self._device.read(home, piece.offset, dtype, target)
+        self._device.read(home, piece.offset, piece.owner.wire_dtype, target)
 
     def _lend(self, capture: Capture) -> Tensor | None:
         """The bytes of a slot without a copy, where the slot is worth it; else `None`."""
@@ -312,6 +332,11 @@ class StagedLane:
     def _spill(self, piece: Piece, slot: Slot) -> None:
         """Move a wanted piece out of its slot, so that the value outlives the slot (R7)."""
         capture = piece.owner
+        if capture.target is not None and not capture.wants_worker:
+            self._read_piece(piece, slot)
+            with self._lock:
+                self._unlink(piece)
+            return
         spilled = capture.spilled  # another thread may drop the capture meanwhile
         if spilled is None:
             # Sized for the whole record, which may still be packing its later pieces.
@@ -362,6 +387,7 @@ class StagedLane:
     def close(self) -> None:
         with self._moving:
             self._device.close()
+            self._small.clear()
             with self._lock:
                 for piece in self._memory.staged():
                     piece.owner.error = FastcapError(
@@ -370,13 +396,3 @@ class StagedLane:
                     )
                     self._unlink(piece)
                 self._memory.close()
-
-
-def _elements(target: Tensor, piece: Piece) -> Tensor:
-    """The part of a contiguous target that a piece's bytes become."""
-    if piece.n_bytes == piece.owner.n_bytes:
-        return target
-    itemsize = piece.owner.wire_dtype.itemsize
-    first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
-    with normal_mode():
-        return target.view(-1)[first:last]
