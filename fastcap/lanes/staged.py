@@ -123,7 +123,7 @@ class StagedLane:
     def flush(self) -> None:
         if self._small and self._moving.acquire(blocking=False):
             try:
-                self._read_landed()
+                self._read_small(waits=False)
             finally:
                 self._moving.release()
         while True:
@@ -225,13 +225,14 @@ class StagedLane:
         while any(isinstance(piece.home, Chunk) for piece in list(capture.pieces)):
             self.flush()
 
-    def _read_landed(self) -> None:
-        """Read the small values that can be read without waiting."""
+    def _read_small(self, waits: bool) -> None:
+        """Read the small values that are out of staging; unless it `waits`, those that landed."""
         while self._small:
             homes = [piece.home for piece in self._small[0].pieces]
             if any(isinstance(home, Chunk) for home in homes):
                 return
-            if not all(self._device.done(home.landed) for home in homes if isinstance(home, Slot)):
+            slots = [home for home in homes if isinstance(home, Slot)]
+            if not (waits or all(self._device.done(slot.landed) for slot in slots)):
                 return
             self._read(self._small.popleft())
 
@@ -386,8 +387,9 @@ class StagedLane:
 
     def close(self) -> None:
         with self._moving:
-            self._device.close()
+            self._read_small(waits=True)
             self._small.clear()
+            self._device.close()
             with self._lock:
                 for piece in self._memory.staged():
                     piece.owner.error = FastcapError(
