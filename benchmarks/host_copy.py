@@ -3,8 +3,8 @@
     python -m benchmarks.host_copy [--rounds 15] [--out benchmarks/results]
 
 The hook of a CPU model copies with `Tensor.copy_`. Held against NumPy's copy, with one thread and
-with all of torch's; into memory that was written before, and into memory that is new; and for values
-that are not contiguous or change their dtype on the way. Ways alternate; figures are medians of the
+with all of torch's; into memory that was written before and into new memory; and for values that
+are not contiguous, or change their dtype on the way. Ways alternate; figures are medians of the
 bytes of the destination per second.
 """
 
