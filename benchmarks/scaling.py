@@ -52,6 +52,8 @@ AXES = {
     WIDTH: "width (elements, float32)",
 }
 
+LABELS = {HOOKLESS: "hookless", INCUMBENT: "documented hook"}
+
 Ratios = dict[str, Ratio]
 """By the way that fastcap is held against."""
 
@@ -113,13 +115,13 @@ def draw(figures: Mapping[str, Mapping[int, Ratios]], title: str, path: Path) ->
                 color="black" if shift == 0 else "0.45",
                 markerfacecolor="white" if shift else "black",
                 capsize=3,
-                label=f"{base} = 1",
+                label=f"{LABELS[base]} = 1",
             )
         panel.axhline(1, color="black", linewidth=0.6)
         panel.set_xscale("log", base=2)
         panel.set_xticks(sizes, [str(size) for size in sizes])
         panel.set_xlabel(AXES[series])
-    panels[0].set_ylabel("time of fastcap, as a multiple")
+    panels[0].set_ylabel("fastcap's time, as a multiple")
     panels[0].legend(frameon=False)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path)
@@ -165,8 +167,8 @@ def write(folder: Path, figures: Mapping[str, Mapping[int, Ratios]], n_rounds: i
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     title = (
         f"extract_representations on {machine.cpu}, {machine.n_cores} cores, torch "
-        f"{torch.__version__}, {now:%Y-%m-%d}; bars: 95 % intervals of {n_rounds} rounds. "
-        "Otherwise 4 sites, 128 samples, width 256."
+        f"{torch.__version__}, {now:%Y-%m-%d}\n"
+        f"Bars: 95 % intervals of {n_rounds} rounds. Otherwise 4 sites, 128 samples, width 256."
     )
     draw(figures, title, folder / f"{name}.svg")
 
