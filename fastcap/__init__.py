@@ -3,6 +3,7 @@
 ActivationStore            capture while you drive the passes yourself
 extract_representations    from a dataset to one tensor per site
 list_sites                 what can be captured in a model
+plan                       what a run will take, before it runs
 save_activations           to .npz or .safetensors
 stream                     records batch by batch, while the next batch runs
 """
@@ -11,6 +12,7 @@ from fastcap.activations import ActivationStore as ActivationStore
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
 from fastcap.listing import list_sites as list_sites
+from fastcap.planning.make import plan as plan
 from fastcap.records import BatchRecords as BatchRecords
 from fastcap.records import Record as Record
 from fastcap.records import Statistics as Statistics
@@ -29,6 +31,7 @@ __all__ = [
     "Stream",
     "extract_representations",
     "list_sites",
+    "plan",
     "save_activations",
     "stream",
 ]

@@ -26,7 +26,7 @@ LEVELS = [
     {"engine"},
     {"results"},
     {"streams"},
-    {"activations", "representations"},
+    {"activations", "representations", "planning"},
     {"demo", "huggingface", "site_tree"},
     {"cli"},
 ]
