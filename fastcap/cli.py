@@ -9,13 +9,13 @@ import contextlib
 import functools
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from torch import nn
 
-from fastcap import __version__, locate, site_tree
+from fastcap import __version__, locate, planning, site_tree
 from fastcap.errors import ArgumentError, FastcapError, SaveError
 from fastcap.listing import SiteInfo, list_sites
 
@@ -129,11 +129,90 @@ def sites(
         _to_stderr(f"Not shown, deeper than --depth {depth}: {len(listed) - len(shown)}.")
 
 
+@command
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:attribute (a module, or a function that returns one), or a local "
+            "folder that transformers can load; its weights are read with --measure only.",
+        ),
+    ],
+    sites: Annotated[
+        list[str], typer.Option(help="Names or patterns of modules: several values, in quotes.")
+    ],
+    samples: Annotated[int, typer.Option(help="Samples of the run.")],
+    example: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:attribute",
+            help="A batch, or a function that returns one; not needed with --tokens.",
+        ),
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples per pass.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="-1, 0,5,-1, :64, last, unpadded, or a key of the batch.")
+    ] = None,
+    reduce: Annotated[str | None, typer.Option(help="mean.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="The dtype to deliver: bfloat16.")] = None,
+    seq_dim: Annotated[int | None, typer.Option(help="The dimension of positions.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
+    ] = None,
+    into: Annotated[str, typer.Option(help="memory, loop or archive.")] = "memory",
+    folder: Annotated[Path, typer.Option(help="Where the archive would be.")] = Path(),
+    device: Annotated[str | None, typer.Option(help="Where the run will be: cpu, cuda.")] = None,
+    machine: Annotated[
+        Path | None, typer.Option(help="What --measure --json printed, here or elsewhere.")
+    ] = None,
+    forward_secs: Annotated[float | None, typer.Option(help="Of one pass without hooks.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+) -> None:
+    """Say what a run will take before it runs: bytes, memory, time and what bounds it.
+
+    Bytes and memory need one pass of the example, and nothing else. Times need rates: measured in a
+    few seconds with --measure, or given. What is not known is said to be. Give MODEL before
+    --sites, which takes several values.
+    """
+    with contextlib.redirect_stdout(sys.stderr), _naming_the_model():
+        found = planning.plan(
+            locate.load_model(model, with_weights=measure and locate.has_weights(model)),
+            None if example is None else locate.load_example(example),
+            sites,
+            n_samples=samples,
+            batch_size=batch,
+            n_tokens=tokens,
+            positions=None if positions is None else planning.read_positions(positions),
+            reduce=cast(Any, reduce),
+            dtype=None if dtype is None else planning.read_dtype(dtype),
+            seq_dim=seq_dim,
+            inputs=inputs,
+            into=cast(Any, into),
+            folder=folder,
+            device=device,
+            machine=None if machine is None else planning.read_machine(machine),
+            forward_secs=forward_secs,
+            measure=measure,
+        )
+    typer.echo(found.to_json() if json else str(found))
+
+
 def _list(
     model: nn.Module, example: Any, patterns: list[str], inputs: list[str] | None
 ) -> Sequence[SiteInfo]:
-    try:
+    with _naming_the_model():
         return list_sites(model, example, sites=patterns, inputs=inputs)
+
+
+@contextlib.contextmanager
+def _naming_the_model() -> Iterator[None]:
+    """Errors of the model's own become one line."""
+    try:
+        yield
     except FastcapError:
         raise
     except Exception as error:

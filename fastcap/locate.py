@@ -72,6 +72,14 @@ def load_model(text: str, with_weights: bool) -> nn.Module:
     return _check_model(text, _called(text, "MODEL", load_attribute(text, "MODEL")))
 
 
+def has_weights(text: str) -> bool:
+    """Whether a model has data: everything but a folder that holds a configuration alone."""
+    folder = Path(text)
+    return not folder.is_dir() or any(
+        path.suffix in (".safetensors", ".bin") for path in folder.iterdir()
+    )
+
+
 def load_example(text: str) -> Any:
     """A batch, or what a callable without arguments returns.
 

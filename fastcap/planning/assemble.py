@@ -160,7 +160,7 @@ def _lanes(run: Run, observed: Observed, place: Place, size: Size) -> list[_Lane
 def _memory(run: Run, sites: Sequence[SitePlan], lanes: Sequence[_Lane], size: Size) -> MemoryPlan:
     pass_bytes = sum(site.pass_bytes for site in sites)
     result_bytes = size.total(pass_bytes) if run.into == "memory" else 0
-    if run.into == "loop":
+    if run.into != "memory":
         lent_bytes = sum(
             call.delivered_bytes
             for lane in lanes

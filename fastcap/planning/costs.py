@@ -14,6 +14,9 @@ Into: TypeAlias = Literal["memory", "loop", "archive"]
 
 BoundName: TypeAlias = Literal["compute", "link", "consumer", "disk", "hooks"]
 
+LAUNCH_BOUND = 0.95
+"""Share of a pass that the host takes to launch it, above which the host is what sets its time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -62,6 +65,13 @@ class Load:
     forward_secs: float | None
     launch_secs: float | None
 
+    @property
+    def waits_for_launches(self) -> bool:
+        """Whether the accelerator stands idle for most of a pass, so that packs cost it nothing."""
+        if self.forward_secs is None or self.launch_secs is None:
+            return False
+        return self.launch_secs >= LAUNCH_BOUND * self.forward_secs
+
 
 @dataclass(frozen=True, slots=True)
 class Costs:
@@ -103,10 +113,10 @@ def _terms(load: Load, machine: Machine) -> Iterator[Term]:
     if load.into == "memory":
         rate = machine.fresh_bytes_per_sec
         yield _moved("consumer", load.result_bytes, rate, " into fresh memory")
-    elif load.into == "loop" and not load.lends:
+    elif not load.lends:
         rate = machine.warm_bytes_per_sec
         yield _moved("consumer", load.result_bytes, rate, " into memory used again")
-    elif load.into == "archive":
+    if load.into == "archive":
         yield _moved("disk", load.result_bytes, machine.disk_bytes_per_sec, "")
     yield _hooks(load, machine)
 
@@ -117,7 +127,7 @@ def _compute(load: Load, machine: Machine) -> Term:
         return Term("compute", None, f"{load.n_passes:,} passes; forward pass not measured")
     secs = load.n_passes * load.forward_secs
     work = f"{load.n_passes:,} passes of {format_secs(load.forward_secs)}"
-    if not load.is_direct:
+    if not load.is_direct and not load.waits_for_launches:
         packed_bytes, rate = load.read_bytes + load.link_bytes, machine.device_bytes_per_sec
         secs += load.n_passes * load.n_calls * (machine.pack_secs or 0.0)
         secs += packed_bytes / rate if rate else 0.0

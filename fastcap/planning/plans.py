@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ class MemoryPlan:
     Attributes:
         device_bytes: Staging on the accelerator.
         slot_bytes: Slots in (pinned) host memory.
-        result_bytes: The result, or the records under way to a loop.
+        result_bytes: The result, or the records under way to a loop or an archive.
         archive_bytes: On the disk.
         free_device_bytes: On the accelerator now.
         available_host_bytes: Of host memory now.
@@ -211,6 +212,10 @@ class Plan:
         derived = ("bytes_per_sample", "total_bytes", "captured_bytes")
         asked = ("fits", "overhead", "advice")
         return found | {name: getattr(self, name) for name in (*derived, *asked)}
+
+    def to_json(self) -> str:
+        """`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=2)
 
     def __str__(self) -> str:
         return table.of_plan(self)

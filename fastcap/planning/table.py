@@ -14,7 +14,7 @@ from fastcap.host_memory import format_bytes
 from fastcap.planning.costs import format_secs
 
 if TYPE_CHECKING:
-    from fastcap.planning.plans import Comparison, MemoryPlan, Plan, SitePlan
+    from fastcap.planning.plans import Comparison, Plan, SitePlan
 
 MOST_LINES = 8
 """Of sites, so that the page stays one screen."""
@@ -34,7 +34,7 @@ def of_plan(plan: Plan) -> str:
         "",
         *_sites(plan),
         "",
-        *_memory(plan.memory),
+        *_memory(plan),
         "",
         *_times(plan),
     ]
@@ -147,24 +147,26 @@ def _listed(values: Sequence[int]) -> str:
     return f"{values[0]},{values[1]}...{values[-1]}"
 
 
-def _memory(memory: MemoryPlan) -> Iterator[str]:
-    staging = ("staging, on the device", memory.device_bytes, memory.free_device_bytes)
+def _memory(plan: Plan) -> Iterator[str]:
+    memory = plan.memory
+    results = "result" if plan.into == "memory" else "records under way"
+    parts = [("slots", memory.slot_bytes), (results, memory.result_bytes)]
     rows = [("memory", "needed", "there is", "")]
-    needs = [
-        staging,
-        ("slots", memory.slot_bytes, None),
-        ("result" if memory.slot_bytes == 0 else "results", memory.result_bytes, None),
-        ("host memory in all", memory.host_bytes, memory.available_host_bytes),
-        ("disk", memory.archive_bytes, memory.free_disk_bytes),
-    ]
-    for name, needed, free in needs:
-        if not needed and name != "host memory in all":
-            continue
-        is_part = name in ("slots", "result", "results")
-        there_is = "" if is_part else "not known" if free is None else format_bytes(free)
-        verdict = "" if free is None else "fits" if needed <= free else "DOES NOT FIT"
-        rows.append((f"  {name}" if is_part else name, format_bytes(needed), there_is, verdict))
+    if memory.device_bytes:
+        staging = memory.device_bytes, memory.free_device_bytes
+        rows.append(_needed("staging, on the device", *staging))
+    rows += [(f"  {name}", format_bytes(n_bytes), "", "") for name, n_bytes in parts if n_bytes]
+    rows.append(_needed("host memory in all", memory.host_bytes, memory.available_host_bytes))
+    if memory.archive_bytes:
+        rows.append(_needed("disk", memory.archive_bytes, memory.free_disk_bytes))
     yield from _aligned(rows, "<>><")
+
+
+def _needed(name: str, n_bytes: int, free_bytes: int | None) -> tuple[str, str, str, str]:
+    if free_bytes is None:
+        return name, format_bytes(n_bytes), "not known", ""
+    verdict = "fits" if n_bytes <= free_bytes else "DOES NOT FIT"
+    return name, format_bytes(n_bytes), format_bytes(free_bytes), verdict
 
 
 def _times(plan: Plan) -> Iterator[str]:
