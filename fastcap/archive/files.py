@@ -75,6 +75,9 @@ class Files(Protocol):
         parent.
         """
 
+    def is_dir(self, path: Path) -> bool:
+        """Whether there is a directory, perhaps through a link."""
+
     def create(self, path: Path) -> WritableFile:
         """Make a file; `FileExistsError` if the name is taken."""
 
@@ -170,6 +173,9 @@ class LocalFiles:
 
     def make_dir(self, path: Path) -> None:
         path.mkdir()
+
+    def is_dir(self, path: Path) -> bool:
+        return path.is_dir()
 
     def create(self, path: Path) -> WritableFile:
         return _LocalFile(path)
