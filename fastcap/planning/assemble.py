@@ -13,6 +13,7 @@ from fastcap.budget import Budget, Limits, plan_budget, settled_budget
 from fastcap.devices import open_device
 from fastcap.errors import ArgumentError, ResultError
 from fastcap.host_memory import available_bytes
+from fastcap.lanes.direct import QUEUED_BYTES
 from fastcap.planning.advice import PASSES_UNDER_WAY
 from fastcap.planning.costs import Into, Load, costs_of
 from fastcap.planning.machine import Machine
@@ -159,27 +160,31 @@ def _lanes(run: Run, observed: Observed, place: Place, size: Size) -> list[_Lane
 
 def _memory(run: Run, sites: Sequence[SitePlan], lanes: Sequence[_Lane], size: Size) -> MemoryPlan:
     pass_bytes = sum(site.pass_bytes for site in sites)
-    result_bytes = size.total(pass_bytes) if run.into == "memory" else 0
-    if run.into != "memory":
-        lent_bytes = sum(
-            call.delivered_bytes
-            for lane in lanes
-            for call in lane.calls
-            if run.lends and lane.lends(call)
-        )
-        result_bytes = min(size.n_passes, PASSES_UNDER_WAY) * max(0, pass_bytes - lent_bytes)
     free_bytes = [lane.free_bytes for lane in lanes if lane.budget is not None]
     known = [n_bytes for n_bytes in free_bytes if n_bytes is not None]
     folder = run.archive_folder
     return MemoryPlan(
         device_bytes=sum(lane.staging_bytes for lane in lanes),
         slot_bytes=sum(lane.slot_bytes for lane in lanes),
-        result_bytes=result_bytes,
+        result_bytes=_result_bytes(run, lanes, size, pass_bytes),
         archive_bytes=0 if folder is None else size.total(pass_bytes),
         free_device_bytes=sum(known) if known and len(known) == len(free_bytes) else None,
         available_host_bytes=available_bytes(),
         free_disk_bytes=LocalFiles().free_bytes(nearest_folder(run.folder)),
     )
+
+
+def _result_bytes(run: Run, lanes: Sequence[_Lane], size: Size, pass_bytes: int) -> int:
+    """Host memory beside the slots: a result, or the records on their way to somewhere else."""
+    if run.into == "memory":
+        return size.total(pass_bytes)
+    if run.into == "loop":
+        calls = [(lane, call) for lane in lanes for call in lane.calls]
+        lent_bytes = sum(c.delivered_bytes for lane, c in calls if run.lends and lane.lends(c))
+        return min(size.n_passes, PASSES_UNDER_WAY) * max(0, pass_bytes - lent_bytes)
+    # Files are written out of slots, and on the CPU out of what hooks have copied.
+    copied = [call.delivered_bytes for ln in lanes if ln.budget is None for call in ln.calls]
+    return max(sum(copied), min(QUEUED_BYTES, size.total(sum(copied))))
 
 
 def _load(

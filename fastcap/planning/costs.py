@@ -93,7 +93,8 @@ class Costs:
 def costs_of(load: Load, machine: Machine) -> Costs:
     """On an accelerator, resources work at the same time: the slowest is the run, and a drain.
 
-    On a CPU model one thread does everything but writing to disk: their sum is the run.
+    An archive is written straight out of slots. On a CPU model one thread does everything but
+    writing to disk, hooks' copies included: the sum is the run.
     """
     terms = tuple(_terms(load, machine))
     known = {term.name: term.secs for term in terms if term.secs is not None}
@@ -113,7 +114,7 @@ def _terms(load: Load, machine: Machine) -> Iterator[Term]:
     if load.into == "memory":
         rate = machine.fresh_bytes_per_sec
         yield _moved("consumer", load.result_bytes, rate, " into fresh memory")
-    elif not load.lends:
+    elif load.is_direct or (load.into == "loop" and not load.lends):
         rate = machine.warm_bytes_per_sec
         yield _moved("consumer", load.result_bytes, rate, " into memory used again")
     if load.into == "archive":

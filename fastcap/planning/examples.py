@@ -28,8 +28,8 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
     if example is None:
         if n_tokens is None:
             raise ArgumentError(
-                "Nothing says what the model is called with. Give an example batch, or, for a model "
-                "of token ids, the tokens of each sample (n_tokens=, --tokens)."
+                "Nothing says what the model is called with. Give an example batch, or, for a "
+                "model of token ids, the tokens of each sample (n_tokens=, --tokens)."
             )
         ids = torch.zeros(batch_size or 1, n_tokens, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
