@@ -150,8 +150,10 @@ def _hooks(load: Load, machine: Machine) -> Term:
     n_calls = load.n_passes * load.n_calls
     if machine.hook_secs is None:
         return Term("hooks", None, f"{n_calls:,} calls; cost of one not known")
-    # On the CPU the host's part of a pass is the pass, and `compute` has it.
-    launch_secs = 0.0 if load.is_direct else load.n_passes * (load.launch_secs or 0.0)
+    # On the CPU the host's part of a pass is the pass, and `compute` has it. Where the accelerator
+    # waits for it, hooks make the whole pass longer.
+    per_pass = load.forward_secs if load.waits_for_launches else load.launch_secs
+    launch_secs = 0.0 if load.is_direct else load.n_passes * (per_pass or 0.0)
     work = f"{n_calls:,} calls of {format_secs(machine.hook_secs)}"
     return Term(
         "hooks", launch_secs + n_calls * machine.hook_secs, work + ", launches" * bool(launch_secs)

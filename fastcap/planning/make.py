@@ -83,8 +83,8 @@ def plan(
             planned for an accelerator unless this is `"cpu"`.
         device_bytes: Staging memory on the accelerator, in bytes, as given to the run.
         host_bytes: Slot memory on the host, likewise.
-        machine: Rates that are known.
-        forward_secs: Seconds of one pass without hooks, if known.
+        machine: Rates that are known. They go before measured ones.
+        forward_secs: Seconds of one pass without hooks, if known; likewise.
         measure: Whether to measure this machine's rates, and the forward pass of a model that has
             data, which takes some seconds.
 
@@ -139,7 +139,7 @@ def plan(
     with opened_place(call.device, device, measure) as place:
         if measure:
             rates = measure_machine(place.device, run.archive_folder, rates)
-            if place.device is not None and not is_meta(model):
+            if place.device is not None and forward_secs is None and not is_meta(model):
                 passes = measure_forward(call, model, batch, place.device)
         return assemble(run, observed, place, rates, passes)
 

@@ -54,7 +54,7 @@ def measure_machine(
     Args:
         device: Where the model is; `None` for the host's rates alone.
         folder: Where an archive would be; `None` leaves the disk out.
-        rates: What is known already, and kept where nothing is measured.
+        rates: What is known already, and goes before what is measured.
 
     Raises:
         SaveError: A file cannot be written there.
@@ -68,9 +68,10 @@ def measure_machine(
     found |= _host(on_host, is_direct=device is not None and device.direct)
     if device is None:
         on_host.close()
-    if folder is not None:
+    known = rates or Machine()
+    if folder is not None and known.disk_bytes_per_sec is None:
         found["disk_bytes_per_sec"] = disk_rate(folder)
-    return (rates or Machine()).updated(Machine(**found))
+    return Machine(**found).updated(known)
 
 
 def measure_forward(call: BatchCaller, model: nn.Module, batch: Any, device: AnyDevice) -> PassSecs:

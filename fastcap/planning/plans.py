@@ -191,8 +191,8 @@ class Plan:
         return Comparison(
             (
                 Compared("captured", self.captured_bytes, statistics.captured_bytes, "bytes"),
-                Compared("staging", memory.device_bytes, statistics.device_bytes or None, "bytes"),
-                Compared("slots", memory.slot_bytes, statistics.host_bytes or None, "bytes"),
+                _held("staging", memory.device_bytes, statistics.device_bytes),
+                _held("slots", memory.slot_bytes, statistics.host_bytes),
                 Compared("time", self.secs, secs, "secs"),
             )
         )
@@ -257,3 +257,9 @@ class Comparison:
 
     def __str__(self) -> str:
         return table.of_comparison(self)
+
+
+def _held(name: str, planned_bytes: int, found_bytes: int) -> Compared:
+    """Memory that a run has while it runs: none of it is left afterwards."""
+    is_over = planned_bytes > 0 and found_bytes == 0
+    return Compared(name, planned_bytes, None if is_over else found_bytes, "bytes")

@@ -57,15 +57,13 @@ def of_comparison(comparison: Comparison) -> str:
     """One line per quantity."""
     rows = [("", "planned", "found", "found / planned")]
     for row in comparison.rows:
-        show = format_bytes if row.unit == "bytes" else format_secs
-        rows.append(
-            (
-                row.name,
-                "not known" if row.planned is None else show(row.planned),
-                "not known" if row.found is None else show(row.found),
-                "" if row.ratio is None else f"{row.ratio:.3f}",
-            )
-        )
+        is_bytes = row.unit == "bytes"
+        show = format_bytes if is_bytes else format_secs
+        planned = "not known" if row.planned is None else show(row.planned)
+        missing = "given back" if is_bytes else "not known"
+        found = missing if row.found is None else show(row.found)
+        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+        rows.append((row.name, planned, found, ratio))
     return "\n".join(_aligned(rows, "<>>>"))
 
 
