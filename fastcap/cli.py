@@ -217,7 +217,7 @@ def _naming_the_model() -> Iterator[None]:
         raise
     except Exception as error:
         raise ArgumentError(
-            f"Running the model on --example failed with {locate.in_one_line(error)}."
+            f"Running the model on the example failed with {locate.in_one_line(error)}."
         ) from error
 
 

@@ -256,7 +256,7 @@ def test_an_example_that_cannot_be_found_or_run_is_told() -> None:
         "Cannot call the model with a batch of type int."
     )
     assert error_of(f"{HERE}:make", "--example", f"{HERE}:wrong_batch").startswith(
-        "Running the model on --example failed with RuntimeError: Expected tensor"
+        "Running the model on the example failed with RuntimeError: Expected tensor"
     )
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MOST_LINES = 8
 """Of sites, so that the page stays one screen."""
 
+MOST_CHARACTERS = 28
+"""Of a site's name."""
+
 WIDTH = 80
 _INTO = {"memory": "memory", "loop": "a loop", "archive": "an archive"}
 _NUMBER = re.compile(r"\d+")
@@ -91,7 +94,7 @@ def _sites(plan: Plan) -> Iterator[str]:
     rows = [("site", "one pass", "dtype", "calls", "per sample", "in all")]
     for group in groups[:MOST_LINES]:
         shape = " x ".join(map(str, group[0].shape)) or "scalar"
-        name = _label([site.name for site in group])
+        name = _shortened(_label([site.name for site in group]))
         rows.append((name, shape, dtype_name(group[0].dtype), *_amounts(plan, group)))
     hidden = [site for group in groups[MOST_LINES:] for site in group]
     if hidden:
@@ -139,6 +142,13 @@ def _label(names: Sequence[str]) -> str:
     )
 
 
+def _shortened(name: str) -> str:
+    if len(name) <= MOST_CHARACTERS:
+        return name
+    end = MOST_CHARACTERS // 2
+    return f"{name[: MOST_CHARACTERS - end - 3]}...{name[-end:]}"
+
+
 def _listed(values: Sequence[int]) -> str:
     if len(values) <= 6:
         return ",".join(map(str, values))
@@ -169,17 +179,20 @@ def _needed(name: str, n_bytes: int, free_bytes: int | None) -> tuple[str, str, 
 
 def _times(plan: Plan) -> Iterator[str]:
     costs = plan.costs
+    is_known = costs.secs is not None
     rows = [("time", "at least", "work", "")]
     for term in costs.terms:
         secs = "not known" if term.secs is None else format_secs(term.secs)
-        rows.append((term.name, secs, term.work, "<- bound" if term.name == costs.bound else ""))
+        mark = "<- bound" if is_known and term.name == costs.bound else ""
+        rows.append((term.name, secs, term.work, mark))
     yield from _aligned(rows, "<><<")
-    if costs.secs is None:
-        known = "" if costs.bound is None else f", at least {format_secs(costs.at_least_secs)}"
-        yield f"The run: not known{known}. To measure the rates: --measure, or measure=True."
+    if costs.secs is not None:
+        share = "" if plan.overhead is None else f", {plan.overhead:.2f} times the passes alone"
+        yield f"The run: {format_secs(costs.secs)}{share}; {plan.bound} is the bound."
         return
-    share = "" if plan.overhead is None else f", {plan.overhead:.2f} times the passes alone"
-    yield f"The run: {format_secs(costs.secs)}{share}; {plan.bound} is the bound."
+    known = "" if costs.bound is None else f", at least {format_secs(costs.at_least_secs)}"
+    yield f"The run: not known{known}."
+    yield "What is not known can be measured (--measure, measure=True) or given."
 
 
 def _aligned(rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
