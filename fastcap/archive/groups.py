@@ -15,7 +15,7 @@ from fastcap.archive.shards import Part, StreamFile
 
 
 class Group:
-    """Batches that have been written and are not committed yet.
+    """Batches that are written, or are being written, and are not committed yet.
 
     Attributes:
         number: Its place in the journal.
@@ -56,6 +56,18 @@ class Group:
         self.samples: list[int] = []
         self.lengths: dict[str, list[int]] = {s.name: [] for s in meta.streams if s.is_ragged}
         self._started = started
+        self._n_reserved = 0
+
+    def part(self, stream: str, shape: Sequence[int]) -> Part:
+        """Where one stream's values of the next batch go: `(samples, *shape)`, or of all rows."""
+        return self.streams[stream].part(shape)
+
+    def reserve(self, parts: Mapping[str, Part]) -> None:
+        """A batch is known, with a part of every stream: the next one goes behind it."""
+        assert parts.keys() == self.streams.keys(), "every stream has a part of every batch"
+        for name, part in parts.items():
+            self.streams[name].reserve(part)
+        self._n_reserved += 1
 
     def add(
         self,
@@ -63,8 +75,13 @@ class Group:
         parts: Mapping[str, Part],
         lengths: Mapping[str, Sequence[int]],
     ) -> None:
-        """A batch is over: every stream's part of it is whole."""
-        assert parts.keys() == self.streams.keys(), "every stream has a part of every batch"
+        """A batch that was reserved is written.
+
+        Args:
+            samples: Ids, in the order of the rows.
+            parts: Those that were reserved, whole now.
+            lengths: Rows of each sample, of every ragged stream.
+        """
         for name, part in parts.items():
             assert part.is_whole
             self.streams[name].finish(part)
@@ -81,13 +98,19 @@ class Group:
         """Rows of each ragged stream."""
         return {name: sum(found) for name, found in self.lengths.items()}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no batch, not even one that is being written."""
+        return self._n_reserved == 0
+
     def is_full(self, limits: GroupLimits, now: float) -> bool:
-        if not self.samples:
+        """Whether it should be committed as soon as its batches are written."""
+        if self.is_empty:
             return False
-        largest = max((stream.n_bytes for stream in self.streams.values()), default=0)
+        reserved = [stream.n_reserved for stream in self.streams.values()]
         return (
-            largest >= limits.stream_bytes
-            or self.n_bytes >= limits.most_bytes(len(self.streams))
+            max(reserved, default=0) >= limits.stream_bytes
+            or sum(reserved) >= limits.most_bytes(len(self.streams))
             or now - self._started >= limits.secs
         )
 

@@ -23,9 +23,17 @@ class Guard:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._failure: str | None = None
+        self._failure: tuple[int | None, str] | None = None
         self.pid = os.getpid()
         self.n_saved = 0
+        self.written_bytes = 0
+        self.write_secs = 0.0
+
+    def count(self, n_bytes: int, secs: float) -> None:
+        """Note a write of values."""
+        with self._lock:
+            self.written_bytes += n_bytes
+            self.write_secs += secs
 
     @property
     def has_failed(self) -> bool:
@@ -38,12 +46,17 @@ class Guard:
             ArchiveError: It has failed, or belongs to another process.
         """
         if self._failure is not None:
-            raise ArchiveWriteError(f"This writer has failed before. {self._failure}")
+            raise ArchiveWriteError(*self._failure)
         if os.getpid() != self.pid:
             raise ArchiveError(
                 "This writer belongs to the process that made it, and this is a fork of that. Open "
                 "the archive again here."
             )
+
+    def fail(self, code: int | None, message: str) -> None:
+        """The writer is dead from now on; the first message stays."""
+        with self._lock:
+            self._failure = self._failure or (code, message)
 
     @contextlib.contextmanager
     def __call__(
@@ -64,9 +77,8 @@ class Guard:
         except allow:
             raise
         except OSError as error:
-            with self._lock:
-                message = self._describe(doing, path, offset, error)
-                self._failure = self._failure or message
+            message = self._describe(doing, path, offset, error)
+            self.fail(error.errno, message)
             raise ArchiveWriteError(error.errno, message) from error
 
     def _describe(self, doing: str, path: Path, offset: int | None, error: OSError) -> str:

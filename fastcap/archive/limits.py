@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GROUP_SECS = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
@@ -22,7 +24,7 @@ class GroupLimits:
 
     group_bytes: int | None = None
     stream_bytes: int = 256 << 20
-    secs: float = 600.0
+    secs: float = GROUP_SECS
     own_file_bytes: int = 32 << 20
 
     def most_bytes(self, n_streams: int) -> int:

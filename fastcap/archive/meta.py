@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastcap.archive.layout import (
 )
 from fastcap.archive.parsing import parse_object, take, take_count
 from fastcap.errors import ArchiveConfigError, ArchiveError, ArchiveFormatError
+from fastcap.fingerprint import differences, hash_of
 
 META_LIMIT = 64 << 20
 
@@ -75,6 +77,25 @@ class Meta:
         return json.dumps(found, indent=1, allow_nan=False).encode() + b"\n"
 
 
+def new_meta(
+    streams: Iterable[StreamSpec],
+    n_samples: int | None,
+    batch_size: int,
+    config: Mapping[str, Any],
+    creator: Mapping[str, Any],
+) -> Meta:
+    """The meta of an archive that does not exist yet; see `Meta`."""
+    return Meta(
+        uuid.uuid4().hex,
+        tuple(streams),
+        n_samples,
+        batch_size,
+        config,
+        hash_of(dict(config)),
+        creator,
+    )
+
+
 def read_meta(root: Path, files: Files) -> Meta:
     """The meta of an archive.
 
@@ -100,12 +121,7 @@ def check_same(asked: Meta, there: Meta, root: Path) -> None:
     Raises:
         ArchiveConfigError: Another configuration, or other streams.
     """
-    if asked.config_hash != there.config_hash:
-        raise ArchiveConfigError(
-            f"{root} holds another run, whose samples must not be mixed with these:\n"
-            + "\n".join(f"  {line}" for line in differences(there.config, asked.config))
-            + "\nAsk for the same, or choose another directory."
-        )
+    check_config(asked.config, asked.config_hash, there, root)
     for ours, theirs in zip_longest(asked.streams, there.streams):
         if ours != theirs:
             raise ArchiveConfigError(
@@ -114,27 +130,19 @@ def check_same(asked: Meta, there: Meta, root: Path) -> None:
             )
 
 
-def differences(there: Mapping[str, Any], asked: Mapping[str, Any], path: str = "") -> list[str]:
-    """What two configurations disagree on, one line each.
+def check_config(config: Mapping[str, Any], config_hash: str, there: Meta, root: Path) -> None:
+    """Whether samples of this configuration may be added to what is there.
 
-    Example:
-        >>> differences({"batch_size": 8, "sites": ["a"]}, {"batch_size": 4, "sites": ["a"]})
-        ['batch_size: the archive has 8, asked is 4']
+    Raises:
+        ArchiveConfigError: It differs; the message says in what.
     """
-    lines = []
-    for key in sorted({*there, *asked}):
-        old, new = there.get(key), asked.get(key)
-        name = f"{path}{key}"
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{name}.")
-        elif old != new:
-            lines.append(f"{name}: the archive has {_short(old)}, asked is {_short(new)}")
-    return lines
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    if config_hash != there.config_hash:
+        lines = differences(config, there.config)
+        raise ArchiveConfigError(
+            f"{root} holds another run, whose samples must not be mixed with these:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nAsk for the same as then, or choose another directory."
+        )
 
 
 def parse_meta(content: bytes, where: str) -> Meta:

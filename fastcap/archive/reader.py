@@ -117,9 +117,13 @@ class Archive:
         totals = [w.journal.n_total for w in self.writers if w.journal.n_total is not None]
         return max(totals, default=self.meta.n_samples)
 
+    def has(self, start: int, stop: int) -> bool:
+        """Whether all samples from `start` up to `stop` are there."""
+        return self._index.has(start, stop)
+
     @property
     def is_complete(self) -> bool:
-        return self.n_samples is not None and self._index.has(0, self.n_samples)
+        return self.n_samples is not None and self.has(0, self.n_samples)
 
     @property
     def damages(self) -> list[Damage]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -27,8 +29,8 @@ _MANY = 10**15
 class StreamFile:
     """The unfinished file of one stream of one group.
 
-    Bytes of finished batches are `header_bytes` to `header_bytes + n_bytes`. A batch that is under
-    way writes behind them, and may be written again from there.
+    A batch has its place once its sizes are known (`reserve`), and is part of the stream once it is
+    written (`finish`). What a batch writes before it has its place, the next one writes over.
 
     Args:
         files: The file system.
@@ -51,6 +53,7 @@ class StreamFile:
         self.spec = spec
         self.path = path
         self.unfinished = path.with_name(path.name + UNFINISHED)
+        self.n_reserved = 0
         self.n_bytes = 0
         self.crc32 = 0
         tensors = shard_tensors([spec], _MANY, {spec.name: _MANY})
@@ -62,11 +65,17 @@ class StreamFile:
         self._file: WritableFile | None = None
 
     def part(self, shape: Sequence[int]) -> Part:
-        """Where the next batch goes; an earlier one that was not finished is written over."""
+        """Where values of the next batch go."""
         return Part(self, torch.Size(shape))
 
+    def reserve(self, part: Part) -> None:
+        """A batch is known: what comes next goes behind it."""
+        assert part.begin == self.n_reserved
+        self.n_reserved += part.nbytes
+
     def finish(self, part: Part) -> None:
-        """A batch is whole: what comes next goes behind it."""
+        """A batch is written. Batches finish in the order of their places."""
+        assert part.begin == self.n_bytes
         self.n_bytes += part.nbytes
         self.crc32 = crc.combine(self.crc32, part.crc32, part.nbytes)
 
@@ -80,12 +89,14 @@ class StreamFile:
 
     def write(self, offset: int, data: memoryview, crc32: int) -> int:
         """Write `data` at `offset` of the values, and return its checksum, `crc32` continued."""
+        started = time.perf_counter()
         later = None
         if self._checksums is not None:
             later = self._checksums.submit(zlib.crc32, data, crc32)
         write_all(self.file, self._guard, self.unfinished, self.header_bytes + offset, data)
         with self._guard("Writing", self.unfinished, self.header_bytes + offset):
             self.file.behind(self.header_bytes + offset + len(data))
+        self._guard.count(len(data), time.perf_counter() - started)
         return zlib.crc32(data, crc32) if later is None else later.result()
 
     def blocks(self) -> Iterator[memoryview]:
@@ -102,7 +113,8 @@ class StreamFile:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what matters was said by `sync`
+                self._file.close()
 
     @property
     def is_made(self) -> bool:
@@ -114,13 +126,18 @@ class Part:
     """Values of one batch of one stream, on their way into its file: a delivery's destination.
 
     Segments arrive in order, perhaps from a host worker. Nothing is written once it is abandoned.
+
+    Attributes:
+        shape: Of the values.
+        begin: Where its bytes begin among those of the stream.
+        crc32: Of its bytes, once it is whole.
     """
 
     def __init__(self, stream: StreamFile, shape: torch.Size) -> None:
         self.shape = shape
         self.crc32 = 0
         self._stream = stream
-        self._begin = stream.n_bytes
+        self.begin = stream.n_reserved
         self._n_done = 0
         self._lock = threading.Lock()
         self._is_abandoned = False
@@ -154,7 +171,7 @@ class Part:
                 return
             assert first == self._n_done, "segments of one part arrive in order"
             for block in self._as_bytes(values):
-                offset = self._begin + self._n_done * self.dtype.itemsize
+                offset = self.begin + self._n_done * self.dtype.itemsize
                 self.crc32 = self._stream.write(offset, block, self.crc32)
                 self._n_done += len(block) // self.dtype.itemsize
 
@@ -192,6 +209,9 @@ class Segment:
     @property
     def nbytes(self) -> int:
         return self.numel() * self._part.dtype.itemsize
+
+    def segment(self, first: int, last: int) -> Segment:
+        return Segment(self._part, self._first + first, last - first)
 
     def copy_(self, values: Tensor) -> None:
         self._part.write(self._first, values)

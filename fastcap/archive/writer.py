@@ -11,6 +11,7 @@ committed while parts of the next are written; everything else belongs to one th
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,11 @@ from fastcap.archive.journal import (
 from fastcap.archive.layout import JOURNAL, META, UNFINISHED, WRITER_NAME, writer_name
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.meta import Meta, check_same, read_meta
-from fastcap.archive.shards import Part, write_all
+from fastcap.archive.shards import write_all
+from fastcap.errors import ArchiveError
+
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL)
+"""How a directory answers that this process cannot sync it, and so has not made it either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +106,6 @@ class Writer:
 
     # Batches
 
-    def part(self, stream: str, shape: Sequence[int]) -> Part:
-        """Where one stream's values of the next batch go: `(samples, *shape)`, or of all rows."""
-        return self._current().streams[stream].part(shape)
-
-    def add(
-        self,
-        samples: Sequence[int],
-        parts: Mapping[str, Part],
-        lengths: Mapping[str, Sequence[int]],
-    ) -> None:
-        """A batch is over.
-
-        Args:
-            samples: Ids, in the order of the rows.
-            parts: A whole part of every stream.
-            lengths: Rows of each sample, of every ragged stream.
-        """
-        self._current().add(samples, parts, lengths)
-
     def append(
         self,
         samples: Sequence[int],
@@ -128,20 +114,43 @@ class Writer:
     ) -> None:
         """Write one batch that is in memory.
 
+        Args:
+            samples: Ids, in the order of the rows.
+            values: `(samples, *shape)` of every stream, or all rows of the ragged ones.
+            lengths: Rows of each sample, of every ragged stream.
+
         Raises:
             ArchiveWriteError: A file call failed.
         """
-        parts = {name: self.part(name, value.shape) for name, value in values.items()}
+        group = self.group()
+        parts = {name: group.part(name, value.shape) for name, value in values.items()}
         for name, value in values.items():
             parts[name].copy_(value)
-        self.add(samples, parts, lengths or {})
+        group.reserve(parts)
+        group.add(samples, parts, lengths or {})
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of values given to files so far."""
+        return self._guard.written_bytes
+
+    @property
+    def write_secs(self) -> float:
+        """Seconds that took, added up over threads."""
+        return self._guard.write_secs
 
     @property
     def is_full(self) -> bool:
         """Whether the group should be committed now."""
         return self._group is not None and self._group.is_full(self._limits, self._clock())
 
-    def _current(self) -> Group:
+    def group(self) -> Group:
+        """The group that batches are added to now.
+
+        Raises:
+            ArchiveWriteError: A file call failed, now or before.
+            ArchiveConfigError: The archive that is there is another run's.
+        """
         self._guard.check()
         if self._group is None:
             directory = self._open()
@@ -163,7 +172,7 @@ class Writer:
     def take_group(self) -> Group | None:
         """The group so far, to commit; what is added from now on is another's. `None` if empty."""
         group = self._group
-        if group is None or not group.samples:
+        if group is None or group.is_empty:
             return None
         self._group = None
         return group
@@ -177,10 +186,10 @@ class Writer:
         Raises:
             ArchiveWriteError: A file call failed. The group is not committed, and the writer dead.
         """
-        group = group or self.take_group()
-        if group is None:
-            return None
         self._guard.check()
+        group = group or self.take_group()
+        if group is None or not group.samples:
+            return None
         assert group is self._uncommitted[0]
         records = finish_files(group, self._limits, self._files, self._guard)
         samples = as_ranges(group.samples)
@@ -217,6 +226,13 @@ class Writer:
         """Make the archive, and this writer's directory in it."""
         if self._directory is not None:
             return self._directory
+        try:
+            return self._make()
+        except ArchiveError as error:
+            self._guard.fail(error.errno, str(error))
+            raise
+
+    def _make(self) -> Path:
         self._make_root()
         directory, restart = self._make_directory()
         journal = directory / JOURNAL
@@ -246,8 +262,20 @@ class Writer:
             allow = (FileExistsError,)
             with contextlib.suppress(*allow), self._guard("Making", path, allow=allow):
                 self._files.make_dir(path)
-            with self._guard("Syncing", path.parent):
-                self._files.sync_dir(path.parent)
+
+    def _sync_parents(self) -> None:
+        """Put the directories above the archive on disk, whoever made them.
+
+        A process that died may have made them and not synced them. Where `meta.json` is, this has
+        been done.
+        """
+        for path in self.root.parents:
+            with self._guard("Syncing", path):
+                try:
+                    self._files.sync_dir(path)
+                except OSError as error:
+                    if error.errno not in _NOT_OURS:
+                        raise
 
     def _make_directory(self) -> tuple[Path, int]:
         with self._guard("Listing", self.root):
@@ -275,7 +303,9 @@ class Writer:
                     self._files.protect(unfinished)
                     file.sync()
             finally:
-                file.close()
+                with contextlib.suppress(OSError):  # what matters was said by `sync`
+                    file.close()
+            self._sync_parents()
             try:
                 with self._guard("Publishing", unfinished, allow=(FileExistsError,)):
                     self._files.publish(unfinished, self.root / META)
