@@ -128,7 +128,7 @@ Does not fit: 4.4 TB of host memory, and there is 64 GB.
   slice: positions=-1 takes 1.07 GB, fits
   cast: dtype=torch.bfloat16 takes 2.2 TB, still does not fit
   fewer: 28 of 2,048 samples fit
-  archive: 4.4 TB on disk instead, still does not fit
+  archive: 4.4 TB on disk instead (fastcap.extract), still does not fit
   stream: 51.5 GB at a time instead (fastcap.stream), fits
 """
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -285,6 +286,19 @@ def test_a_result_takes_what_was_planned() -> None:
         value.untyped_storage().nbytes() for value in acts.values()
     )
     assert (found.memory.device_bytes, found.memory.slot_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("positions", [None, -1, "unpadded"])
+def test_an_archive_holds_what_was_planned(tmp_path: Path, positions: Any) -> None:
+    model, sites = make_model(), ["layers.0.mlp", "norm"]
+    samples = [{key: value[0] for key, value in batch_of(1).items()} for _ in range(10)]
+    options: dict[str, Any] = {"positions": positions, "inputs": ["attention_mask"]}
+    found = fastcap.plan(
+        model, batch_of(4), sites, n_samples=10, into="archive", folder=tmp_path, **options
+    )
+    archive = fastcap.extract(model, samples, sites, tmp_path / "acts", batch_size=4, **options)
+    n_bytes = sum(archive[site][sample].nbytes for site in sites for sample in range(10))
+    assert found.memory.archive_bytes == found.total_bytes == n_bytes
 
 
 def test_records_under_way_to_a_loop_take_what_was_planned() -> None:

@@ -50,8 +50,8 @@ def refusal(kind: type[FastcapError], **options: Any) -> str:
         (
             {"calls": "all"},
             (
-                "calls='all' is for a loop over fastcap.stream(), and a result in memory has the last "
-                "call. Plan it with into='loop'."
+                "calls='all' is for a loop over fastcap.stream(); results in memory and archives "
+                "have the last call. Plan it with into='loop'."
             ),
         ),
         (
@@ -61,8 +61,8 @@ def refusal(kind: type[FastcapError], **options: Any) -> str:
         (
             {"positions": "unpadded"},
             (
-                "positions='unpadded' gives a row for each real token, and rows of a result in memory "
-                "are samples. Plan it with into='loop', or select one row per sample "
+                "positions='unpadded' gives a row for each real token, and rows of a result in "
+                "memory are samples. Plan it with into='loop', or select one row per sample "
                 "(positions='last', reduce='mean')."
             ),
         ),
@@ -70,29 +70,29 @@ def refusal(kind: type[FastcapError], **options: Any) -> str:
         (
             {"example": None},
             (
-                "Nothing says what the model is called with. Give an example batch, or, for a model "
-                "of token ids, the tokens of each sample (n_tokens=, --tokens)."
+                "Nothing says what the model is called with. Give an example batch, or, for a "
+                "model of token ids, the tokens of each sample (n_tokens=, --tokens)."
             ),
         ),
         (
             {"n_tokens": 9},
             (
-                "The example cannot be repeated to n_tokens=9: it has no (batch, sequence) token ids. "
-                "Give one of the length wanted, and leave n_tokens= out."
+                "The example cannot be repeated to n_tokens=9: it has no (batch, sequence) token "
+                "ids. Give one of the length wanted, and leave n_tokens= out."
             ),
         ),
         (
             {"example": {"scale": 2}, "batch_size": 3, "forward": lambda model, batch: None},
             (
-                "The example cannot be repeated to batch_size=3: nothing in it says how many samples "
-                "it has. Give one of 3 samples, and leave batch_size= out."
+                "The example cannot be repeated to batch_size=3: nothing in it says how many "
+                "samples it has. Give one of 3 samples, and leave batch_size= out."
             ),
         ),
         (
             {"example": {"scale": 2}, "forward": lambda model, batch: model(BATCH)},
             (
-                "Cannot tell how many samples the example has: it holds no tensor and no list, or an "
-                "empty one. Give a dict, tensor or list with at least one sample."
+                "Cannot tell how many samples the example has: it holds no tensor and no list, or "
+                "an empty one. Give a dict, tensor or list with at least one sample."
             ),
         ),
         (
@@ -134,12 +134,16 @@ class Flattens(nn.Module):
         return acts.flatten(0, 1)
 
 
-def test_rows_that_are_no_samples_cannot_become_a_result() -> None:
-    assert refusal(ResultError, model=Flattens()) == (
+@pytest.mark.parametrize("into", ["memory", "archive"])
+def test_rows_that_are_no_samples_cannot_become_a_result(into: str) -> None:
+    assert refusal(ResultError, model=Flattens(), into=into) == (
         "Site '' produced shape (6, 4) for a batch of 2 samples: its first dimension is not the "
         "batch, so its rows cannot be matched to samples. Leave it out, or plan to receive it "
         "batch by batch with into='loop'."
     )
+
+
+def test_rows_that_are_no_samples_are_planned_for_a_loop_and_scaled() -> None:
     found = fastcap.plan(Flattens(), BATCH, "", n_samples=5, into="loop")
     assert (found.total_bytes, found.is_exact) == (5 * 3 * 4 * 4, False)
     assert fastcap.plan(Flattens(), BATCH, "", n_samples=4, into="loop").is_exact
@@ -230,7 +234,7 @@ def test_what_does_not_fit_into_memory_can_be_sliced_cast_or_put_elsewhere(advis
         "slice: positions=-1 takes 12.8 kB, fits",
         "cast: dtype=torch.bfloat16 takes 51.2 kB, fits",
         "fewer: 58 of 100 samples fit",
-        "archive: 102 kB on disk instead, free space not known",
+        "archive: 102 kB on disk instead (fastcap.extract), free space not known",
         "stream: 6.14 kB at a time instead (fastcap.stream), fits",
     )
 
@@ -239,7 +243,7 @@ def test_what_is_sliced_and_narrow_already_is_not_advised_again(advised: Any) ->
     assert advised(1000, 500, positions=-1, dtype=torch.float16) == (
         "Does not fit: 6.4 kB of host memory, and there is 1 kB.",
         "fewer: 15 of 100 samples fit",
-        "archive: 6.4 kB on disk instead, still does not fit",
+        "archive: 6.4 kB on disk instead (fastcap.extract), still does not fit",
         "stream: 384 B at a time instead (fastcap.stream), fits",
     )
 

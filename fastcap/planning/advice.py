@@ -77,7 +77,8 @@ def _elsewhere(plan: Plan, free_bytes: int) -> Iterator[str]:
     if plan.into != "memory":
         return
     total, free_disk_bytes = plan.total_bytes, plan.memory.free_disk_bytes
-    yield f"archive: {format_bytes(total)} on disk instead, {_verdict(total, free_disk_bytes)}"
+    verdict = _verdict(total, free_disk_bytes)
+    yield f"archive: {format_bytes(total)} on disk instead (fastcap.extract), {verdict}"
     n_passes = min(plan.size.n_passes, PASSES_UNDER_WAY)
     under_way = plan.bytes_per_sample * plan.size.batch_size * n_passes
     verdict = _verdict(under_way + plan.memory.slot_bytes, free_bytes)

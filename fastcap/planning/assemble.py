@@ -74,7 +74,7 @@ def assemble(
 
     Raises:
         ArgumentError: Nothing says how many samples the example has.
-        ResultError: Into memory, a site whose first dimension is not the batch.
+        ResultError: Unless into a loop, a site whose first dimension is not the batch.
     """
     batch_size = observed.n_rows
     if not batch_size:
@@ -110,7 +110,7 @@ def _check_rows(run: Run, observed: Observed, batch_size: int) -> bool:
         shape = calls[-1].shape
         if shape[:1] == (batch_size,):
             continue
-        if run.into == "memory":
+        if run.into != "loop" and run.selection.positions != UNPADDED:
             raise ResultError(
                 f"Site {name!r} produced shape {shape} for a batch of {batch_size} samples: its "
                 "first dimension is not the batch, so its rows cannot be matched to samples. Leave "

@@ -76,9 +76,9 @@ def plan(
         forward: `forward(model, batch)` replaces the call.
         calls: `"last"`, or `"all"` for every call of a module that is called several times.
         into: `"memory"` for `extract_representations`, `"loop"` for a loop over `stream`,
-            `"archive"` for a folder on disk.
+            `"archive"` for `extract`.
         zero_copy: Whether a loop is lent slots.
-        folder: Where that folder would be.
+        folder: Where the archive would be.
         device: Where the run will be; by default where the model is. A model on the meta device is
             planned for an accelerator unless this is `"cpu"`.
         device_bytes: Staging memory on the accelerator, in bytes, as given to the run.
@@ -95,7 +95,7 @@ def plan(
         SiteNotFoundError: A site is no module of the model.
         ArgumentError, ArgumentTypeError: An argument out of range, or of the wrong type.
         SelectionError: The selection does not fit what a site produced.
-        ResultError: Into memory, a site whose first dimension is not the batch.
+        ResultError: Unless into a loop, a site whose first dimension is not the batch.
         BatchError, MissingInputError, DeviceError: The model cannot be called with the example.
         SaveError: The disk was to be measured, and `folder` cannot be written.
         Whatever the model raises, unchanged.
@@ -155,10 +155,10 @@ def _check(run: Run, forward_secs: float | None, machine: Machine | None) -> Non
         raise ArgumentError(f"into must be 'memory', 'loop' or 'archive'; got {run.into!r}.")
     if run.lends and run.into != "loop":
         raise ArgumentError("zero_copy=True lends slots to a loop; it needs into='loop'.")
-    if run.into == "memory" and run.keeps_all:
+    if run.into != "loop" and run.keeps_all:
         raise ArgumentError(
-            "calls='all' is for a loop over fastcap.stream(), and a result in memory has the last "
-            "call. Plan it with into='loop'."
+            "calls='all' is for a loop over fastcap.stream(); results in memory and archives have "
+            "the last call. Plan it with into='loop'."
         )
     if run.into == "memory" and run.selection.positions == UNPADDED:
         raise ArgumentError(
