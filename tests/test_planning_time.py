@@ -72,12 +72,14 @@ class Case:
         load = self.load
         device = TimedDevice(load.costs)
         model = model_of(load, device)
+        # Layers return one byte for each sample.
+        example = torch.zeros(1).expand(load.site_bytes)
         with running_on(device), budget_of(load):
             return fastcap.plan(
                 model,
-                torch.zeros(1),
+                example,
                 load.sites,
-                n_samples=load.n_passes,
+                n_samples=load.n_passes * load.site_bytes,
                 into="archive" if self.disk_bytes_per_sec else "loop",
                 zero_copy=load.lends and not self.disk_bytes_per_sec,
                 machine=Machine(disk_bytes_per_sec=self.disk_bytes_per_sec),
