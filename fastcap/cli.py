@@ -180,7 +180,11 @@ def plan(
     """
     with contextlib.redirect_stdout(sys.stderr), _naming_the_model():
         found = planning.plan(
-            locate.load_model(model, with_weights=measure and locate.has_weights(model)),
+            locate.moved(
+                locate.load_model(model, with_weights=measure and locate.has_weights(model)),
+                device,
+                keeps_data=measure,
+            ),
             None if example is None else locate.load_example(example),
             sites,
             n_samples=samples,

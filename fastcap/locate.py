@@ -82,6 +82,25 @@ def has_weights(text: str) -> bool:
     )
 
 
+def moved(model: nn.Module, device: str | None, keeps_data: bool) -> nn.Module:
+    """The model on `device`; without data where the data would have to move and is not needed.
+
+    Raises:
+        ArgumentError: There is no such device.
+    """
+    places = {tensor.device.type for tensor in model.parameters()}
+    if device is None or "meta" in places:
+        return model
+    try:
+        if torch.device(device).type in places:
+            return model
+        return model.to(device if keeps_data else "meta")
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(
+            f"--device {device!r}: the model cannot be moved there ({in_one_line(error)})."
+        ) from error
+
+
 def load_example(text: str) -> Any:
     """A batch, or what a callable without arguments returns.
 

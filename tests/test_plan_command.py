@@ -178,10 +178,9 @@ def measured_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("measured_in_no_time")
 def test_a_measured_machine_can_be_used_for_another_plan(tmp_path: Path) -> None:
-    options = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5")
     path = tmp_path / "machine.json"
-    path.write_text(printed_json(*options, "--measure"))
-    again = json.loads(printed_json(*options, "--machine", str(path)))
+    path.write_text(printed_json(*OPTIONS, "--measure"))
+    again = json.loads(printed_json(*OPTIONS, "--machine", str(path)))
     assert again["machine"] == json.loads(path.read_text())["machine"]
     assert again["machine"]["fresh_bytes_per_sec"] > 0
     assert read_machine(path).link_bytes_per_sec is None
@@ -201,6 +200,16 @@ def test_positions_of_every_kind_can_be_written() -> None:
 def test_the_mean_can_be_asked_for() -> None:
     options = (f"{HERE}:make", "--sites", "norm", "--samples", "1", "--tokens", "7")
     assert "the mean of each" in printed(*options, "--reduce", "mean")
+
+
+OPTIONS = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5")
+
+
+def test_a_model_here_can_be_planned_for_an_accelerator_elsewhere() -> None:
+    text = printed(*OPTIONS, "--device", "cuda")
+    assert "staging, on the device  16.8 MB  not known" in text
+    assert "The model has no data, so its forward pass is not measured.\n" in text
+    assert "staging" not in printed(*OPTIONS, "--device", "cpu")
 
 
 # A local folder
@@ -248,30 +257,32 @@ def test_something_has_to_say_what_the_model_is_called_with() -> None:
 
 
 def test_positions_that_cannot_be_read_are_refused() -> None:
-    options = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5")
     for text in ("1-2", "a,b", "1.5", "::2:", "-"):
-        assert error_of(*options, "--positions", text) == (
+        assert error_of(*OPTIONS, "--positions", text) == (
             f"--positions {text!r} cannot be read. Give an int (-1), a list (0,5,-1), a slice "
             "(:64), 'last', 'unpadded' or a key of the batch."
         )
 
 
 def test_an_unknown_dtype_is_refused() -> None:
-    options = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5")
     for text in ("float33", "nn", "torch.Tensor"):
-        assert error_of(*options, "--dtype", text) == (
+        assert error_of(*OPTIONS, "--dtype", text) == (
             f"--dtype {text!r} is no dtype of torch. Give one such as bfloat16, float16 or float32."
         )
 
 
 def test_an_unknown_reduction_is_refused() -> None:
-    options = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5")
-    assert error_of(*options, "--reduce", "max").startswith("reduce must be 'mean', or a callable")
+    assert error_of(*OPTIONS, "--reduce", "max").startswith("reduce must be 'mean', or a callable")
+
+
+@pytest.mark.parametrize("options", [("--device", "gpu"), ("--device", "xpu", "--measure")])
+def test_a_device_that_is_not_there_is_refused(options: tuple[str, ...]) -> None:
+    text = error_of(*OPTIONS, *options)
+    assert text.startswith(f"--device {options[1]!r}: the model cannot be moved there (")
 
 
 def test_an_unknown_destination_is_refused() -> None:
-    options = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5")
-    assert error_of(*options, "--into", "tape") == (
+    assert error_of(*OPTIONS, "--into", "tape") == (
         "into must be 'memory', 'loop' or 'archive'; got 'tape'."
     )
 
@@ -291,7 +302,7 @@ def test_a_model_that_cannot_be_called_with_the_example_is_one_line() -> None:
 
 
 def test_rates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    options = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5", "--machine")
+    options = (*OPTIONS, "--machine")
     advice = "fastcap plan MODEL ... --measure --json > machine.json"
     path = tmp_path / "machine.json"
     assert error_of(*options, str(path)) == (
@@ -319,7 +330,7 @@ def test_a_disk_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("fastcap.archive.files.LocalFiles.create", create)
-    options = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5", "--measure")
+    options = (*OPTIONS, "--measure")
     assert error_of(*options, "--into", "archive", "--folder", "/tmp/nowhere/acts") == (
         "The disk at '/tmp' cannot be measured: Permission denied. Give a folder that can be "
         "written, or leave the measurement out."

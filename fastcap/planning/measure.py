@@ -133,7 +133,8 @@ def _host(device: AnyDevice, is_direct: bool) -> dict[str, float]:
     n_bytes = min(HOST_BYTES, (available_bytes() or HOST_BYTES) // 8)
     n_bytes -= n_bytes % N_PIECES
     source = device.host(n_bytes)
-    value = source.bytes.fill_(1).to(device.torch_device)
+    source.bytes.fill_(1)
+    value = source.bytes.to(device.torch_device) if is_direct else source.bytes
 
     def write(target: Tensor) -> float:
         if is_direct:
