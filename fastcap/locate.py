@@ -81,6 +81,27 @@ def load_example(text: str) -> Any:
     return _called(text, "--example", load_attribute(text, "--example"))
 
 
+def load_dataset(text: str) -> Any:
+    """A dataset or a list, or what a callable without arguments returns.
+
+    Raises:
+        ArgumentError: There is no such thing, or it is no dataset.
+    """
+    found = load_attribute(text, "--data")
+    if isinstance(found, type) or not _is_dataset(found):
+        found = _called(text, "--data", found)
+    if not _is_dataset(found):
+        raise ArgumentError(
+            f"--data {text!r} gives a {type(found).__name__}, and a dataset can be indexed or "
+            "iterated. Name a dataset, a list, or a function without arguments that returns one."
+        )
+    return found
+
+
+def _is_dataset(found: Any) -> bool:
+    return hasattr(found, "__getitem__") or hasattr(found, "__iter__")
+
+
 def _called(text: str, what: str, found: Any) -> Any:
     if isinstance(found, nn.Module) or not callable(found):
         return found
