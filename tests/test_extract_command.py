@@ -178,6 +178,18 @@ def test_texts_are_tokenized_by_the_folder_of_the_model(
         assert archive["label:w"][1] == "1"
 
 
+def test_a_folder_is_loaded_in_the_dtype_it_was_saved_in(tmp_path: Path) -> None:
+    folder, out = tmp_path / "model", tmp_path / "acts"
+    folder.mkdir()
+    save(folder)
+    load(folder, dtype=torch.bfloat16)[0].save_pretrained(folder)  # type: ignore[operator]
+    (tmp_path / "a.txt").write_text("one two\n")
+    given = ("--data", str(tmp_path / "a.txt"), "--sites", "layers.1", "--out", str(out))
+    result = invoke("extract", str(folder), *given)
+    assert result.exit_code == 0, result.output
+    assert fastcap.open_archive(out)["layers.1"].dtype == torch.bfloat16
+
+
 def test_the_same_command_again_does_nothing_and_another_one_is_refused(
     tokens: str, tmp_path: Path
 ) -> None:
