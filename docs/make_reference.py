@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fastcap
-from fastcap import errors, huggingface, planning
+from fastcap import datasets, errors, huggingface, planning
 
 TARGET = Path(__file__).parent / "reference.md"
 RETURNED = (
@@ -42,6 +42,8 @@ def render() -> str:
         lines += _render_name(f"fastcap.planning.{name}", getattr(planning, name))
     for name in huggingface.__all__:
         lines += _render_name(f"fastcap.huggingface.{name}", getattr(huggingface, name))
+    for name in datasets.__all__:
+        lines += _render_name(f"fastcap.datasets.{name}", getattr(datasets, name))
     lines += ["## fastcap.errors", "", "```text", inspect.getdoc(errors) or "", "```", ""]
     return "\n".join(lines)
 

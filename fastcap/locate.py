@@ -18,6 +18,8 @@ from torch import nn
 from fastcap.errors import ArgumentError, MissingExtraError
 
 FORM = "package.module:attribute"
+RENAMED_DTYPE = (4, 56)
+"""The release of transformers that renamed `torch_dtype` to `dtype`."""
 
 
 def load_attribute(text: str, what: str) -> Any:
@@ -82,25 +84,6 @@ def has_weights(text: str) -> bool:
     )
 
 
-def moved(model: nn.Module, device: str | None, keeps_data: bool) -> nn.Module:
-    """The model on `device`; without data where the data would have to move and is not needed.
-
-    Raises:
-        ArgumentError: There is no such device.
-    """
-    places = {tensor.device.type for tensor in model.parameters()}
-    if device is None or "meta" in places:
-        return model
-    try:
-        if torch.device(device).type in places:
-            return model
-        return model.to(device if keeps_data else "meta")
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(
-            f"--device {device!r}: the model cannot be moved there ({in_one_line(error)})."
-        ) from error
-
-
 def load_example(text: str) -> Any:
     """A batch, or what a callable without arguments returns.
 
@@ -108,6 +91,27 @@ def load_example(text: str) -> Any:
         ArgumentError: There is no such thing.
     """
     return _called(text, "--example", load_attribute(text, "--example"))
+
+
+def load_dataset(text: str) -> Any:
+    """A dataset or a list, or what a callable without arguments returns.
+
+    Raises:
+        ArgumentError: There is no such thing, or it is no dataset.
+    """
+    found = load_attribute(text, "--data")
+    if isinstance(found, type) or not _is_dataset(found):
+        found = _called(text, "--data", found)
+    if not _is_dataset(found):
+        raise ArgumentError(
+            f"--data {text!r} gives a {type(found).__name__}, and a dataset can be indexed or "
+            "iterated. Name a dataset, a list, or a function without arguments that returns one."
+        )
+    return found
+
+
+def _is_dataset(found: Any) -> bool:
+    return hasattr(found, "__getitem__") or hasattr(found, "__iter__")
 
 
 def _called(text: str, what: str, found: Any) -> Any:
@@ -150,8 +154,9 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
     kind: Any = getattr(transformers, names[0], None) if names else None
     try:
         if with_weights:
+            as_saved = {dtype_argument(transformers): "auto"}
             model = (kind or auto).from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, local_files_only=True, trust_remote_code=False, **as_saved
             )
         else:
             settings = transformers.AutoConfig.from_pretrained(
@@ -183,6 +188,12 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def dtype_argument(transformers: Any) -> str:
+    """What `from_pretrained` calls the dtype to load in."""
+    release = tuple(int(number) for number in transformers.__version__.split(".")[:2])
+    return "dtype" if release >= RENAMED_DTYPE else "torch_dtype"
 
 
 def in_one_line(error: Exception) -> str:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from fastcap import cli
+from fastcap.cli import app
+from fastcap.cli.command import spread
 from fastcap.planning import read_machine
 from tests.support.datasets import make_ids
 from tests.support.models import LanguageModel
@@ -39,7 +40,7 @@ def wrong_batch() -> Tensor:
 
 
 def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.make_app(), cli.spread(["plan", *arguments]))
+    return CliRunner().invoke(app.make_app(), spread(["plan", *arguments]))
 
 
 def printed(*arguments: str) -> str:
@@ -97,7 +98,7 @@ def test_a_run_that_does_not_fit_comes_with_ways_out() -> None:
     rates = Path(__file__).with_name("support") / "machine.json"
     text = printed(
         f"{HERE}:make_wide",
-        *("--sites", "{1..32}", "--samples", "2048", "--tokens", "4096", "--batch", "8"),
+        *("--sites", "{1..32}", "--samples", "2048", "--tokens", "4096", "--batch-size", "8"),
         *("--machine", str(rates), "--forward-secs", "1.2", "--device", "cuda"),
     )
     assert (
@@ -226,7 +227,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-PLANNED = ("--sites", "transformer.h.*", "--samples", "8", "--tokens", "6", "--batch", "4")
+PLANNED = ("--sites", "transformer.h.*", "--samples", "8", "--tokens", "6", "--batch-size", "4")
 
 
 def test_a_folder_is_planned_without_weights_in_the_dtype_they_would_have(folder: Path) -> None:
@@ -257,17 +258,19 @@ def test_something_has_to_say_what_the_model_is_called_with() -> None:
 
 
 def test_positions_that_cannot_be_read_are_refused() -> None:
-    for text in ("1-2", "a,b", "1.5", "::2:", "-"):
-        assert error_of(*OPTIONS, "--positions", text) == (
-            f"--positions {text!r} cannot be read. Give an int (-1), a list (0,5,-1), a slice "
-            "(:64), 'last', 'unpadded' or a key of the batch."
-        )
+    assert error_of(*OPTIONS, "--positions", "1:x") == (
+        "--positions '1:x' cannot be read. Give an int (-1), a slice (0:64), a list (0,5,-1), "
+        "last, unpadded, or the key of the batch that holds positions."
+    )
+    assert error_of(*OPTIONS, "--positions", "1-2").startswith(
+        "positions='1-2' is the key of positions in the batch, and the batch has none"
+    )
 
 
 def test_an_unknown_dtype_is_refused() -> None:
     for text in ("float33", "nn", "torch.Tensor"):
         assert error_of(*OPTIONS, "--dtype", text) == (
-            f"--dtype {text!r} is no dtype of torch. Give one such as bfloat16, float16 or float32."
+            f"--dtype {text!r} is no dtype of torch. Give one such as float32, float16 or bfloat16."
         )
 
 
@@ -275,10 +278,12 @@ def test_an_unknown_reduction_is_refused() -> None:
     assert error_of(*OPTIONS, "--reduce", "max").startswith("reduce must be 'mean', or a callable")
 
 
-@pytest.mark.parametrize("options", [("--device", "gpu"), ("--device", "xpu", "--measure")])
+@pytest.mark.parametrize(
+    "options", [("--device", "gpu", "--measure"), ("--device", "xpu", "--measure")]
+)
 def test_a_device_that_is_not_there_is_refused(options: tuple[str, ...]) -> None:
     text = error_of(*OPTIONS, *options)
-    assert text.startswith(f"--device {options[1]!r}: the model cannot be moved there (")
+    assert text.startswith(f"--device {options[1]!r}: the model cannot be moved there: ")
 
 
 def test_an_unknown_destination_is_refused() -> None:

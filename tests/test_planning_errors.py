@@ -174,6 +174,12 @@ def test_an_error_of_a_model_with_data_is_its_own() -> None:
         fastcap.plan(MODEL, torch.ones(2, 5), "", n_samples=2)
 
 
+def test_a_device_that_torch_does_not_know_is_refused() -> None:
+    assert refusal(DeviceError, model=nn.Linear(4, 4, device="meta"), device="gpu") == (
+        "device='gpu' is no device of torch. Give one such as 'cuda' or 'cpu'."
+    )
+
+
 def test_a_device_that_is_not_here_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: torch.device) -> None:
         raise RuntimeError("no such\nthing")

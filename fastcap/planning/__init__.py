@@ -21,8 +21,6 @@ from fastcap.planning.plans import MemoryPlan as MemoryPlan
 from fastcap.planning.plans import Plan as Plan
 from fastcap.planning.plans import SitePlan as SitePlan
 from fastcap.planning.plans import Size as Size
-from fastcap.planning.words import read_dtype as read_dtype
-from fastcap.planning.words import read_positions as read_positions
 
 __all__ = [
     "Compared",
@@ -35,7 +33,5 @@ __all__ = [
     "Size",
     "Term",
     "plan",
-    "read_dtype",
     "read_machine",
-    "read_positions",
 ]

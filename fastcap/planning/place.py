@@ -40,7 +40,7 @@ def opened_place(
     """The place of a model on `of_model`; of one without data, the device that was asked for.
 
     Raises:
-        DeviceError: A device that is to be measured and cannot be opened.
+        DeviceError: No device of torch, or one that is to be measured and cannot be opened.
     """
     place = _place(of_model, asked, measure)
     try:
@@ -56,7 +56,12 @@ def _place(of_model: torch.device, asked: torch.device | str | int | None, measu
     here = "The model has no data, so its forward pass is not measured."
     if asked is None:
         return Place(None, (f"{here} Planned for an accelerator; device= names another place.",))
-    wanted = torch.device(asked)
+    try:
+        wanted = torch.device(asked)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"device={asked!r} is no device of torch. Give one such as 'cuda' or 'cpu'."
+        ) from error
     if wanted.type in WITHOUT_LINK:
         return Place(open_device(wanted), (here,))
     if not measure:
