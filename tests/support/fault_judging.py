@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Collection, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ def find_leftover(disk: Disk) -> str | None:
     machine that such a writer is dead.
     """
     files = {
-        PurePosixPath(path): disk.file(number)
+        Path(path): disk.file(number)
         for path, number in disk.walk()
         if isinstance(disk.nodes[number], FileNode) and path.startswith(str(ROOT))
     }

@@ -31,11 +31,13 @@ class Mutant:
     Attributes:
         drops: What is left out, in words.
         changes: How.
+        shown_by: The program that is played first.
         survives: Why nothing shows it, where that is so.
     """
 
     drops: str
     changes: tuple[Change, ...]
+    shown_by: str = ""
     survives: str = ""
 
     @contextmanager
@@ -46,8 +48,10 @@ class Mutant:
             yield
 
 
-def _mutant(drops: str, *edits: tuple[str, str, str], survives: str = "") -> Mutant:
-    return Mutant(drops, tuple(Change(*edit) for edit in edits), survives)
+def _mutant(
+    drops: str, *edits: tuple[str, str, str], shown_by: str = "", survives: str = ""
+) -> Mutant:
+    return Mutant(drops, tuple(Change(*edit) for edit in edits), shown_by, survives)
 
 
 def retry(sync: Callable[[], None]) -> None:
@@ -125,6 +129,7 @@ MUTANTS = (
     _mutant(
         "cutting what a failed pass has written",
         (FINISH, "self._file.truncate(self.n_bytes)", "pass"),
+        shown_by="passes that fail",
     ),
     _mutant(
         "taking write permission away", (FINISH, "self._files.protect(self.unfinished)", "pass")
@@ -136,6 +141,7 @@ MUTANTS = (
             'digits + b" " == b"%08x " % zlib.crc32(text) and line[8:9] == b" "',
             "True",
         ),
+        shown_by="batches of one",
     ),
     _mutant(
         "the rest of a short write",
@@ -218,6 +224,7 @@ MUTANTS = (
             "is_settled=True",
             "is_settled=False",
         ),
+        shown_by="large and small streams",
     ),
     _mutant(
         "reading no further than what was synced",
@@ -258,8 +265,9 @@ class Kill:
 def hunt(mutant: Mutant, depth: Depth) -> Kill:
     """Play programs on a mutant until a judge refuses something."""
     n_points = 0
+    programs = sorted(PROGRAMS, key=lambda program: program.name != mutant.shown_by)
     with mutant.applied():
-        for program in PROGRAMS:
+        for program in programs:
             try:
                 tally = play_program(program, depth, stop_at_first=True)
             except Exception as error:  # noqa: BLE001 - any way to fail is a finding

@@ -26,6 +26,7 @@ class Life:
         is_resume: Whether it tidies first, and leaves out what is there.
         total: Whether it records at its end how many samples there are.
         dies: Whether it ends as a killed process does, with its writer open.
+        is_late: Whether a group is committed only when the next batch is written.
         has_failed_passes: Whether each batch is first written in part, by a pass that fails.
     """
 
@@ -36,6 +37,7 @@ class Life:
     is_resume: bool = True
     total: bool = False
     dies: bool = False
+    is_late: bool = False
     has_failed_passes: bool = False
 
 
@@ -233,6 +235,13 @@ PROGRAMS = (
         (A, R, WIDE),
         _one(0, 1, has_failed_passes=True),
         limits=MIXED,
+    ),
+    Program(
+        "a group is committed while the next is written",
+        (A, R),
+        _one(0, 1, 2, is_late=True),
+        n_samples=6,
+        limits=ALONE,
     ),
     Program("two ranks at once", (A,), ((Life((0,)), Life((1,), rank=1)),)),
     Program(
