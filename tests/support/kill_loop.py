@@ -89,11 +89,22 @@ def write_rest(root: Path, rank: int = 0) -> Iterator[list[int] | None]:
         `None` when a commit is about to begin, and what it made safe when it is over.
     """
     files = LocalFiles()
-    done = set()
+    done: set[int] = set()
     if (root / "meta.json").exists():
         clean(root, files)
         done = present(Archive(root, files))
-    writer = Writer(root, PROGRAM.meta(), files=files, rank=rank, limits=PROGRAM.limits)
+    writer = new_writer(root, rank)
+    try:
+        yield from _write(writer, done)
+    finally:
+        writer.close()
+
+
+def new_writer(root: Path, rank: int = 0) -> Writer:
+    return Writer(root, PROGRAM.meta(), rank=rank, limits=PROGRAM.limits)
+
+
+def _write(writer: Writer, done: set[int]) -> Iterator[list[int] | None]:
     for batch in range(PROGRAM.n_batches):
         todo = [sample for sample in PROGRAM.samples(batch) if sample not in done]
         if todo:
@@ -102,7 +113,6 @@ def write_rest(root: Path, rank: int = 0) -> Iterator[list[int] | None]:
             commit = writer.commit()
             assert commit is not None
             yield [i for start, stop in commit.samples for i in range(start, stop)]
-    writer.close()
 
 
 def spawn(root: Path, flag: mmap.mmap, rank: int = 0) -> tuple[int, int]:
