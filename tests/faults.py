@@ -35,6 +35,7 @@ PAGE = Path(__file__).parent.parent / "docs/design/archive-faults.md"
 BLOCK = re.compile(r"(<!-- mutants -->\n).*?(<!-- end of mutants -->)", re.DOTALL)
 HUNT = Depth(share=0.1, second_share=0)
 N_SHOWN = 10
+LEAST_IN_COMMIT = 0.2
 
 
 def play(number: int, depth: Depth) -> Tally:
@@ -140,6 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
     toll = kill_many(options.kills, options.seed)
     sys.stdout.write(f"{toll.table()}\n")
     failures = [f"{where}\n    {problem}" for where, problem in tally.failures] + toll.failures
+    if toll.n_in_commit < LEAST_IN_COMMIT * toll.n_kills:
+        failures.append(f"too few kills were inside a commit: {toll.n_in_commit}")
     if options.mutants:
         text, unexplained = hunt_all()
         PAGE.write_text(BLOCK.sub(lambda found: found[1] + text + found[2], PAGE.read_text()))

@@ -8,10 +8,10 @@ from tests.faults import BLOCK, PAGE
 from tests.support.disk import Disk
 from tests.support.fault_judging import find_incomplete, find_leftover, find_lost
 from tests.support.fault_mutants import MUTANTS, Mutant, hunt
-from tests.support.fault_play import ROOT, TOTAL, fresh_disk, play
+from tests.support.fault_play import ROOT, TOTAL, History, fresh_disk, play
 from tests.support.fault_points import Depth, play_program
 from tests.support.fault_programs import PROGRAMS, Program
-from tests.support.filesystem import KINDS
+from tests.support.filesystem import CRASHES, KINDS, Effect, Fault, Watch, crash
 from tests.support.mutation import Change
 
 SAMPLED = Depth(share=0.06, second_share=0.01)
@@ -34,6 +34,31 @@ def test_every_kind_of_fault_is_played_at_every_operation() -> None:
     assert tally.points["kill"] >= n_operations
     assert {kind for kind in KINDS if tally.points[kind] >= n_operations} == set(KINDS)
     assert {"second kill", "second power", "second error", "another run"} <= tally.points.keys()
+
+
+@pytest.mark.parametrize("kind", CRASHES)
+def test_a_crash_from_a_copy_is_a_crash_of_the_process(kind: str) -> None:
+    """The short way to a crashed disk and the long one lead to the same."""
+    program = PROGRAMS[4]
+    n_operations = play(program, fresh_disk(program)).n_operations
+    for operation in range(n_operations):
+        crashed, copied = crash_both_ways(program, Fault(operation, kind, seed=operation))
+        assert crashed.fingerprint() == copied.fingerprint()
+
+
+def crash_both_ways(program: Program, fault: Fault) -> tuple[Disk, Disk]:
+    disk, copies = fresh_disk(program), []
+
+    def watch(_: History) -> Watch:
+        def look(number: int, _: str, effect: Effect) -> None:
+            if number == fault.operation:
+                copies.append(crash(disk, effect, fault.kind, fault.seed))
+
+        return look
+
+    play(program, disk, fault, watch)
+    [copied] = copies
+    return disk, copied
 
 
 def test_programs_differ() -> None:

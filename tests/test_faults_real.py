@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +75,21 @@ def test_a_file_that_becomes_too_long(tmp_path: Path) -> None:
     writer.close()
     assert list(root.glob("w-*/*.tmp")) == [], "the space is given back at once"
     finish(root, {0, 1})
+
+
+def test_looking_at_a_lock_does_not_keep_its_owner_from_it(tmp_path: Path) -> None:
+    """Another run looks whether a journal is locked just when its writer is about to lock it."""
+    file = LocalFiles().create(tmp_path / "journal")
+    looking = os.open(tmp_path / "journal", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    owner = threading.Thread(target=file.lock)
+    owner.start()
+    owner.join(0.05)
+    os.close(looking)
+    owner.join()
+    assert LocalFiles().is_locked(tmp_path / "journal")
+    file.close()
+    assert LocalFiles().is_locked(tmp_path / "journal") is False
 
 
 class FullDevice(LocalFiles):

@@ -77,7 +77,7 @@ def play(
     clock = itertools.count().__next__
     with numbered_names(1):
         for stage in program.stages:
-            processes = [SimulatedFiles(disk, fault, observer, log) for _ in stage]
+            processes = [program.process(disk, fault, observer, log) for _ in stage]
             lives = [
                 (files, _live(program, life, files, history, clock))
                 for life, files in zip(stage, processes, strict=True)

@@ -16,7 +16,7 @@ from tests.support.disk import Disk, Loss
 from tests.support.fault_judging import find_lost, find_problem
 from tests.support.fault_play import History, fresh_disk, judge_error, play, resume
 from tests.support.fault_programs import Program
-from tests.support.filesystem import ERRORS, Effect, Fault, SimulatedFiles, Watch, crash
+from tests.support.filesystem import ERRORS, Effect, Fault, Watch, crash
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ class Player:
         history = History()
         watch = recorder.watch(history) if goes_on else None
         try:
-            resume(self._program, SimulatedFiles(disk, watch=watch), 100 * (depth + 1), history)
+            resume(
+                self._program, self._program.process(disk, watch=watch), 100 * (depth + 1), history
+            )
         except Exception as error:  # noqa: BLE001 - any way to fail is a finding
             return f"running it again failed: {error!r}"
         problem = find_problem(self._program, disk)
@@ -234,6 +236,8 @@ class Player:
 
     def _play_races(self) -> None:
         """At each operation another process does the whole of it."""
+        if not self._program.has_links:
+            return
         n_operations = play(self._program, fresh_disk(self._program)).n_operations
         for operation in range(n_operations):
             if self._depth.takes(str(self._program), operation, "race"):
@@ -241,7 +245,7 @@ class Player:
 
     def _play_race(self, operation: int) -> None:
         disk = fresh_disk(self._program)
-        other = SimulatedFiles(disk)
+        other = self._program.process(disk)
         names: list[str] = []
 
         def watch(history: History) -> Watch:
@@ -267,7 +271,8 @@ class Player:
         for operation in range(n_operations):
             kind = ERRORS[operation % len(ERRORS)]
             disk = before.copy()
-            files = SimulatedFiles(disk, Fault(operation, kind, operation, operation % 3 == 0))
+            fault = Fault(operation, kind, operation, operation % 3 == 0)
+            files = self._program.process(disk, fault)
             history = History()
             problem = None
             try:
