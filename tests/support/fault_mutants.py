@@ -80,6 +80,8 @@ def rename_late(writer: Writer, group: Group, records: Sequence[FileRecord]) -> 
         writer._files.sync_dir(group.directory)
 
 
+LOOK = "is_locked = files.is_locked(path)  # before it is read: what a dead writer wrote is all"
+READ = "journal = _read_journal(path, meta, files, is_settled)"
 FORGET = "del self._uncommitted[0]"
 
 MUTANTS = (
@@ -210,6 +212,15 @@ MUTANTS = (
     _mutant(
         "looking at locks",
         (SCAN_WRITER, "is_locked = files.is_locked(path)", "is_locked = False"),
+    ),
+    _mutant(
+        "looking at the lock before the journal is read, not after it",
+        (
+            SCAN_WRITER,
+            LOOK + "\n        " + READ,
+            f"{READ}; {LOOK}",
+        ),
+        shown_by="a group is committed while the next is written",
     ),
     _mutant(
         "keeping what a journal names",

@@ -79,7 +79,7 @@ def play(
         for stage in program.stages:
             processes = [program.process(disk, fault, observer, log) for _ in stage]
             lives = [
-                (files, _live(program, life, files, history, clock))
+                (files, live(program, life, files, history, clock))
                 for life, files in zip(stage, processes, strict=True)
             ]
             if not _take_turns(lives, processes, disk) or history.errors:
@@ -110,9 +110,10 @@ def _take_turns(
     return is_well
 
 
-def _live(
+def live(
     program: Program, life: Life, files: SimulatedFiles, history: History, clock: Callable[[], int]
 ) -> Iterator[None]:
+    """A process that stops after every batch and every commit."""
     writer = None
     try:
         done = tidy(files) if life.is_resume else set()
