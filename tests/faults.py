@@ -1,6 +1,6 @@
 """Break everything the archive calls, everywhere: `make faults`, or a part of it.
 
-    python -m tests.faults [--second 0.1] [--kills 1000] [--mutants] [--out FOLDER]
+    python -m tests.faults [--second 0.03] [--kills 1000] [--mutants] [--out FOLDER]
 
 Plays every program with every fault at every file call on a simulated disk, then kills real
 processes, and prints what was played; with `--mutants`, hunts the broken protocols too and writes
@@ -65,8 +65,7 @@ def play_all(depth: Depth) -> tuple[Tally, str]:
             lines.append(
                 f"{program.name:<48}{n_points:>9,}{tally.n_recoveries:>12,}{len(tally.failures):>9}"
             )
-            if sys.stderr.isatty():
-                sys.stderr.write(f"\r{total.points.total():,} points")
+            sys.stderr.write(f"{program}: {n_points:,} points, {len(tally.failures)} refused\n")
     lines.append("")
     lines += [f"{kind:<48}{count:>9,}" for kind, count in sorted(total.points.items())]
     lines.append(f"{'together':<48}{total.points.total():>9,}{total.n_recoveries:>12,}")
@@ -121,7 +120,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--second",
         type=float,
-        default=0.1,
+        default=0.03,
         help="share of the recoveries in which every operation has a second fault",
     )
     parser.add_argument("--seed", type=int, default=0, help="what the shares are drawn with")

@@ -33,6 +33,7 @@ LEVELS = [
     {"batches"},
     {"extraction"},
     {"demo", "huggingface", "site_tree"},
+    {"datasets"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""
