@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
-.PHONY: setup demo test check bench races mutants gpu-test clean
+.PHONY: setup demo test check bench races mutants faults gpu-test clean
 
 setup: $(SETUP)
 
@@ -38,6 +38,12 @@ races: $(SETUP)
 
 mutants: $(SETUP)
 	$(BIN)/python -m tests.mutants --write
+
+SECOND ?= 0.03
+KILLS ?= 1000
+
+faults: $(SETUP)
+	$(BIN)/python -m tests.faults --second $(SECOND) --kills $(KILLS) --seed $(SEED) --mutants --out benchmarks/results
 
 gpu-test: $(SETUP)
 	$(BIN)/python -m pytest -m gpu
