@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.floors import Floors, Prediction, predict
-from benchmarks.machine import Checkout, Machine
+from fastcap.bench.floors import Floors, Prediction, predict
+from benchmarks.checkout import Checkout
+from fastcap.bench.machine import Machine
 from benchmarks.memory import Peak, over_hookless
-from benchmarks.timing import Ratio, paired_ratio
+from fastcap.bench.timing import Ratio, paired_ratio
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT
 from benchmarks.workloads import Workload
 from fastcap.host_memory import format_bytes
@@ -72,7 +73,7 @@ class Outcome:
 
     def prediction(self, setting: Setting) -> Prediction:
         hookless_secs = statistics.median(self.secs[HOOKLESS])
-        return predict(setting.workload, setting.floors, hookless_secs)
+        return predict(setting.workload.result_bytes, setting.floors, hookless_secs)
 
     def peak_over_result(self, setting: Setting) -> dict[str, float]:
         """What capturing adds to the peak, in results; empty when it was not measured."""

@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import memory, report
-from benchmarks.floors import measure_floors
-from benchmarks.machine import RESULTS, Checkout, describe_checkout, describe_machine
+from fastcap.bench.floors import measure_floors
+from benchmarks.checkout import RESULTS, Checkout, describe_checkout
+from fastcap.bench.machine import describe_machine
 from benchmarks.models import model_bytes
 from benchmarks.slices import play_round
-from benchmarks.timing import (
+from fastcap.bench.timing import (
     FEWEST_ROUNDS,
     Round,
     measure_rounds,

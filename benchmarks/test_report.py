@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.floors import Floors
-from benchmarks.machine import Checkout, Machine
+from fastcap.bench.floors import Floors
+from benchmarks.checkout import Checkout
+from fastcap.bench.machine import Machine
 from benchmarks.memory import Peak
 from benchmarks.workloads import WORKLOADS
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, run, timing
-from benchmarks.floors import Floors
-from benchmarks.machine import Checkout, describe_checkout, describe_machine
+from benchmarks import memory, run
+from fastcap.bench import timing
+from fastcap.bench.floors import Floors
+from benchmarks.checkout import Checkout, describe_checkout
+from fastcap.bench.machine import describe_machine
 from benchmarks.memory import Peak
 from benchmarks.workloads import WORKLOADS
 
