@@ -19,6 +19,9 @@ from fastcap.bench.machine import Machine as Machine
 from fastcap.bench.machine import describe_machine as describe_machine
 from fastcap.bench.overhead import Overhead as Overhead
 from fastcap.bench.overhead import overhead as overhead
+from fastcap.bench.recording import record_timeline as record_timeline
+from fastcap.bench.timeline import Span as Span
+from fastcap.bench.timeline import Timeline as Timeline
 from fastcap.bench.timing import Ratio as Ratio
 from fastcap.bench.timing import paired_ratio as paired_ratio
 from fastcap.bench.ways import WAYS as WAYS
@@ -31,10 +34,13 @@ __all__ = [
     "Overhead",
     "Prediction",
     "Ratio",
+    "Span",
+    "Timeline",
     "describe_machine",
     "make_case",
     "measure_floors",
     "overhead",
     "paired_ratio",
     "predict",
+    "record_timeline",
 ]
