@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from fastcap.bench.floors import Floors, Prediction, predict
 from benchmarks.checkout import Checkout
-from fastcap.bench.machine import Machine
 from benchmarks.memory import Peak, over_hookless
-from fastcap.bench.timing import Ratio, paired_ratio
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT
 from benchmarks.workloads import Workload
+from fastcap.bench.floors import Floors, Prediction, predict
+from fastcap.bench.machine import Machine
+from fastcap.bench.timing import Ratio, paired_ratio
 from fastcap.host_memory import format_bytes
 
 PEAK = "Peak added: the high-water mark over that of hookless, freed memory being returned at once."

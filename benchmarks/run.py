@@ -21,11 +21,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import memory, report
-from fastcap.bench.floors import measure_floors
 from benchmarks.checkout import RESULTS, Checkout, describe_checkout
-from fastcap.bench.machine import describe_machine
 from benchmarks.models import model_bytes
 from benchmarks.slices import play_round
+from benchmarks.ways import ORACLE, WAYS, Values, Verifier
+from benchmarks.workloads import WORKLOADS, Case, Workload, build_case
+from fastcap.bench.floors import measure_floors
+from fastcap.bench.machine import describe_machine
 from fastcap.bench.timing import (
     FEWEST_ROUNDS,
     Round,
@@ -33,8 +35,6 @@ from fastcap.bench.timing import (
     run_one_after_another,
     synchroniser,
 )
-from benchmarks.ways import ORACLE, WAYS, Values, Verifier
-from benchmarks.workloads import WORKLOADS, Case, Workload, build_case
 
 CANNOT_START = 2
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks import memory, run
-from fastcap.bench import timing
-from fastcap.bench.floors import Floors
 from benchmarks.checkout import Checkout, describe_checkout
-from fastcap.bench.machine import describe_machine
 from benchmarks.memory import Peak
 from benchmarks.workloads import WORKLOADS
+from fastcap.bench import timing
+from fastcap.bench.floors import Floors
+from fastcap.bench.machine import describe_machine
 
 PEAKS = {"hookless": Peak(1000, 900), "incumbent": Peak(4000, 900), "fastcap": Peak(2000, 900)}
 

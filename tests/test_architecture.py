@@ -27,7 +27,7 @@ LEVELS = [
     {"results"},
     {"streams"},
     {"activations", "representations"},
-    {"demo", "huggingface", "site_tree"},
+    {"bench", "demo", "huggingface", "site_tree"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""

@@ -70,7 +70,10 @@ def overhead_figure(report: Report) -> Figure:
     axes.set_xscale("log")
     axes.set_xlim(xs[0] / 1.6, xs[-1] * 1.6)
     axes.minorticks_off()
-    labels = [f"{format_bytes(x)}\n{_count(len(p.sites), 'site')}" for x, p in zip(xs, points)]
+    labels = [
+        f"{format_bytes(x)}\n{_count(len(p.sites), 'site')}"
+        for x, p in zip(xs, points, strict=True)
+    ]
     axes.set_xticks(xs, labels)
     axes.set_xlabel("captured per pass (bytes, logarithmic)")
     axes.set_ylabel("time of a run (hookless = 1)")
@@ -146,10 +149,10 @@ def _new_figure(height: float) -> tuple[Figure, Any]:
 
 def as_svg(figure: Figure, name: str) -> str:
     """An `<svg>` element for a page; `name` keeps its ids apart from those of other pictures."""
-    import matplotlib
+    import matplotlib as mpl
 
     written = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -154,7 +154,7 @@ def _link_rate(source: Tensor, device: torch.device | str, n_repeats: int) -> fl
 
 def write_rates(source: Tensor, folder: Path, n_repeats: int = N_REPEATS) -> list[float]:
     """GB/s of writing `source` to a new file of `folder`, fsync included; the file is removed."""
-    data = memoryview(source.numpy())
+    data = memoryview(source.numpy().data)
     rates = []
     for _ in range(n_repeats):
         descriptor, path = tempfile.mkstemp(prefix="fastcap-bench-", dir=folder)

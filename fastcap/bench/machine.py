@@ -12,6 +12,7 @@ import torch
 
 from fastcap.devices.accelerator import describe
 
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """The hardware, and the settings of it that move the figures.
@@ -40,7 +41,7 @@ class Machine:
 
 
 def describe_machine(device: torch.device | str) -> Machine:
-    """This machine, with the accelerator that `device` names."""
+    """The machine that this runs on, with the accelerator that `device` names."""
     gpu, gpu_memory_bytes = None, None
     if torch.device(device).type != "cpu":
         gpu, gpu_memory_bytes = describe(torch.device(device))

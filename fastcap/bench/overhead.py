@@ -103,9 +103,15 @@ def overhead(
             some tenths of a second.
         ways: Functions of a `fastcap.bench.Case` by name, or names out of `fastcap.bench.WAYS`;
             by default the plain `.detach().cpu()` hook and fastcap.
-        sites, positions, reduce, dtype, seq_dim: What is captured, as in `fastcap.stream`.
+        sites: Where to capture, as in `fastcap.stream`.
         rounds: Timed rounds, at least two.
-        inputs, forward, device: How passes are made, as in `fastcap.stream`.
+        positions: As in `fastcap.stream`; so are the next six.
+        reduce: A callable on the selected tensor.
+        dtype: The dtype to deliver.
+        seq_dim: The dimension that `positions` count along.
+        inputs: Keys of the batch passed to the model by name.
+        forward: `forward(model, batch)` replaces the call.
+        device: Where batches are moved.
         limit_secs: When to start no further round, once there are two.
         on_round: Told every round's index and its seconds by way.
 
@@ -171,7 +177,7 @@ def measure(
     judge = Judge(case.oracle())
     for name, way in ways.items():
         _check_whole(judge, name, way(case))
-    is_tail = {name: False for name in ways}
+    is_tail = dict.fromkeys(ways, False)
 
     def run(name: str) -> Values:
         values, is_tail[name] = _drain(ways[name](case))
@@ -182,10 +188,9 @@ def measure(
             judge.check(name, values, is_tail=is_tail[name])
         return {}
 
-    runs = {HOOKLESS: lambda: hookless(case), **{name: partial(run, name) for name in ways}}
-    play = partial(
-        run_one_after_another, runs, synchronise=synchroniser(case.device), judge=check
-    )
+    runs: dict[str, Callable[[], Values]] = {HOOKLESS: partial(hookless, case)}
+    runs.update({name: partial(run, name) for name in ways})
+    play = partial(run_one_after_another, runs, synchronise=synchroniser(case.device), judge=check)
     names = list(runs)
     runs[HOOKLESS]()  # what only a first run costs; the ways had theirs
     secs = measure_rounds(names, play, rounds, lambda name, value: None, on_round, limit_secs)

@@ -71,9 +71,10 @@ def _answer(report: Report) -> str:
     whole = report.whole
     mismatches = sum(sum(point.n_mismatches.values()) for point in report.points)
     equal = "Every value" if not mismatches else f"All but {mismatches} values"
+    ratio = whole.ratios[FASTCAP].median
     return (
-        f"With all {len(whole.sites)} sites captured, a run takes {whole.ratios[FASTCAP].median:.3f} "
-        f"times as long as without capture. {equal} equalled the oracle's."
+        f"With all {len(whole.sites)} sites captured, a run takes {ratio:.3f} times as long as "
+        f"without capture. {equal} equalled the oracle's."
     )
 
 

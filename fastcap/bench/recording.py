@@ -32,7 +32,7 @@ from fastcap.bench.timeline import (
     Timeline,
     between,
 )
-from fastcap.devices.accelerator import ABILITIES, GENERIC, AcceleratorDevice
+from fastcap.devices.accelerator import AcceleratorDevice
 from fastcap.devices.base import HostBuffer, Staging, Ticket
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Costs, TimedDevice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import math
 import os
 import platform
@@ -73,6 +74,11 @@ class Report:
     def whole(self) -> Overhead:
         """With all sites."""
         return self.points[-1]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether no value ever differed from the oracle's."""
+        return all(point.is_equal for point in self.points)
 
     @property
     def prediction(self) -> Prediction:
@@ -151,7 +157,9 @@ def settings_of(case: Case, passes: int, rounds: int) -> dict[str, Any]:
     """What was asked, in words and numbers that JSON can hold."""
     return {
         "sites": case.sites,
-        "selection": {name: str(given) for name, given in case.options.items() if given is not None},
+        "selection": {
+            name: str(given) for name, given in case.options.items() if given is not None
+        },
         "device": str(case.device),
         "passes_per_run": passes,
         "samples_per_run": sum(replace(case, batches=repeated(case.batches, passes)).sizes),
@@ -186,11 +194,11 @@ def counts_up_to(n_sites: int) -> list[int]:
 
     Example:
         >>> counts_up_to(1), counts_up_to(6), counts_up_to(32)
-        ([1], [1, 6], [1, 4, 32])
+        ([1], [1, 6], [1, 4, 16, 32])
     """
     counts = []
     count = 1
-    while count * SITES_FACTOR <= n_sites:
+    while 2 * count <= n_sites:
         counts.append(count)
         count *= SITES_FACTOR
     return [*counts, n_sites]
@@ -281,14 +289,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def remarks(report: Report) -> list[str]:
     """What the table leaves open."""
     share = report.whole.median_secs(FASTCAP) / report.prediction.secs
-    notes = [
+    ways = (
         "hookless: the same passes with nothing captured; hook: .detach().cpu() in a forward hook, "
-        "lists and cat; fastcap: extract_representations.",
+        "lists and cat; fastcap: extract_representations."
+    )
+    interval = (
         f"{INTERVAL}, {len(report.whole.secs[HOOKLESS])} rounds. Mismatches: values that differed "
-        "from the oracle's, over all runs.",
+        "from the oracle's, over all runs."
+    )
+    predicted = (
         f"For all sites the floors predict {report.prediction.secs:.3f} s a run "
-        f"({report.prediction.what}); fastcap takes {share:.3f} times that.",
-    ]
+        f"({report.prediction.what}); fastcap takes {share:.3f} times that."
+    )
+    notes = [ways, interval, predicted]
     hidden = report.timeline.hidden_share()
     if hidden is not None and report.settings["device"] != "cpu":
         notes.append(f"{hidden:.0%} of the copies' time passed while the model computed.")
@@ -302,7 +315,18 @@ def _differences(report: Report) -> Iterator[str]:
                 yield f"{way} DIFFERS at {len(point.sites)} sites: {'; '.join(problems)}"
 
 
+def as_text(report: Report) -> str:
+    """Card, table and remarks."""
+    table = aligned([TABLE_HEADER, *table_rows(report)])
+    return "\n\n".join([card(report), table, "\n".join(remarks(report))])
+
+
 # JSON
+
+
+def as_json(report: Report) -> str:
+    """`document`, in one line."""
+    return json.dumps(document(report))
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -323,7 +347,7 @@ def document(report: Report) -> dict[str, Any]:
         "points": [point_fields(point) for point in report.points],
         "statistics": asdict(report.statistics),
         "hidden_share": report.timeline.hidden_share(),
-        "equal": all(point.is_equal for point in report.points),
+        "equal": report.is_equal,
     }
 
 
