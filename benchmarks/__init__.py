@@ -13,6 +13,6 @@ memory      each way's peak, in a process of its own
 checkout    which code was measured
 report      the card, the table, the JSON and the Markdown of one workload
 
-Timing, intervals, floors, equality and the suite's ways are those of `fastcap.bench`, which has them
-for everybody.
+Timing, intervals, floors, equality and the suite's ways are those of `fastcap.bench`, which has
+them for everybody.
 """

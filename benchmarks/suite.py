@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +30,14 @@ from benchmarks.hidden_states import llama_case, output_hidden_states
 from benchmarks.workloads import Workload, build_case
 from fastcap.bench import Case, Floors, Machine, Overhead, describe_machine, measure_floors, predict
 from fastcap.bench.overhead import measure
-from fastcap.bench.report import INTERVAL, aligned, floor_text, point_fields
+from fastcap.bench.report import (
+    INTERVAL,
+    aligned,
+    choose_passes,
+    floor_text,
+    point_fields,
+    repeated,
+)
 from fastcap.bench.ways import FASTCAP, HOOK, HOOKLESS, Way, ways_for
 from fastcap.host_memory import format_bytes
 
@@ -141,6 +148,8 @@ def choose(all_cases: Cases, beginnings: Sequence[str] | None) -> Cases:
 
 def _run(name: str, make: Callable[[], tuple[Case, dict[str, Way]]], rounds: int) -> Outcome:
     case, ways = make()
+    n_passes = max(len(case.batches), choose_passes(case))
+    case = replace(case, batches=repeated(case.batches, n_passes))
     found = measure(case, ways, rounds)
     del case
     gc.collect()

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.activations import ActivationStore
 from fastcap.bench.case import Case, Values
-from fastcap.devices.accelerator import ABILITIES, GENERIC, synchronise
+from fastcap.devices.accelerator import ABILITIES, GENERIC, Abilities, synchronise
 from fastcap.errors import ArgumentError
 from fastcap.reference import take_input, take_part
 from fastcap.representations import extract_representations
@@ -74,14 +74,18 @@ def pinned_hook(case: Case) -> Values:
             "pinned_hook copies on a second stream, and a model on the CPU has none. Measure it "
             "on an accelerator."
         )
-    can = ABILITIES.get(case.device.type, GENERIC)
+    return collect_pinned(case, ABILITIES.get(case.device.type, GENERIC))
+
+
+def collect_pinned(case: Case, can: Abilities) -> Values:
+    """`pinned_hook`, with the streams and events that are given."""
     side = can.new_stream(case.device)
     sources: list[Tensor] = []
 
     def take(value: Tensor) -> Tensor:
         value = value.detach()
         sources.append(value)  # so that its memory is not used again before the copy is done
-        target = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        target = can.pinned_bytes(value.nbytes).view(value.dtype).view(value.shape)
         produced = can.new_event(case.device)
         produced.record(can.current_stream(case.device))
         side.wait_event(produced)
