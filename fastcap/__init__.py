@@ -1,15 +1,20 @@
 """fastcap: exact activation capture for PyTorch models at almost no cost to the forward pass.
 
 ActivationStore            capture while you drive the passes yourself
+extract                    from a dataset to an archive on disk, of any size
 extract_representations    from a dataset to one tensor per site
 list_sites                 what can be captured in a model
+open_archive               read an archive
 save_activations           to .npz or .safetensors
 stream                     records batch by batch, while the next batch runs
 """
 
 from fastcap.activations import ActivationStore as ActivationStore
+from fastcap.archive.reader import Archive as Archive
+from fastcap.archive.reader import open_archive as open_archive
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
+from fastcap.extraction import extract as extract
 from fastcap.listing import list_sites as list_sites
 from fastcap.records import BatchRecords as BatchRecords
 from fastcap.records import Record as Record
@@ -21,14 +26,17 @@ from fastcap.streams import stream as stream
 
 __all__ = [
     "ActivationStore",
+    "Archive",
     "BatchRecords",
     "FastcapError",
     "FastcapWarning",
     "Record",
     "Statistics",
     "Stream",
+    "extract",
     "extract_representations",
     "list_sites",
+    "open_archive",
     "save_activations",
     "stream",
 ]

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.budget import DEFAULT_HOST_BYTES, Limits
 from fastcap.devices import open_device
+from fastcap.devices.base import Destination
 from fastcap.hooks import attach, detach, modes_off
 from fastcap.lanes.base import Capture, Lane
 from fastcap.lanes.direct import DirectLane
@@ -42,9 +43,16 @@ class Place(Protocol):
     """A consumer that may know, in the hook, where a value will be delivered."""
 
     def __call__(
-        self, site: str, value: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor | None]:
-        """The rows of `value` that are wanted, and where they go if that is known."""
+        self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor | Destination | None]:
+        """The rows of `value` that are wanted, and where they go if that is known.
+
+        Args:
+            site: The site's name.
+            value: What was selected there.
+            dtype: The dtype to deliver.
+            lengths: Rows of each sample, of a ragged value.
+        """
 
 
 class Pass:
@@ -242,9 +250,9 @@ class Engine:
         else:
             value = self._selector(value, site, self._tokens)
         dtype = self._dtype or value.dtype
-        target = None
+        target: Tensor | Destination | None = None
         if current.place is not None:
-            value, target = current.place(site.name, value, dtype)
+            value, target = current.place(site.name, value, dtype, lengths)
         lane = self._lane(value.device)
         if current is self._always and index in self._fired:
             lane.replan()  # its second call: one pass, or one turn of a loop, is known

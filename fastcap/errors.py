@@ -21,6 +21,11 @@ that catches `ValueError` or `KeyError` today goes on working:
     │   └── ResultTooLargeError              the result cannot fit: refused before it is tried
     ├── LoadError (OSError)                  a model or tokenizer cannot be loaded
     ├── SaveError (OSError)                  a file could not be written; nothing partial is left
+    ├── ArchiveError (OSError)               an archive, and a file call that failed
+    │   ├── ArchiveWriteError                its writer is dead; what was committed is intact
+    │   ├── ArchiveFormatError (ValueError)  not an archive, damaged, or of a newer version
+    │   ├── ArchiveConfigError (ValueError)  made from another model, data or selection
+    │   └── MissingSampleError (IndexError)  a sample that nobody has committed
     └── MissingExtraError (ImportError)      an optional package is needed
 
     FastcapWarning (UserWarning)             something was not captured, or looks wrong
@@ -29,6 +34,10 @@ that catches `ValueError` or `KeyError` today goes on working:
 from __future__ import annotations
 
 __all__ = [
+    "ArchiveConfigError",
+    "ArchiveError",
+    "ArchiveFormatError",
+    "ArchiveWriteError",
     "ArgumentError",
     "ArgumentTypeError",
     "BatchError",
@@ -41,6 +50,7 @@ __all__ = [
     "LoadError",
     "MissingExtraError",
     "MissingInputError",
+    "MissingSampleError",
     "PositionError",
     "ResultError",
     "ResultTooLargeError",
@@ -128,6 +138,30 @@ class SaveError(FastcapError, OSError):
 
     def __str__(self) -> str:
         return self.strerror or super().__str__()
+
+
+class ArchiveError(FastcapError, OSError):
+    """An archive cannot be opened, read or written."""
+
+    # OSError prints its number first, which says nothing to a reader.
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
+
+
+class ArchiveWriteError(ArchiveError):
+    """A file call failed, and the writer is dead. What was committed before is intact."""
+
+
+class ArchiveFormatError(ArchiveError, ValueError):
+    """Bytes that are no archive of a version that this fastcap reads."""
+
+
+class ArchiveConfigError(ArchiveError, ValueError):
+    """The archive was made from another model, other data or another selection."""
+
+
+class MissingSampleError(ArchiveError, IndexError):
+    """No intact group of the archive holds this sample."""
 
 
 class MissingExtraError(FastcapError, ImportError):

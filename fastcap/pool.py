@@ -269,13 +269,14 @@ class HostBuffers:
     any thread.
 
     Attributes:
+        limit_bytes: Most that is kept.
         keeps: Whether what comes back is kept; set it to `False` when no more is asked for.
     """
 
     SMALLEST_BYTES = 1 << 18  # guessed: below this an allocation is cheaper than the bookkeeping
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self.keeps = True
         self._lock = threading.Lock()
         self._returned: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
@@ -302,7 +303,7 @@ class HostBuffers:
         """Runs in a finalizer, on any thread and at any moment: no lock. When many are dropped at
         once, most go to the system.
         """
-        if self.keeps and self._returned.qsize() * memory.numel() < self._limit_bytes:
+        if self.keeps and self._returned.qsize() * memory.numel() < self.limit_bytes:
             self._returned.put(memory)
 
     def _take(self, n_bytes: int) -> Tensor:
@@ -320,7 +321,7 @@ class HostBuffers:
             memory = self._returned.get()
             self._idle.append(memory)
             self._idle_bytes += memory.numel()
-        while self._idle_bytes > self._limit_bytes:
+        while self._idle_bytes > self.limit_bytes:
             self._idle_bytes -= self._idle.popleft().numel()
 
     def idle_bytes(self) -> int:

@@ -104,6 +104,8 @@ class Statistics:
     """Times the host waited for a copy, a host worker or a free slot."""
     waited_secs: float = 0.0
     """Seconds of those waits, on the device's clock."""
+    joined_secs: float = 0.0
+    """The part of `waited_secs` that was for host workers, and not for copies."""
     holds: int = 0
     """Times a compute queue was made to wait (without the host) before staging is rewritten."""
     spills: int = 0

@@ -126,13 +126,13 @@ def extract_representations(
     limits = make_limits(device_bytes, host_bytes)
     call = BatchCaller(model, device, inputs, forward)
     loader: DataLoader[Any] = DataLoader(
-        _as_dataset(dataset, num_workers),
+        as_dataset(dataset, num_workers),
         batch_size=batch_size,
         shuffle=False,
         num_workers=num_workers,
         collate_fn=collate_fn,
     )
-    result = MemoryResult(_length(dataset), max_samples, check_memory)
+    result = MemoryResult(length_of(dataset), max_samples, check_memory)
     bound = bind_sites(model, names)
     early_stop = EarlyStop(model, len(bound), stop_after_last_site)
     rows = RowSource(selection, mask_of_batch=mask)
@@ -159,7 +159,8 @@ def extract_representations(
     return {name: acts[name] for name in engine.site_names if name in acts}
 
 
-def _length(dataset: Any) -> int | None:
+def length_of(dataset: Any) -> int | None:
+    """Samples of a dataset; `None` where it does not say."""
     try:
         return len(dataset)
     except (TypeError, NotImplementedError):
@@ -176,7 +177,13 @@ class _Iterated(IterableDataset[Any]):
         return iter(self._samples)
 
 
-def _as_dataset(dataset: Any, num_workers: int) -> Any:
+def as_dataset(dataset: Any, num_workers: int) -> Any:
+    """What a `DataLoader` accepts: the dataset, or something that iterates over it.
+
+    Raises:
+        ArgumentError: Several workers would give every sample of it.
+        ArgumentTypeError: It is no dataset.
+    """
     if isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__"):
         return dataset
     if isinstance(dataset, Iterable):

@@ -72,7 +72,9 @@ class MemoryResult:
         if self._rows is not None:
             self._make_room(self.n_done + self._n_kept)
 
-    def place(self, site: str, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def place(
+        self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor | None]:
         """In the hook: the rows that are kept and, from the second pass on, where they go."""
         self._misfits.pop(site, None)
         if value.ndim == 0 or value.shape[0] != self._n_batch:
@@ -91,7 +93,7 @@ class MemoryResult:
             self._allocate(finished)
         assert self._rows is not None
         while self._unsettled and all(t.done() for t in self._unsettled[0][1].tickets):
-            self._unsettled.popleft()
+            self._settle_next()
         for site, (lane, capture) in finished.captures.items():
             rows = self._rows[site].view
             lane.deliver(capture, rows[self.n_done : self.n_done + self._n_kept])
@@ -106,8 +108,11 @@ class MemoryResult:
             The error of a capture that failed.
         """
         while self._unsettled:
-            lane, capture = self._unsettled.popleft()
-            lane.result(capture)
+            self._settle_next()
+
+    def _settle_next(self) -> None:
+        lane, capture = self._unsettled.popleft()
+        lane.settle(capture)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every site's result, its storage exactly its own."""

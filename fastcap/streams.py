@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcap.budget import make_limits
+from fastcap.devices.base import Destination
 from fastcap.engine import Engine, Pass
 from fastcap.errors import ArgumentError, BatchError
 from fastcap.forward import (
@@ -35,14 +36,13 @@ class Consumer(Protocol):
     def begin(self, n_batch: int) -> None:
         """A pass over `n_batch` samples is about to run."""
 
-    def place(self, site: str, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def place(
+        self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor | Destination | None]:
         """See `fastcap.engine.Place`."""
 
     def end(self, finished: Pass) -> None:
-        """The pass is over."""
-
-    def settle(self) -> None:
-        """Wait for what `end` was given."""
+        """The pass is over. Nobody else asks for what it captured."""
 
 
 class _Finished(NamedTuple):
@@ -186,7 +186,10 @@ class Stream(Iterator[BatchRecords]):
                 lane.deliver(capture)
 
     def _deliver(self, finished: _Finished) -> BatchRecords:
-        captured, records = finished.captured, []
+        captured = finished.captured
+        records: list[Record] = []
+        if self._consumer is not None:
+            return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
         for site in self._engine.site_names:
             kept = captured.calls(site)
             first = captured.n_calls.get(site, 0) - len(kept)

@@ -75,6 +75,9 @@ class Files(Protocol):
         parent.
         """
 
+    def is_dir(self, path: Path) -> bool:
+        """Whether there is a directory, perhaps through a link."""
+
     def create(self, path: Path) -> WritableFile:
         """Make a file; `FileExistsError` if the name is taken."""
 
@@ -92,6 +95,11 @@ class Files(Protocol):
 
     def sync_dir(self, path: Path) -> None:
         """Return when the names in a directory are on disk."""
+
+    def settle(self, path: Path) -> None:
+        """Put a file that another process wrote on disk, and forget the copy in memory: what is
+        read next is what a power cut would leave, also where an earlier sync has failed.
+        """
 
     def entries(self, path: Path) -> list[Entry]:
         """What a directory holds, sorted by name."""
@@ -171,6 +179,9 @@ class LocalFiles:
     def make_dir(self, path: Path) -> None:
         path.mkdir()
 
+    def is_dir(self, path: Path) -> bool:
+        return path.is_dir()
+
     def create(self, path: Path) -> WritableFile:
         return _LocalFile(path)
 
@@ -203,6 +214,14 @@ class LocalFiles:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def settle(self, path: Path) -> None:
+        fd = _open_regular(path)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 

@@ -45,6 +45,27 @@ class Ticket(Protocol):
         """Why a delivery that is done failed; `None` when it did not."""
 
 
+class Destination(Protocol):
+    """Where a delivery ends that is no tensor, such as a file: what devices use of a tensor."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the values that are wanted."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the values as they are kept."""
+
+    def numel(self) -> int:
+        """How many values."""
+
+    def copy_(self, values: Tensor) -> object:
+        """Take the values, which are not there any more when this returns."""
+
+    def segment(self, first: int, last: int) -> Destination:
+        """Where some of the values go, counted in order."""
+
+
 class Buffer:
     """A run of device or host memory: `bytes` is its one-dimensional uint8 tensor."""
 
@@ -92,6 +113,7 @@ class Counters:
     copied_bytes: int = 0
     waits: int = 0
     waited_secs: float = 0.0
+    joined_secs: float = 0.0
     holds: int = 0
     device_allocations: int = 0
     device_bytes: int = 0
@@ -203,11 +225,11 @@ class Device(ABC, Generic[QueueT, FenceT]):
         slot: HostBuffer,
         offset: int,
         dtype: torch.dtype,
-        target: Tensor,
+        target: Tensor | Destination,
         after: FenceT | None,
         worker: int,
     ) -> Ticket:
-        """Have a host worker `read` into `target` once `after` is done."""
+        """Have a host worker copy landed elements into `target` once `after` is done."""
 
     @abstractmethod
     def join(self, ticket: Ticket) -> None:

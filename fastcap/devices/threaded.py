@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import Bytes, Device, FenceT, HostBuffer, QueueT, Ticket
+from fastcap.devices.base import Bytes, Destination, Device, FenceT, HostBuffer, QueueT, Ticket
 
 N_WORKERS = min(4, os.cpu_count() or 1)  # guessed: enough to hide first touch, few enough to start
 
@@ -67,8 +67,10 @@ class ThreadedDevice(Device[QueueT, FenceT]):
     def join(self, ticket: Ticket) -> None:
         assert isinstance(ticket, FutureTicket)
         if not ticket.done():
+            before = self.counters.waited_secs
             with self._counted_wait():
                 ticket.future.exception()
+            self.counters.joined_secs += self.counters.waited_secs - before
 
     @contextlib.contextmanager
     def _counted_wait(self) -> Iterator[None]:
@@ -88,7 +90,7 @@ class ThreadedDevice(Device[QueueT, FenceT]):
         slot: HostBuffer,
         offset: int,
         dtype: torch.dtype,
-        target: Tensor,
+        target: Tensor | Destination,
         after: FenceT | None,
         worker: int,
     ) -> Ticket:
@@ -100,12 +102,12 @@ class ThreadedDevice(Device[QueueT, FenceT]):
         slot: HostBuffer,
         offset: int,
         dtype: torch.dtype,
-        target: Tensor,
+        target: Tensor | Destination,
         after: FenceT | None,
     ) -> None:
         if after is not None:
             self._block_until(after)
-        self.read(slot, offset, dtype, target)
+        target.copy_(slot.view(dtype, offset, target.shape))
 
     def place(self, value: Tensor, target: Tensor) -> None:
         target.copy_(value)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import AnyDevice, HostBuffer, Ticket
+from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.pool import Piece
 from fastcap.records import Statistics
 
@@ -23,7 +23,7 @@ class Capture:
         dtype: The dtype to deliver.
         n_bytes: Bytes in `wire_dtype`.
         pieces: Where the bytes are, while they are not yet delivered.
-        target: Where they are delivered: the caller's rows, or owned memory.
+        target: Where they are delivered: the caller's rows, owned memory, or what is no memory.
         tickets: Deliveries to `target` that host workers have been given.
         spilled: Memory for the whole value, once a piece of it had to leave its slot.
         route: Captures with one route are delivered in order.
@@ -59,7 +59,7 @@ class Capture:
         self.route = route
         self.pieces: list[Piece] = []
         self.spilled: HostBuffer | None = None
-        self.target: Tensor | None = None
+        self.target: Tensor | Destination | None = None
         self.tickets: list[Ticket] = []
         self.was_read = False
         self.dropped = False
@@ -78,7 +78,7 @@ class Lane(Protocol):
         """Where this lane's values come from."""
 
     def capture(
-        self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
+        self, value: Tensor, dtype: torch.dtype, target: Tensor | Destination | None, route: int
     ) -> Capture:
         """Take the bytes of `value` as they are now.
 
@@ -92,11 +92,19 @@ class Lane(Protocol):
     def drop(self, capture: Capture) -> None:
         """Nobody wants this value any more. May be called twice."""
 
-    def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
+    def deliver(self, capture: Capture, target: Tensor | Destination | None = None) -> None:
         """Start delivery, to `target` or to owned memory; `result` waits for it."""
 
+    def settle(self, capture: Capture) -> None:
+        """Wait until a value is where `deliver` was told to bring it.
+
+        Raises:
+            The capture's `error`, or that of a delivery.
+        """
+
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
-        """The value in host memory: delivered, or lent out of a slot; `None` when dropped.
+        """The value in host memory: delivered, or lent out of a slot; `None` when dropped. Not for
+        values whose target is no memory.
 
         Raises:
             The capture's `error`.

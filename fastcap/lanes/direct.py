@@ -1,17 +1,25 @@
-"""The lane of devices with nothing to overlap: one copy, in the hook, to where it is wanted."""
+"""The lane of devices with nothing to overlap: one copy, in the hook, to where it is wanted.
+
+What is wanted in a file is copied to owned memory in the hook, and written by a host worker.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections import deque
 
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import AnyDevice
+from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.errors import FastcapError
 from fastcap.lanes.base import Capture, without_frames
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
+
+QUEUED_BYTES = 256 << 20  # guessed: a second of a fast disk
+"""How much may wait to be written to files."""
 
 
 class DirectLane:
@@ -23,23 +31,29 @@ class DirectLane:
         self._n_captures = 0
         self._captured_bytes = 0
         self._superseded_bytes = 0
+        self._queued: deque[tuple[Ticket, int]] = deque()
+        self._queued_bytes = 0
+        self._queue_lock = threading.Lock()
 
     @property
     def device(self) -> AnyDevice:
         return self._device
 
     def capture(
-        self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
+        self, value: Tensor, dtype: torch.dtype, target: Tensor | Destination | None, route: int
     ) -> Capture:
         capture = Capture(value.shape, dtype, dtype, route)
         try:
-            if target is None:
-                target = self._buffers.tensor(value.shape, dtype)
-            self._device.place(value, target)
+            memory = target
+            if not isinstance(memory, Tensor):
+                memory = self._buffers.tensor(value.shape, dtype)
+            self._device.place(value, memory)
         except FastcapError as error:
             capture.error = without_frames(error)
             return capture
-        capture.target = target
+        capture.target = memory
+        if target is not None and target is not memory:
+            self._hand_over(capture, target)
         self._n_captures += 1
         self._captured_bytes += capture.n_bytes
         return capture
@@ -51,10 +65,40 @@ class DirectLane:
             if not capture.was_read:
                 self._superseded_bytes += capture.n_bytes
 
-    def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
-        if target is None or capture.target is target or capture.error:
+    def _hand_over(self, capture: Capture, target: Tensor | Destination) -> None:
+        """Have a host worker bring a value from owned memory to a target that is none."""
+        memory = capture.target
+        assert isinstance(memory, Tensor)
+        with torch.inference_mode(False):
+            buffer = HostBuffer(memory.view(-1).view(torch.uint8))
+        self._make_room(memory.nbytes)
+        ticket = self._device.deliver(buffer, 0, capture.dtype, target, None, capture.route)
+        capture.target = target
+        capture.tickets.append(ticket)
+        with self._queue_lock:
+            self._queued.append((ticket, memory.nbytes))
+            self._queued_bytes += memory.nbytes
+
+    def _make_room(self, n_bytes: int) -> None:
+        limit = min(QUEUED_BYTES, self._buffers.limit_bytes)
+        while True:
+            with self._queue_lock:
+                if not self._queued:
+                    return
+                ticket, queued_bytes = self._queued[0]
+                if self._queued_bytes + n_bytes <= limit and not ticket.done():
+                    return
+                self._queued.popleft()
+                self._queued_bytes -= queued_bytes
+            self._device.join(ticket)  # its error is raised by `settle`
+
+    def deliver(self, capture: Capture, target: Tensor | Destination | None = None) -> None:
+        if target is None or capture.target is target or capture.tickets or capture.error:
             return
-        assert capture.target is not None
+        if not isinstance(target, Tensor):
+            self._hand_over(capture, target)
+            return
+        assert isinstance(capture.target, Tensor)
         target.copy_(capture.target)
         capture.target = target
         self._buffers.trim()  # with a target known from now on, owned memory is not needed again
@@ -63,7 +107,17 @@ class DirectLane:
         if capture.error is not None:
             raise without_frames(capture.error)
         capture.was_read = True
+        assert capture.target is None or isinstance(capture.target, Tensor)
         return capture.target
+
+    def settle(self, capture: Capture) -> None:
+        if capture.error is not None:
+            raise without_frames(capture.error)
+        capture.was_read = True
+        for ticket in capture.tickets:
+            self._device.join(ticket)
+            if (error := ticket.error()) is not None:
+                raise error
 
     def flush(self) -> None:
         """Nothing is ever on its way."""

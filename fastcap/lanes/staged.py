@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastcap.budget import Limits
-from fastcap.devices.base import AnyDevice, HostBuffer
+from fastcap.devices.base import AnyDevice, Destination, HostBuffer
 from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
 from fastcap.host_memory import empty_bytes
 from fastcap.lanes.base import Capture, narrower, without_frames
@@ -52,7 +52,7 @@ class StagedLane:
     # captured → staged, in the hook
 
     def capture(
-        self, value: Tensor, dtype: torch.dtype, target: Tensor | None, route: int
+        self, value: Tensor, dtype: torch.dtype, target: Tensor | Destination | None, route: int
     ) -> Capture:
         if self._device.is_capturing():
             raise DeviceError(
@@ -153,7 +153,7 @@ class StagedLane:
 
     # landed → delivered
 
-    def deliver(self, capture: Capture, target: Tensor | None = None) -> None:
+    def deliver(self, capture: Capture, target: Tensor | Destination | None = None) -> None:
         if capture.error is not None or capture.dropped:
             return
         if capture.target is None:
@@ -173,7 +173,7 @@ class StagedLane:
             buffer,
             piece.offset,
             capture.wire_dtype,
-            _elements(capture.target, piece),
+            _part(capture.target, piece),
             after,
             capture.route,
         )
@@ -191,11 +191,24 @@ class StagedLane:
             if capture.target is None and not capture.dropped:
                 lent = self._lend(capture) if lend else None
                 capture.target = self._read(capture) if lent is None else lent
-            for ticket in capture.tickets:
-                self._device.join(ticket)
-                if (error := ticket.error()) is not None:
-                    raise error
-            return None if capture.dropped else capture.target
+            self._join(capture)
+            target = None if capture.dropped else capture.target
+            assert target is None or isinstance(target, Tensor)
+            return target
+
+    def settle(self, capture: Capture) -> None:
+        if capture.error is not None:
+            raise without_frames(capture.error)
+        capture.was_read = True
+        with self._moving:
+            self._put_on_its_way(capture)
+            self._join(capture)
+
+    def _join(self, capture: Capture) -> None:
+        for ticket in capture.tickets:
+            self._device.join(ticket)
+            if (error := ticket.error()) is not None:
+                raise error
 
     def _put_on_its_way(self, capture: Capture) -> None:
         while any(isinstance(piece.home, Chunk) for piece in list(capture.pieces)):
@@ -357,9 +370,21 @@ class StagedLane:
                 self._memory.close()
 
 
+def _part(target: Tensor | Destination | None, piece: Piece) -> Tensor | Destination:
+    """The part of a target that a piece's bytes become."""
+    assert target is not None
+    if isinstance(target, Tensor):
+        return _elements(target, piece)
+    return target.segment(*_bounds(piece))
+
+
 def _elements(target: Tensor, piece: Piece) -> Tensor:
-    """The part of a contiguous target that a piece's bytes become."""
-    itemsize = piece.owner.wire_dtype.itemsize
-    first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
+    """The part of a contiguous tensor that a piece's bytes become."""
+    first, last = _bounds(piece)
     with torch.inference_mode(False):
         return target.view(-1)[first:last]
+
+
+def _bounds(piece: Piece) -> tuple[int, int]:
+    itemsize = piece.owner.wire_dtype.itemsize
+    return piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize

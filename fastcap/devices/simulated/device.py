@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import Buffer, Bytes, Device, HostBuffer, Staging, Ticket
+from fastcap.devices.base import Buffer, Bytes, Destination, Device, HostBuffer, Staging, Ticket
 from fastcap.devices.simulated.order import HOST, OrderJudge
 from fastcap.devices.simulated.queues import (
     Mark,
@@ -311,7 +311,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         slot: HostBuffer,
         offset: int,
         dtype: torch.dtype,
-        target: Tensor,
+        target: Tensor | Destination,
         after: SimulatedFence | None,
         worker: int,
     ) -> Ticket:

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import Buffer, Bytes, Device, HostBuffer, Staging, Ticket
+from fastcap.devices.base import (
+    Buffer,
+    Bytes,
+    Destination,
+    Device,
+    HostBuffer,
+    Staging,
+    Ticket,
+)
 
 GB = 1e9
 
@@ -135,7 +143,9 @@ class TimedDevice(Device[Timeline, Moment]):
 
     def join(self, ticket: Ticket) -> None:
         assert isinstance(ticket, TimedTicket)
+        before = self.counters.waited_secs
         self._wait_until(ticket.at)
+        self.counters.joined_secs += self.counters.waited_secs - before
 
     def _wait_until(self, at: float) -> None:
         if at > self.host_secs:
@@ -200,7 +210,7 @@ class TimedDevice(Device[Timeline, Moment]):
         slot: HostBuffer,
         offset: int,
         dtype: torch.dtype,
-        target: Tensor,
+        target: Tensor | Destination,
         after: Moment | None,
         worker: int,
     ) -> Ticket:

@@ -1,0 +1,165 @@
+"""From a group's unfinished files to synced files under their final names."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import zlib
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastcap.archive.files import Files, WritableFile
+from fastcap.archive.groups import Group
+from fastcap.archive.guard import Guard
+from fastcap.archive.journal import FileRecord
+from fastcap.archive.layout import UNFINISHED, StreamSpec, header, shard_name, shard_tensors
+from fastcap.archive.limits import GroupLimits
+from fastcap.archive.shards import StreamFile, write_all
+
+
+def finish_files(
+    group: Group, limits: GroupLimits, files: Files, guard: Guard
+) -> tuple[FileRecord, ...]:
+    """Make every file of a group final: whole, on disk, under its name. Not yet committed.
+
+    Raises:
+        ArchiveWriteError: A file call failed.
+    """
+    with contextlib.ExitStack() as opened:
+        shards = []
+        for index, together in enumerate(plan_files(group, limits)):
+            if len(together) == 1:
+                shard = _alone(together[0], group, files, guard)
+            else:
+                path = group.directory / shard_name(group.number, len(group.streams) + index)
+                shard = _new(path, [stream.spec for stream in together], group, files, guard)
+            opened.callback(shard.close)
+            shards.append(shard)
+            if len(together) > 1:
+                _move(together, shard, files, guard)
+        records = tuple(shard.finish() for shard in shards)
+    for shard in shards:
+        with guard("Renaming", shard.unfinished):
+            files.rename(shard.unfinished, shard.path)
+    with guard("Syncing", group.directory):
+        files.sync_dir(group.directory)
+    return records
+
+
+def plan_files(group: Group, limits: GroupLimits) -> list[list[StreamFile]]:
+    """Which streams share a file: the small ones, until they are large together."""
+    streams = list(group.streams.values())
+    if group.n_bytes < 2 * limits.own_file_bytes:
+        return [_aligned(streams)]
+    alone = [[stream] for stream in streams if stream.n_bytes >= limits.own_file_bytes]
+    shared: list[list[StreamFile]] = [[]]
+    for stream in streams:
+        if stream.n_bytes < limits.own_file_bytes:
+            if sum(each.n_bytes for each in shared[-1]) >= limits.own_file_bytes:
+                shared.append([])
+            shared[-1].append(stream)
+    return [*alone, *(_aligned(together) for together in shared if together)]
+
+
+def _aligned(streams: list[StreamFile]) -> list[StreamFile]:
+    """Wide dtypes first, so that every value lies at a multiple of its size."""
+    return sorted(streams, key=lambda stream: -stream.spec.torch_dtype.itemsize)
+
+
+class _Shard:
+    """A file that has its values, and still needs what follows them and its header."""
+
+    def __init__(
+        self,
+        file: WritableFile,
+        path: Path,
+        specs: list[StreamSpec],
+        group: Group,
+        files: Files,
+        guard: Guard,
+        header_bytes: int,
+    ) -> None:
+        self.path = path
+        self.unfinished = path.with_name(path.name + UNFINISHED)
+        self.header_bytes = header_bytes
+        self.n_bytes = header_bytes
+        self.crc32 = 0
+        self._file = file
+        self._specs = specs
+        self._group = group
+        self._files = files
+        self._guard = guard
+
+    def append(self, data: memoryview) -> None:
+        write_all(self._file, self._guard, self.unfinished, self.n_bytes, data)
+        self.n_bytes += len(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what matters was said by `sync`
+            self._file.close()
+
+    def finish(self) -> FileRecord:
+        """Offsets and samples, the header, and everything on disk."""
+        group = self._group
+        for spec in self._specs:
+            if spec.is_ragged:
+                self.append(_int64([0, *accumulate(group.lengths[spec.name])]))
+        self.append(_int64(group.samples))
+        tensors = shard_tensors(self._specs, len(group.samples), group.rows())
+        first = header(tensors, group.metadata, self.header_bytes)
+        write_all(self._file, self._guard, self.unfinished, 0, memoryview(first))
+        with self._guard("Syncing", self.unfinished):
+            self._file.truncate(self.n_bytes)  # a pass that failed may have written further
+            self._files.protect(self.unfinished)
+            self._file.sync()
+            self._file.close()
+        return FileRecord(
+            self.path.name,
+            self.n_bytes,
+            zlib.crc32(first),
+            self.crc32,
+            tuple(spec.name for spec in self._specs),
+        )
+
+
+def _alone(stream: StreamFile, group: Group, files: Files, guard: Guard) -> _Shard:
+    specs = [stream.spec]
+    shard = _Shard(stream.file, stream.path, specs, group, files, guard, stream.header_bytes)
+    shard.n_bytes += stream.n_bytes
+    shard.crc32 = stream.crc32
+    return shard
+
+
+def _new(path: Path, specs: list[StreamSpec], group: Group, files: Files, guard: Guard) -> _Shard:
+    tensors = shard_tensors(specs, len(group.samples), group.rows())
+    n_bytes = len(header(tensors, group.metadata))
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with guard("Making", unfinished):
+        file = files.create(unfinished)
+    return _Shard(file, path, specs, group, files, guard, n_bytes)
+
+
+def _move(streams: list[StreamFile], shard: _Shard, files: Files, guard: Guard) -> None:
+    """Streams that share a file leave their own."""
+    for stream in streams:
+        crc32 = 0
+        for block in stream.blocks():
+            crc32 = zlib.crc32(block, crc32)
+            shard.append(block)
+        with guard("Reading back", stream.unfinished):
+            if crc32 != stream.crc32:
+                raise OSError(errno.EIO, "it does not hold what was written to it")
+        stream.close()
+        if stream.is_made:
+            with guard("Removing", stream.unfinished):
+                files.remove(stream.unfinished)
+
+
+def _int64(values: Iterable[int]) -> memoryview:
+    tensor: Tensor = torch.tensor(list(values), dtype=torch.int64, device="cpu")
+    return tensor.numpy().data.cast("B")

@@ -1,0 +1,119 @@
+"""One group: the samples that will be committed together, and a file per stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+from fastcap.archive.files import Files
+from fastcap.archive.guard import Guard
+from fastcap.archive.layout import FORMAT, shard_name
+from fastcap.archive.limits import GroupLimits
+from fastcap.archive.meta import Meta
+from fastcap.archive.shards import Part, StreamFile
+
+
+class Group:
+    """Batches that are written, or are being written, and are not committed yet.
+
+    Attributes:
+        number: Its place in the journal.
+        directory: The writer's.
+        streams: In the order of the archive's.
+        samples: Ids, in the order of the rows.
+        lengths: Rows of each sample, for each ragged stream.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        directory: Path,
+        meta: Meta,
+        files: Files,
+        guard: Guard,
+        checksums: Executor | None,
+        started: float,
+    ) -> None:
+        self.number = number
+        self.directory = directory
+        self.metadata = {
+            "format": f"fastcap {FORMAT}",
+            "archive": meta.archive,
+            "group": str(number),
+        }
+        self.streams = {
+            spec.name: StreamFile(
+                files,
+                guard,
+                directory / shard_name(number, index),
+                spec,
+                self.metadata,
+                checksums,
+            )
+            for index, spec in enumerate(meta.streams)
+        }
+        self.samples: list[int] = []
+        self.lengths: dict[str, list[int]] = {s.name: [] for s in meta.streams if s.is_ragged}
+        self._started = started
+        self._n_reserved = 0
+
+    def part(self, stream: str, shape: Sequence[int]) -> Part:
+        """Where one stream's values of the next batch go: `(samples, *shape)`, or of all rows."""
+        return self.streams[stream].part(shape)
+
+    def reserve(self, parts: Mapping[str, Part]) -> None:
+        """A batch is known, with a part of every stream: the next one goes behind it."""
+        assert parts.keys() == self.streams.keys(), "every stream has a part of every batch"
+        for name, part in parts.items():
+            self.streams[name].reserve(part)
+        self._n_reserved += 1
+
+    def add(
+        self,
+        samples: Sequence[int],
+        parts: Mapping[str, Part],
+        lengths: Mapping[str, Sequence[int]],
+    ) -> None:
+        """A batch that was reserved is written.
+
+        Args:
+            samples: Ids, in the order of the rows.
+            parts: Those that were reserved, whole now.
+            lengths: Rows of each sample, of every ragged stream.
+        """
+        for name, part in parts.items():
+            assert part.is_whole
+            self.streams[name].finish(part)
+        for name, found in self.lengths.items():
+            assert len(lengths[name]) == len(samples)
+            found.extend(lengths[name])
+        self.samples.extend(samples)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(stream.n_bytes for stream in self.streams.values())
+
+    def rows(self) -> dict[str, int]:
+        """Rows of each ragged stream."""
+        return {name: sum(found) for name, found in self.lengths.items()}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no batch, not even one that is being written."""
+        return self._n_reserved == 0
+
+    def is_full(self, limits: GroupLimits, now: float) -> bool:
+        """Whether it should be committed as soon as its batches are written."""
+        if self.is_empty:
+            return False
+        reserved = [stream.n_reserved for stream in self.streams.values()]
+        return (
+            max(reserved, default=0) >= limits.stream_bytes
+            or sum(reserved) >= limits.most_bytes(len(self.streams))
+            or now - self._started >= limits.secs
+        )
+
+    def close(self) -> None:
+        for stream in self.streams.values():
+            stream.close()

@@ -1,0 +1,254 @@
+"""What one writer has committed: a file of lines, each with a checksum of its own.
+
+The first line says who writes; every other line commits one group. A reader takes the longest run
+of valid lines from the start and nothing after it.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastcap.archive.layout import FORMAT, SHARD_NAME
+from fastcap.archive.parsing import parse_object, take, take_count
+from fastcap.errors import ArchiveFormatError
+
+LINE_LIMIT = 64 << 20
+JOURNAL_LIMIT = 4 << 30
+_CRC_DIGITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One shard as its group's line describes it."""
+
+    name: str
+    n_bytes: int
+    header_crc32: int
+    data_crc32: int
+    streams: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecord:
+    """One committed group.
+
+    Attributes:
+        number: Counted from 0 within its journal.
+        samples: Ids in the order of the rows, as ranges `(start, stop)`.
+        rows: How many rows each ragged stream has.
+        files: Every stream of the archive is in exactly one of them.
+    """
+
+    number: int
+    samples: tuple[tuple[int, int], ...]
+    rows: Mapping[str, int]
+    files: tuple[FileRecord, ...]
+
+    @property
+    def n_samples(self) -> int:
+        return sum(stop - start for start, stop in self.samples)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.n_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterInfo:
+    """Who writes a journal."""
+
+    archive: str
+    rank: int
+    restart: int
+    pid: int
+    machine: str
+
+
+@dataclass(slots=True)
+class Journal:
+    """The valid part of one journal.
+
+    Attributes:
+        info: Its first line; `None` where not even that is whole.
+        groups: What it commits.
+        n_total: How many samples the data had, once a writer has seen its end.
+        n_bytes: Length of the valid part.
+        is_torn: Whether bytes follow it.
+    """
+
+    info: WriterInfo | None = None
+    groups: list[GroupRecord] = field(default_factory=list)
+    n_total: int | None = None
+    n_bytes: int = 0
+    is_torn: bool = False
+
+
+def as_ranges(samples: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Ids as ranges, in their order.
+
+    Example:
+        >>> as_ranges([4, 5, 6, 0, 1])
+        ((4, 7), (0, 2))
+    """
+    ranges: list[tuple[int, int]] = []
+    for sample in samples:
+        if ranges and ranges[-1][1] == sample:
+            ranges[-1] = (ranges[-1][0], sample + 1)
+        else:
+            ranges.append((sample, sample + 1))
+    return tuple(ranges)
+
+
+def writer_line(info: WriterInfo) -> bytes:
+    return _line(
+        {
+            "format": FORMAT,
+            "archive": info.archive,
+            "rank": info.rank,
+            "restart": info.restart,
+            "pid": info.pid,
+            "machine": info.machine,
+        }
+    )
+
+
+def group_line(group: GroupRecord) -> bytes:
+    files = [
+        {
+            "name": file.name,
+            "bytes": file.n_bytes,
+            "header_crc32": f"{file.header_crc32:08x}",
+            "data_crc32": f"{file.data_crc32:08x}",
+            "streams": list(file.streams),
+        }
+        for file in group.files
+    ]
+    return _line(
+        {
+            "group": group.number,
+            "samples": [list(each) for each in group.samples],
+            "rows": dict(group.rows),
+            "files": files,
+        }
+    )
+
+
+def total_line(n_samples: int) -> bytes:
+    return _line({"total": n_samples})
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def parse_journal(content: bytes, where: str) -> Journal:
+    """The longest run of valid lines.
+
+    Raises:
+        ArchiveFormatError: A line whose checksum holds says something impossible, so that it is
+            not a torn write but another program's, or a newer version's.
+    """
+    journal = Journal()
+    begin = 0
+    while (end := content.find(b"\n", begin, begin + LINE_LIMIT)) >= 0:
+        text = _checked(content[begin:end])
+        if text is None:
+            break
+        _add(journal, text, f"{where}, byte {begin}")
+        begin = end + 1
+    journal.n_bytes = begin
+    journal.is_torn = begin < len(content)
+    return journal
+
+
+def _checked(line: bytes) -> bytes | None:
+    """The JSON of a line whose checksum holds."""
+    digits, text = line[:_CRC_DIGITS], line[_CRC_DIGITS + 1 :]
+    return text if digits + b" " == b"%08x " % zlib.crc32(text) and line[8:9] == b" " else None
+
+
+def _add(journal: Journal, text: bytes, where: str) -> None:
+    found = parse_object(text, where)
+    if journal.info is None:
+        journal.info = _parse_info(found, where)
+    elif "total" in found:
+        journal.n_total = take_count(found, "total", where)
+    else:
+        group = _parse_group(found, where)
+        if group.number != len(journal.groups):
+            raise ArchiveFormatError(
+                f"{where}: group {group.number} where group {len(journal.groups)} was expected."
+            )
+        journal.groups.append(group)
+
+
+def _parse_info(found: Mapping[str, Any], where: str) -> WriterInfo:
+    version = take_count(found, "format", where)
+    if version != FORMAT:
+        raise ArchiveFormatError(
+            f"{where}: written in format {version}, and this fastcap reads format {FORMAT}. "
+            "Install a newer fastcap."
+        )
+    return WriterInfo(
+        take(found, "archive", str, where),
+        take_count(found, "rank", where),
+        take_count(found, "restart", where),
+        take_count(found, "pid", where),
+        take(found, "machine", str, where),
+    )
+
+
+def _parse_group(found: Mapping[str, Any], where: str) -> GroupRecord:
+    files = take(found, "files", list, where)
+    group = GroupRecord(
+        take_count(found, "group", where),
+        tuple(_parse_range(each, where) for each in take(found, "samples", list, where)),
+        _parse_rows(take(found, "rows", dict, where), where),
+        tuple(_parse_file(each, where) for each in files),
+    )
+    if len({file.name for file in group.files}) != len(group.files):
+        raise ArchiveFormatError(f"{where}: a file is named twice.")
+    return group
+
+
+def _parse_range(found: Any, where: str) -> tuple[int, int]:
+    if isinstance(found, list) and len(found) == 2 and all(type(n) is int for n in found):
+        start, stop = found
+        if 0 <= start < stop < 1 << 62:
+            return start, stop
+    raise ArchiveFormatError(f"{where}: samples must be ranges [start, stop].")
+
+
+def _parse_rows(found: Mapping[str, Any], where: str) -> dict[str, int]:
+    return {name: take_count(found, name, where) for name in found}
+
+
+def _parse_file(found: Any, where: str) -> FileRecord:
+    if not isinstance(found, dict):
+        raise ArchiveFormatError(f"{where}: a file is described by an object.")
+    name = take(found, "name", str, where)
+    if not SHARD_NAME.fullmatch(name):
+        raise ArchiveFormatError(f"{where}: {name[:80]!r} is no name of a shard.")
+    streams = take(found, "streams", list, where)
+    if not all(isinstance(stream, str) for stream in streams):
+        raise ArchiveFormatError(f"{where}: streams of {name} must be names.")
+    return FileRecord(
+        name,
+        take_count(found, "bytes", where),
+        _parse_crc(found, "header_crc32", where),
+        _parse_crc(found, "data_crc32", where),
+        tuple(streams),
+    )
+
+
+def _parse_crc(found: Mapping[str, Any], key: str, where: str) -> int:
+    text = take(found, key, str, where)
+    try:
+        return int(text, 16) if len(text) == _CRC_DIGITS else int("", 16)
+    except ValueError:
+        raise ArchiveFormatError(f"{where}: {key} must be 8 hexadecimal digits.") from None

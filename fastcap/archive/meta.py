@@ -1,0 +1,184 @@
+"""`meta.json`: what an archive holds and what it was made from. Written once, never changed."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from fastcap.archive.files import Files
+from fastcap.archive.layout import (
+    FORMAT,
+    META,
+    OFFSETS,
+    SAMPLES,
+    StreamSpec,
+    parse_stream,
+    stream_json,
+)
+from fastcap.archive.parsing import parse_object, take, take_count
+from fastcap.errors import ArchiveConfigError, ArchiveError, ArchiveFormatError
+from fastcap.fingerprint import differences, hash_of
+
+META_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What every writer and reader of one archive agrees on.
+
+    Attributes:
+        archive: A random id, so that a writer's directory cannot be taken for another archive's.
+        streams: What every sample has, in the order of the shards.
+        n_samples: Samples of the data; `None` where it does not say.
+        batch_size: Batch `b` holds the samples from `b * batch_size` on.
+        config: What values depend on, as JSON; a run with another `config_hash` is refused.
+        config_hash: Of `config`.
+        creator: Versions and machine, for people.
+    """
+
+    archive: str
+    streams: tuple[StreamSpec, ...]
+    n_samples: int | None
+    batch_size: int
+    config: Mapping[str, Any]
+    config_hash: str
+    creator: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.streams]
+        taken = {SAMPLES, *(name + OFFSETS for name in names), "__metadata__"}
+        for name in names:
+            if name in taken:
+                raise ArchiveError(
+                    f"{name!r} cannot be the name of a stream: shards use it. Rename the module or "
+                    "the label."
+                )
+            taken.add(name)
+
+    def stream(self, name: str) -> StreamSpec:
+        return next(spec for spec in self.streams if spec.name == name)
+
+    def encode(self) -> bytes:
+        found = {
+            "format": FORMAT,
+            "archive": self.archive,
+            "n_samples": self.n_samples,
+            "batch_size": self.batch_size,
+            "streams": [stream_json(spec) for spec in self.streams],
+            "config_hash": self.config_hash,
+            "config": self.config,
+            "creator": self.creator,
+        }
+        return json.dumps(found, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def new_meta(
+    streams: Iterable[StreamSpec],
+    n_samples: int | None,
+    batch_size: int,
+    config: Mapping[str, Any],
+    creator: Mapping[str, Any],
+) -> Meta:
+    """The meta of an archive that does not exist yet; see `Meta`."""
+    return Meta(
+        uuid.uuid4().hex,
+        tuple(streams),
+        n_samples,
+        batch_size,
+        config,
+        hash_of(dict(config)),
+        creator,
+    )
+
+
+def read_meta(root: Path, files: Files) -> Meta:
+    """The meta of an archive.
+
+    Raises:
+        ArchiveError: There is no archive, or it cannot be read.
+        ArchiveFormatError: What is there is none of this version.
+    """
+    path = root / META
+    try:
+        content = files.read(path, META_LIMIT + 1)
+    except FileNotFoundError:
+        raise ArchiveError(f"{root} is no archive: it has no {META}.") from None
+    except OSError as error:
+        raise ArchiveError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if len(content) > META_LIMIT:
+        raise ArchiveFormatError(f"{path} is larger than any that fastcap writes.")
+    return parse_meta(content, str(path))
+
+
+def check_same(asked: Meta, there: Meta, root: Path) -> None:
+    """Whether what is asked may be added to what is there.
+
+    Raises:
+        ArchiveConfigError: Another configuration, or other streams.
+    """
+    check_config(asked.config, asked.config_hash, there, root)
+    for ours, theirs in zip_longest(asked.streams, there.streams):
+        if ours != theirs:
+            raise ArchiveConfigError(
+                f"{root} was made by the same configuration, and its values differ in kind now: "
+                f"{ours} here, {theirs} there. Was the model or the data changed?"
+            )
+
+
+def check_config(config: Mapping[str, Any], config_hash: str, there: Meta, root: Path) -> None:
+    """Whether samples of this configuration may be added to what is there.
+
+    Raises:
+        ArchiveConfigError: It differs; the message says in what.
+    """
+    if config_hash != there.config_hash:
+        lines = differences(config, there.config)
+        raise ArchiveConfigError(
+            f"{root} holds another run, whose samples must not be mixed with these:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nAsk for the same as then, or choose another directory."
+        )
+
+
+def parse_meta(content: bytes, where: str) -> Meta:
+    """What `Meta.encode` wrote.
+
+    Raises:
+        ArchiveFormatError: Something else.
+    """
+    found = parse_object(content, where)
+    version = take_count(found, "format", where)
+    if version != FORMAT:
+        raise ArchiveFormatError(
+            f"{where}: an archive of format {version}, and this fastcap reads format {FORMAT}. "
+            "Install a newer fastcap."
+        )
+    n_samples = None if found.get("n_samples") is None else take_count(found, "n_samples", where)
+    batch_size = take_count(found, "batch_size", where)
+    if batch_size == 0:
+        raise ArchiveFormatError(f"{where}: 'batch_size' is 0.")
+    try:
+        return Meta(
+            take(found, "archive", str, where),
+            _parse_streams(take(found, "streams", list, where), where),
+            n_samples,
+            batch_size,
+            take(found, "config", dict, where),
+            take(found, "config_hash", str, where),
+            take(found, "creator", dict, where),
+        )
+    except ArchiveFormatError:
+        raise
+    except ArchiveError as error:
+        raise ArchiveFormatError(f"{where}: {error}") from None
+
+
+def _parse_streams(found: Sequence[Any], where: str) -> tuple[StreamSpec, ...]:
+    if not all(isinstance(each, dict) for each in found):
+        raise ArchiveFormatError(f"{where}: a stream is described by an object.")
+    return tuple(parse_stream(each, where) for each in found)

@@ -1,0 +1,334 @@
+"""Reading an archive: sites and samples, as views of mapped shards."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcap.archive.files import Files, LocalFiles
+from fastcap.archive.index import Run, SampleIndex
+from fastcap.archive.journal import FileRecord, GroupRecord
+from fastcap.archive.layout import (
+    OFFSETS,
+    SAMPLES,
+    StreamSpec,
+    check_header,
+    header_bytes,
+    shard_tensors,
+)
+from fastcap.archive.recovery import Damage, scan
+from fastcap.errors import ArchiveError, ArchiveFormatError, MissingSampleError
+
+OPEN_SHARDS = 64
+"""How many shards stay mapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something `Archive.verify` has found.
+
+    Attributes:
+        path: The file.
+        what: What is wrong with it.
+        samples: Ids whose values it holds, as ranges `(start, stop)`.
+    """
+
+    path: Path
+    what: str
+    samples: tuple[tuple[int, int], ...]
+
+
+def open_archive(path: str | os.PathLike[str]) -> Archive:
+    """Open an archive for reading: what is committed now, also while it is being written.
+
+    Args:
+        path: Its directory.
+
+    Returns:
+        The archive. Nothing is mapped before it is asked for.
+
+    Raises:
+        ArchiveError: There is no archive, or it cannot be read.
+        ArchiveFormatError: It is of another version, or was not written by fastcap.
+
+    Example:
+        >>> import tempfile, torch, fastcap
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
+        >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]
+        >>> folder = tempfile.mkdtemp() + "/acts"
+        >>> _ = fastcap.extract(model, dataset, ["1"], folder, positions=-1)
+        >>> archive = fastcap.open_archive(folder)
+        >>> archive.sites, len(archive), archive["1"][3].shape, archive["1"][1:4].shape
+        (['1'], 5, torch.Size([2]), torch.Size([3, 2]))
+    """
+    return Archive(Path(path), LocalFiles())
+
+
+class Archive:
+    """A directory of activations, read-only; see `open_archive`.
+
+    Attributes:
+        path: The directory.
+        meta: What it holds and what it was made from.
+        writers: Its writers, live and dead, with what they committed and left.
+    """
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self.path = path
+        self._files = files
+        found = scan(path, files)
+        self.meta = found.meta
+        self.writers = found.writers
+        self._index = SampleIndex(found)
+        self._shards: OrderedDict[Path, Mapping[str, Tensor]] = OrderedDict()
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites, in the order asked."""
+        return [spec.name for spec in self.meta.streams if spec.kind == "site"]
+
+    @property
+    def streams(self) -> list[str]:
+        """Everything that each sample has: sites, then `batch:` and `label:` streams."""
+        return [spec.name for spec in self.meta.streams]
+
+    @property
+    def ids(self) -> list[tuple[int, int]]:
+        """The samples that are there, as ranges `(start, stop)` of their ids."""
+        return self._index.ranges()
+
+    def __len__(self) -> int:
+        """How many samples are there."""
+        return self._index.n_samples
+
+    @property
+    def n_samples(self) -> int | None:
+        """How many samples there will be; `None` while no writer has seen the end of the data."""
+        totals = [w.journal.n_total for w in self.writers if w.journal.n_total is not None]
+        return max(totals, default=self.meta.n_samples)
+
+    def has(self, start: int, stop: int) -> bool:
+        """Whether all samples from `start` up to `stop` are there."""
+        return self._index.has(start, stop)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.n_samples is not None and self.has(0, self.n_samples)
+
+    @property
+    def damages(self) -> list[Damage]:
+        """Committed groups whose files are gone or cut; their samples count as missing."""
+        return [damage for writer in self.writers for damage in writer.damages]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.streams
+
+    def __getitem__(self, name: str) -> Samples:
+        """The values of one stream.
+
+        Raises:
+            ArchiveError: There is no such stream.
+        """
+        for spec in self.meta.streams:
+            if spec.name == name:
+                return Samples(self, spec)
+        close = difflib.get_close_matches(name, self.streams)
+        hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise ArchiveError(f"{str(self.path)!r} has no {name!r}. {hint}It has {self.streams[:20]}.")
+
+    def verify(self) -> list[Problem]:
+        """Read every committed byte, and compare sizes, headers and checksums.
+
+        Returns:
+            What is wrong; empty if nothing is.
+        """
+        problems = [
+            Problem(damage.directory, damage.reason, damage.group.samples)
+            for damage in self.damages
+        ]
+        for writer in self.writers:
+            for group in writer.groups:
+                for record in group.files:
+                    path = writer.directory / record.name
+                    what = self._verify_file(path, group, record)
+                    if what is not None:
+                        problems.append(Problem(path, what, group.samples))
+        return problems
+
+    def _verify_file(self, path: Path, group: GroupRecord, record: FileRecord) -> str | None:
+        try:
+            n_header = len(self._check(path, group, record))
+            crc32, position = 0, 0
+            for block in self._files.blocks(path):
+                crc32 = zlib.crc32(block[max(0, n_header - position) :], crc32)
+                position += len(block)
+            if crc32 != record.data_crc32:
+                return "its bytes are not those that were written: the checksum differs"
+            self._map(path, group, record)
+        except OSError as error:
+            return str(error)
+        return None
+
+    # Shards
+
+    def _check(self, path: Path, group: GroupRecord, record: FileRecord) -> bytes:
+        """The header, once it is known to be the one that was committed."""
+        files = self._files
+        n_header = header_bytes(files.read(path, 8), record.n_bytes, str(path))
+        first = files.read(path, n_header)
+        if zlib.crc32(first) != record.header_crc32:
+            raise ArchiveFormatError(f"{path}: its header is not the one that was written.")
+        specs = [self.meta.stream(name) for name in record.streams]
+        tensors = shard_tensors(specs, group.n_samples, group.rows)
+        check_header(first, files.size(path), tensors, str(path))
+        return first
+
+    def _map(self, path: Path, group: GroupRecord, record: FileRecord) -> Mapping[str, Tensor]:
+        from safetensors import SafetensorError
+
+        try:
+            tensors = self._files.tensors(path)
+        except SafetensorError as error:
+            raise ArchiveFormatError(f"{path} is no safetensors file: {error}.") from error
+        rows = group.samples
+        expected = torch.cat([torch.arange(start, stop) for start, stop in rows])
+        if not torch.equal(tensors[SAMPLES], expected):
+            raise ArchiveFormatError(f"{path} holds other samples than its journal says.")
+        for name in record.streams:
+            if self.meta.stream(name).is_ragged:
+                _check_offsets(tensors[name + OFFSETS], group.rows[name], path)
+        return tensors
+
+    def _shard(self, run: Run, stream: str) -> Mapping[str, Tensor]:
+        record = next(file for file in run.group.files if stream in file.streams)
+        path = run.writer.directory / record.name
+        if path in self._shards:
+            self._shards.move_to_end(path)
+            return self._shards[path]
+        self._check(path, run.group, record)
+        shard = self._shards[path] = self._map(path, run.group, record)
+        while len(self._shards) > OPEN_SHARDS:
+            self._shards.popitem(last=False)
+        return shard
+
+    def _values(self, run: Run, spec: StreamSpec) -> Tensor | list[Any]:
+        """The values of a run: rows as they are, or one value per sample where they are ragged."""
+        shard = self._shard(run, spec.name)
+        first, last = run.row, run.row + run.stop - run.start
+        if not spec.is_ragged:
+            return shard[spec.name][first:last]
+        edges = shard[spec.name + OFFSETS][first : last + 1].tolist()
+        rows = [shard[spec.name][a:b] for a, b in pairwise(edges)]
+        return [bytes(row.numpy()).decode() for row in rows] if spec.is_text else rows
+
+    def __repr__(self) -> str:
+        total = "" if self.n_samples is None else f" of {self.n_samples}"
+        return f"Archive({str(self.path)!r}, samples: {len(self)}{total}, sites: {self.sites})"
+
+
+def _check_offsets(offsets: Tensor, n_rows: int, path: Path) -> None:
+    grows = bool((offsets[1:] >= offsets[:-1]).all())
+    if not grows or int(offsets[0]) != 0 or int(offsets[-1]) != n_rows:
+        raise ArchiveFormatError(f"{path}: its offsets do not cut its rows into samples.")
+
+
+class Samples:
+    """One stream of an archive, by sample id.
+
+    An int gives one sample; a slice a stack `(n, *shape)`, or a list where samples have different
+    numbers of rows. Values are read-only views of the mapped file: writing to one changes neither
+    the file nor what others read. A slice that crosses shards is a copy.
+
+    Attributes:
+        spec: Name, dtype and shape.
+    """
+
+    def __init__(self, archive: Archive, spec: StreamSpec) -> None:
+        self._archive = archive
+        self.spec = spec
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.spec.torch_dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, or of one row of it where samples have different numbers of rows."""
+        return self.spec.shape
+
+    def __len__(self) -> int:
+        return len(self._archive)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The samples that are there, in the order of their ids."""
+        for start, stop in self._archive.ids:
+            for run in self._archive._index.runs(start, stop):
+                yield from self._archive._values(run, self.spec)
+
+    def __getitem__(self, key: int | slice) -> Any:
+        """Values by sample id.
+
+        Raises:
+            MissingSampleError: A sample that is not in the archive.
+        """
+        if isinstance(key, slice):
+            return self._slice(key)
+        sample = self._absolute(key)
+        for run in self._archive._index.runs(sample, sample + 1):
+            return self._archive._values(run, self.spec)[0]
+        raise self._missing(sample)
+
+    def _slice(self, key: slice) -> Any:
+        end = self._end()
+        start, stop, step = key.indices(end)
+        if step != 1:
+            return self._joined([self[i : i + 1] for i in range(start, stop, step)])
+        stop = max(start, stop)
+        found, reached = [], start
+        for run in self._archive._index.runs(start, stop):
+            if run.start != reached:
+                break
+            found.append(self._archive._values(run, self.spec))
+            reached = run.stop
+        if reached != stop:
+            raise self._missing(reached)
+        return self._joined(found)
+
+    def _joined(self, found: list[Any]) -> Any:
+        if self.spec.is_ragged:
+            return [value for values in found for value in values]
+        if not found:
+            return torch.empty((0, *self.spec.shape), dtype=self.dtype)
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _absolute(self, sample: int) -> int:
+        end = self._end()
+        if not -end <= sample < end:
+            raise self._missing(sample)
+        return sample + end if sample < 0 else sample
+
+    def _end(self) -> int:
+        """One more than the largest id there can be."""
+        ids = self._archive.ids
+        return max(self._archive.n_samples or 0, ids[-1][1] if ids else 0)
+
+    def _missing(self, sample: int) -> MissingSampleError:
+        ranges = ", ".join(f"{start}-{stop - 1}" for start, stop in self._archive.ids[:5])
+        return MissingSampleError(
+            f"Sample {sample} is not in {str(self._archive.path)!r}; it has "
+            f"{ranges or 'none'}{' and more' if len(self._archive.ids) > 5 else ''}. Run the same "
+            "extraction again to add what is missing."
+        )
+
+    def __repr__(self) -> str:
+        return f"Samples({self.spec.name!r}, n={len(self)}, shape={self.shape}, {self.dtype})"

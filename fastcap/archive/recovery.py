@@ -1,0 +1,195 @@
+"""What is committed, and what a crash has left; nothing here writes to a file.
+
+Every process reads all journals and writes none but its own. What other writers left unfinished may
+be removed only when they are known to be dead: their journal is not locked, and it was locked on
+this machine, since it was started.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastcap.archive.files import Files
+from fastcap.archive.journal import JOURNAL_LIMIT, GroupRecord, Journal, parse_journal
+from fastcap.archive.layout import JOURNAL, META, SHARD_NAME, UNFINISHED, WRITER_NAME
+from fastcap.archive.meta import Meta, read_meta
+from fastcap.errors import ArchiveError, ArchiveFormatError
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A file that no journal names."""
+
+    path: Path
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A committed group that cannot be read: its samples count as missing."""
+
+    directory: Path
+    group: GroupRecord
+    reason: str
+
+
+@dataclass(slots=True)
+class WriterState:
+    """One writer's directory.
+
+    Attributes:
+        directory: Where.
+        journal: What it says.
+        is_live: Whether its process still runs; `None` where that cannot be told.
+        groups: What is committed and there.
+        damages: What is committed and not there as it should be.
+        leftovers: What is not committed.
+    """
+
+    directory: Path
+    journal: Journal
+    is_live: bool | None
+    groups: list[GroupRecord] = field(default_factory=list)
+    damages: list[Damage] = field(default_factory=list)
+    leftovers: list[Leftover] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """An archive as its journals and directories show it, by writer in order of name."""
+
+    root: Path
+    meta: Meta
+    writers: list[WriterState]
+
+
+def scan(root: Path, files: Files, is_settled: bool = False) -> Scan:
+    """Read the meta, every journal, and the sizes of all files.
+
+    Args:
+        root: The archive's directory.
+        files: The file system.
+        is_settled: Whether to believe only lines that are on disk. A writer that died may have
+            written a line that it did not sync, or could not.
+
+    Raises:
+        ArchiveError: There is no archive, or it cannot be read.
+        ArchiveFormatError: Something there was not written by this version of fastcap.
+    """
+    meta = read_meta(root, files)
+    try:
+        writers = [
+            _scan_writer(root / entry.name, meta, files, is_settled)
+            for entry in files.entries(root)
+            if entry.is_dir and WRITER_NAME.fullmatch(entry.name)
+        ]
+    except ArchiveError:
+        raise
+    except OSError as error:
+        path = error.filename or root
+        raise ArchiveError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return Scan(root, meta, writers)
+
+
+def _scan_writer(directory: Path, meta: Meta, files: Files, is_settled: bool) -> WriterState:
+    entries = files.entries(directory)
+    names = {entry.name for entry in entries if entry.is_file}
+    path = directory / JOURNAL
+    journal, is_live = Journal(), None
+    if JOURNAL in names:
+        is_locked = files.is_locked(path)  # before it is read: what a dead writer wrote is all
+        journal = _read_journal(path, meta, files, is_settled)
+        is_live = _is_live(is_locked, journal, files)
+    state = WriterState(directory, journal, is_live)
+    for group in journal.groups:
+        _check_streams(group, meta, directory)
+        reason = _damage(directory, group, files)
+        if reason is None:
+            state.groups.append(group)
+        else:
+            state.damages.append(Damage(directory, group, reason))
+    named = {file.name for group in journal.groups for file in group.files}
+    for name in sorted(names - named):
+        if _is_ours(name):
+            path = directory / name
+            try:
+                state.leftovers.append(Leftover(path, files.size(path)))
+            except FileNotFoundError:
+                continue  # its writer lives, and has just renamed it
+    return state
+
+
+def _read_journal(path: Path, meta: Meta, files: Files, is_settled: bool) -> Journal:
+    n_bytes = JOURNAL_LIMIT + 1
+    if is_settled:
+        n_bytes = min(n_bytes, files.size(path))  # its writer may live, and go on
+        files.settle(path)
+    content = files.read(path, n_bytes)
+    if len(content) > JOURNAL_LIMIT:
+        raise ArchiveFormatError(f"{path} is larger than any that fastcap writes.")
+    journal = parse_journal(content, str(path))
+    if journal.info is not None and journal.info.archive != meta.archive:
+        raise ArchiveFormatError(
+            f"{path} belongs to another archive than {path.parent.parent / META}. Move "
+            f"{path.parent} out of it."
+        )
+    return journal
+
+
+def _is_live(is_locked: bool | None, journal: Journal, files: Files) -> bool | None:
+    if is_locked is False and journal.info is not None:
+        return False if journal.info.machine == files.machine() else None
+    return is_locked
+
+
+def _check_streams(group: GroupRecord, meta: Meta, directory: Path) -> None:
+    held = sorted(stream for file in group.files for stream in file.streams)
+    ragged = sorted(spec.name for spec in meta.streams if spec.is_ragged)
+    if held != sorted(spec.name for spec in meta.streams) or sorted(group.rows) != ragged:
+        raise ArchiveFormatError(
+            f"{directory / JOURNAL}: group {group.number} does not hold the streams of {META}."
+        )
+
+
+def _damage(directory: Path, group: GroupRecord, files: Files) -> str | None:
+    for file in group.files:
+        try:
+            n_bytes = files.size(directory / file.name)
+        except OSError as error:
+            return f"{directory / file.name}: {error.strerror or error}"
+        if n_bytes != file.n_bytes:
+            return f"{directory / file.name} has {n_bytes} bytes instead of {file.n_bytes}"
+    return None
+
+
+def _is_ours(name: str) -> bool:
+    whole = name.removesuffix(UNFINISHED)
+    return bool(SHARD_NAME.fullmatch(whole)) or name == META + UNFINISHED
+
+
+def clean(root: Path, files: Files) -> list[Leftover]:
+    """Remove what dead writers left unfinished. Nothing committed, and nobody else's files.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        ArchiveError: There is no archive, or it cannot be read or written.
+    """
+    removed = []
+    for writer in scan(root, files, is_settled=True).writers:
+        if writer.is_live is not False:
+            continue
+        for leftover in writer.leftovers:
+            try:
+                files.remove(leftover.path)
+            except FileNotFoundError:
+                continue  # another process that resumes was first
+            except OSError as error:
+                raise ArchiveError(
+                    f"Cannot remove {leftover.path}, which a writer that has died left unfinished: "
+                    f"{error.strerror or error}."
+                ) from error
+            removed.append(leftover)
+    return removed
