@@ -1,6 +1,6 @@
 """What writing an archive costs, beside writing the same bytes with nothing but `write`.
 
-    python -m benchmarks.archive [--rounds 9] [--gigabytes 1] [--memory 4 20] [--out benchmarks/results]
+    python -m benchmarks.archive [--rounds 9] [--gigabytes 1] [--memory 4 20] [--out FOLDER]
 
 The model hands out values that are there already, so what is timed is capturing and writing. The
 floor writes as many bytes from memory into files of the same sizes, with the same syncs. NumPy's

@@ -38,7 +38,15 @@ from fastcap.bench.report import (
     point_fields,
     repeated,
 )
-from fastcap.bench.ways import FASTCAP, HOOK, HOOKLESS, Way, ways_for
+from fastcap.bench.ways import (
+    ARCHIVE,
+    FASTCAP,
+    HOOK,
+    HOOKLESS,
+    Way,
+    archived_in,
+    ways_for,
+)
 from fastcap.host_memory import format_bytes
 
 FEWEST_ROUNDS = 7
@@ -83,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return CANNOT_START
     machine = describe_machine(options.device)
-    chosen = choose(cases(options.device, machine.gpu_memory_bytes), options.only)
+    chosen = choose(cases(options.device, machine.gpu_memory_bytes, options.out), options.only)
     if not chosen:
         sys.stderr.write(f"No workload's name begins with any of {options.only}.\n")
         return CANNOT_START
@@ -121,9 +129,10 @@ Cases = dict[str, Callable[[], tuple[Case, dict[str, Way]]]]
 """By name, how to make a workload's case and its ways."""
 
 
-def cases(device: str, memory_bytes: int | None) -> Cases:
-    """Everything that can be measured on a device."""
+def cases(device: str, memory_bytes: int | None, folder: Path | None = None) -> Cases:
+    """Everything that can be measured on a device, with archives in a folder."""
     ways = {name: way for name, way in ways_for(device).items() if name != HOOKLESS}
+    ways[ARCHIVE] = archived_in(folder)
     made: Cases = {
         workload.name: partial(_make, workload, ways) for workload in grid(device, memory_bytes)
     }

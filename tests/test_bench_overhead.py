@@ -172,7 +172,7 @@ def test_what_cannot_be_measured_is_an_error_that_says_why() -> None:
     with pytest.raises(ArgumentError, match=r"has none. Measure it on an accelerator"):
         pinned_hook(make_case(model, batches, ["1"]))
     uneven = [torch.randint(10, (n, 5)) for n in (1, 4)]
-    with pytest.raises(ArgumentError, match=r"have \[1, 4\] samples.*or measure `streamed`"):
+    with pytest.raises(ArgumentError, match=r"have \[1, 4\] samples.*or measure .fastcap stream"):
         overhead(model, uneven, sites=["1"], rounds=2)
     with pytest.raises(BatchError, match="how many samples a batch has"):
         _ = make_case(

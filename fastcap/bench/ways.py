@@ -8,8 +8,12 @@ against.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,9 +22,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.activations import ActivationStore
+from fastcap.archive.reader import Archive
 from fastcap.bench.case import Case, Values
 from fastcap.devices.accelerator import ABILITIES, GENERIC, Abilities, synchronise
 from fastcap.errors import ArgumentError
+from fastcap.extraction import extract
 from fastcap.reference import take_input, take_part
 from fastcap.representations import extract_representations
 from fastcap.sites import BoundSite
@@ -154,26 +160,88 @@ def in_memory(case: Case) -> Values:
     Raises:
         ArgumentError: A batch before the last has another size than the first.
     """
-    batches, sizes = case.batches, case.sizes
-    if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
-        raise ArgumentError(
-            f"extract_representations makes batches of one size, and these have {sizes} samples. "
-            "Give batches of one size, the last of which may be shorter, or measure `streamed`."
-        )
-
-    def batch_of(rows: list[int]) -> Any:
-        return batches[rows[0] // sizes[0]]  # made already, as for every other way
-
+    rows = _Rows(case)
     return extract_representations(
         case.model,
-        range(sum(sizes)),
+        rows.dataset,
         case.sites,
         case.device,
-        sizes[0],
-        collate_fn=batch_of,
+        rows.batch_size,
+        collate_fn=rows.batch_of,
         **case.calling,
         **case.options,
     )
+
+
+def archived_in(folder: Path | None) -> Way:
+    """`fastcap.extract` into a new archive, which is removed when its values are dropped.
+
+    Args:
+        folder: Where to make it; `None` for the system's folder of temporary files.
+    """
+
+    def archived(case: Case) -> Values:
+        rows = _Rows(case)
+        out = Path(tempfile.mkdtemp(prefix="fastcap-bench-", dir=folder))
+        try:
+            archive = extract(
+                case.model,
+                rows.dataset,
+                case.sites,
+                out / "acts",
+                device=case.device,
+                batch_size=rows.batch_size,
+                collate_fn=rows.batch_of,
+                **case.calling,
+                **case.options,
+            )
+        except BaseException:
+            shutil.rmtree(out)
+            raise
+        return _Archived(archive, out)
+
+    return archived
+
+
+class _Archived(Mapping[str, Tensor]):
+    """An archive's values, read when they are looked at: reading is no part of writing."""
+
+    def __init__(self, archive: Archive, out: Path) -> None:
+        self._archive = archive
+        weakref.finalize(self, shutil.rmtree, out)
+
+    def __getitem__(self, site: str) -> Tensor:
+        values: Tensor = self._archive[site][:]
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._archive.sites)
+
+    def __len__(self) -> int:
+        return len(self._archive.sites)
+
+
+class _Rows:
+    """Batches that are made already, for functions that make batches of samples themselves.
+
+    Raises:
+        ArgumentError: A batch before the last has another size than the first.
+    """
+
+    def __init__(self, case: Case) -> None:
+        sizes = case.sizes
+        if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
+            raise ArgumentError(
+                f"fastcap makes batches of one size from a dataset, and these have {sizes} "
+                "samples. Give batches of one size, the last of which may be shorter, or measure "
+                "'fastcap stream'."
+            )
+        self._batches = case.batches
+        self.batch_size = sizes[0]
+        self.dataset = range(sum(sizes))
+
+    def batch_of(self, rows: list[int]) -> Any:
+        return self._batches[rows[0] // self.batch_size]
 
 
 def streamed(case: Case) -> Iterator[Values]:
@@ -207,7 +275,7 @@ def stored(case: Case) -> Generator[Values, None, None]:
             store.clear()
 
 
-HOOKLESS, HOOK, FASTCAP = "hookless", "hook", "fastcap"
+HOOKLESS, HOOK, FASTCAP, ARCHIVE = "hookless", "hook", "fastcap", "fastcap archive"
 
 WAYS: Mapping[str, Way] = MappingProxyType(
     {
@@ -216,6 +284,7 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "hook, non_blocking": non_blocking_hook,
         "hook, pinned, side stream": pinned_hook,
         FASTCAP: in_memory,
+        ARCHIVE: archived_in(None),
         "fastcap store": stored,
         "fastcap stream": streamed,
         "fastcap stream, lent": lent,
