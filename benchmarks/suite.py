@@ -29,6 +29,7 @@ from benchmarks.grid import grid
 from benchmarks.hidden_states import llama_case, output_hidden_states
 from benchmarks.workloads import Workload, build_case
 from fastcap.bench import Case, Floors, Machine, Overhead, describe_machine, measure_floors, predict
+from fastcap.bench.floors import predict_archive
 from fastcap.bench.overhead import measure
 from fastcap.bench.report import (
     INTERVAL,
@@ -183,19 +184,24 @@ def _rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
         )
 
 
-FLOOR_HEADER = ("workload", "floors predict, ms per pass", "by", "fastcap, times that")
+FLOOR_HEADER = ("workload", "way", "floors predict, ms per pass", "by", "times that")
 
 
 def _floor_rows(setting: Setting, outcomes: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
     for outcome in outcomes:
-        found = outcome.overhead
-        floor = predict(found.captured_bytes, setting.floors, found.median_secs(HOOKLESS))
-        yield (
-            outcome.name,
-            f"{1e3 * floor.secs / found.n_passes:.3f}",
-            floor.what,
-            f"{found.median_secs(FASTCAP) / floor.secs:.3f}",
-        )
+        found, floors = outcome.overhead, setting.floors
+        hookless_secs = found.median_secs(HOOKLESS)
+        predictions = {FASTCAP: predict(found.captured_bytes, floors, hookless_secs)}
+        if ARCHIVE in found.secs:
+            predictions[ARCHIVE] = predict_archive(found.captured_bytes, floors, hookless_secs)
+        for way, floor in predictions.items():
+            yield (
+                outcome.name,
+                way,
+                f"{1e3 * floor.secs / found.n_passes:.3f}",
+                floor.what,
+                f"{found.median_secs(way) / floor.secs:.3f}",
+            )
 
 
 def document(setting: Setting, outcomes: Sequence[Outcome]) -> dict[str, Any]:

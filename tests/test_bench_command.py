@@ -115,6 +115,7 @@ def test_a_way_that_differs_is_a_status() -> None:
         ((*ASKED, "--disk", "nowhere"), "--disk 'nowhere' is no folder. Name one that exists."),
         ((*ASKED, "--device", "nonsense"), "--device 'nonsense': the model cannot be moved there"),
         ((*ASKED[:4], "9"), "Module '9' not found in model."),
+        ((*ASKED[:4], "1:output[0]"), "Site '1:output[0]' gave no tensor in a pass. Leave it out"),
         (
             (ASKED[0], "--example", "benchmodels:make_wrong_batch", "--sites", "1"),
             "Running the model on its batch failed with IndexError",

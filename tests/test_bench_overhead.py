@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -178,3 +180,32 @@ def test_what_cannot_be_measured_is_an_error_that_says_why() -> None:
         _ = make_case(
             nn.Sequential(nn.Identity()), [object()], ["0"], forward=lambda model, batch: None
         ).sizes
+
+
+def test_a_site_that_gives_no_tensor_is_an_error_with_the_next_step() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle, self.other = nn.Identity(), nn.Identity(), nn.Identity()
+
+        def forward(self, acts: Tensor) -> Tensor:
+            return self.used(acts)  # type: ignore[no-any-return]
+
+    batches = [torch.ones(2, 3)]
+    with pytest.raises(ArgumentError, match=r"Site 'idle' gave no tensor in a pass\. Leave it out"):
+        overhead(Idle(), batches, sites=["used", "idle"])
+    with pytest.raises(ArgumentError, match=r"'idle' gave no tensor in a pass, nor did 1 more\."):
+        overhead(Idle(), batches, sites=["idle", "other"])
+
+
+def test_fastcap_does_not_import_this_and_this_imports_no_extra() -> None:
+    program = (
+        "import sys, torch, torch.utils.data\n"
+        "before = set(sys.modules)\n"
+        "import fastcap\n"
+        "assert 'fastcap.bench' not in sys.modules\n"
+        "import fastcap.bench, fastcap.bench.command, fastcap.bench.page\n"
+        "added = set(sys.modules) - before\n"
+        "assert not added & {'matplotlib', 'pytest', 'rich', 'transformers', 'typer'}, added\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -59,7 +59,7 @@ class Case:
         Raises:
             BatchError: A batch does not say how many it has.
         """
-        sizes = [count_rows(self.call.prepare(batch)) for batch in self.batches]
+        sizes = [count_rows(batch) for batch in self.batches]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes):
             raise BatchError(

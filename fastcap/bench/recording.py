@@ -33,7 +33,7 @@ from fastcap.bench.timeline import (
     between,
 )
 from fastcap.devices.accelerator import AcceleratorDevice
-from fastcap.devices.base import HostBuffer, Staging, Ticket
+from fastcap.devices.base import Destination, HostBuffer, Staging, Ticket
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.devices.simulated import timed as virtual
@@ -158,9 +158,22 @@ class RecordingAccelerator(AcceleratorDevice):
     def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
         start = _now()
         super().read(slot, offset, dtype, target)
-        name = threading.current_thread().name
+        self._recorder.note(start, _now(), HOST, DELIVER, target.nbytes)
+
+    def _read_after(
+        self,
+        slot: HostBuffer,
+        offset: int,
+        dtype: torch.dtype,
+        target: Tensor | Destination,
+        after: Any,
+    ) -> None:
+        if after is not None:  # before the stamp: waiting is not delivering
+            self._block_until(after)
+        start = _now()
+        super()._read_after(slot, offset, dtype, target, None)
+        name = threading.current_thread().name  # fastcap-worker-0_0
         queue = name.removeprefix("fastcap-").removesuffix("_0").replace("-", " ")
-        queue = queue if name.startswith("fastcap-worker") else HOST
         self._recorder.note(start, _now(), queue, DELIVER, target.nbytes)
 
     def wait(self, fence: Any) -> None:
@@ -174,6 +187,19 @@ class RecordingTwin(TimedDevice):
 
     Args:
         costs: The machine's rates.
+
+    Example:
+        >>> import torch
+        >>> from fastcap.bench import RecordingTwin, make_case, record_timeline
+        >>> twin = RecordingTwin()
+        >>> class Layer(torch.nn.Module):
+        ...     def forward(self, acts):
+        ...         twin.launch(0.25)  # what the layer takes on the machine
+        ...         return acts
+        >>> case = make_case(torch.nn.Sequential(Layer()), [torch.zeros(4, 8)], ["0"])
+        >>> timeline, statistics = record_timeline(case, twin)
+        >>> sorted({span.kind for span in timeline.spans}), timeline.busy_secs("forward")
+        (['copy', 'deliver', 'forward', 'pack', 'wait'], 0.25)
     """
 
     forward_queue = COMPUTE_QUEUE
@@ -221,7 +247,7 @@ class RecordingTwin(TimedDevice):
         slot: HostBuffer,
         offset: int,
         dtype: torch.dtype,
-        target: Tensor,
+        target: Tensor | Destination,
         after: virtual.Moment | None,
         worker: int,
     ) -> Ticket:

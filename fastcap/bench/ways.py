@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -131,6 +132,30 @@ def _collect(
 def attach_hooks(bound: Iterable[BoundSite], keep: Keep) -> list[RemovableHandle]:
     """Ordinary hooks on the modules of some sites; call `remove()` of each handle."""
     return [_attach_hook(each.module, each.site, keep) for each in bound]
+
+
+def check_sites_fire(case: Case) -> None:
+    """Run one pass.
+
+    Raises:
+        ArgumentError: A site gave no tensor in it.
+    """
+    fired: set[str] = set()
+    handles = attach_hooks(case.bound, lambda site, value: fired.add(site))
+    try:
+        for _ in replace(case, batches=case.batches[:1]).passes():
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [site for site in case.sites if site not in fired]
+    if silent:
+        raise ArgumentError(
+            f"Site {silent[0]!r} gave no tensor in a pass"
+            + (f", nor did {len(silent) - 1} more" if silent[1:] else "")
+            + ". Leave it out, or name a part of its output. What every module gives is shown by: "
+            "fastcap sites MODEL --example BATCH"
+        )
 
 
 def _attach_hook(module: nn.Module, site: Site, keep: Keep) -> RemovableHandle:
