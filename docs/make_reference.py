@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fastcap
-from fastcap import bench, errors, huggingface
+from fastcap import bench, datasets, errors, huggingface
 
 TARGET = Path(__file__).parent / "reference.md"
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Example")
@@ -26,6 +26,8 @@ def render() -> str:
         lines += _render_name(f"fastcap.{name}", getattr(fastcap, name))
     for name in huggingface.__all__:
         lines += _render_name(f"fastcap.huggingface.{name}", getattr(huggingface, name))
+    for name in datasets.__all__:
+        lines += _render_name(f"fastcap.datasets.{name}", getattr(datasets, name))
     for name in bench.__all__:
         if callable(getattr(bench, name)):
             lines += _render_name(f"fastcap.bench.{name}", getattr(bench, name))

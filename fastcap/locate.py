@@ -16,6 +16,8 @@ from torch import nn
 from fastcap.errors import ArgumentError, MissingExtraError
 
 FORM = "package.module:attribute"
+RENAMED_DTYPE = (4, 56)
+"""The release of transformers that renamed `torch_dtype` to `dtype`."""
 
 
 def load_attribute(text: str, what: str) -> Any:
@@ -81,6 +83,27 @@ def load_example(text: str) -> Any:
     return _called(text, "--example", load_attribute(text, "--example"))
 
 
+def load_dataset(text: str) -> Any:
+    """A dataset or a list, or what a callable without arguments returns.
+
+    Raises:
+        ArgumentError: There is no such thing, or it is no dataset.
+    """
+    found = load_attribute(text, "--data")
+    if isinstance(found, type) or not _is_dataset(found):
+        found = _called(text, "--data", found)
+    if not _is_dataset(found):
+        raise ArgumentError(
+            f"--data {text!r} gives a {type(found).__name__}, and a dataset can be indexed or "
+            "iterated. Name a dataset, a list, or a function without arguments that returns one."
+        )
+    return found
+
+
+def _is_dataset(found: Any) -> bool:
+    return hasattr(found, "__getitem__") or hasattr(found, "__iter__")
+
+
 def _called(text: str, what: str, found: Any) -> Any:
     if isinstance(found, nn.Module) or not callable(found):
         return found
@@ -121,8 +144,9 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
     kind: Any = getattr(transformers, names[0], None) if names else None
     try:
         if with_weights:
+            as_saved = {dtype_argument(transformers): "auto"}
             model = (kind or auto).from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, local_files_only=True, trust_remote_code=False, **as_saved
             )
         else:
             settings = transformers.AutoConfig.from_pretrained(
@@ -137,6 +161,12 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
             f"MODEL {str(folder)!r}: transformers cannot load it: {in_one_line(error)}."
         ) from error
     return _check_model(str(folder), model)
+
+
+def dtype_argument(transformers: Any) -> str:
+    """What `from_pretrained` calls the dtype to load in."""
+    release = tuple(int(number) for number in transformers.__version__.split(".")[:2])
+    return "dtype" if release >= RENAMED_DTYPE else "torch_dtype"
 
 
 def in_one_line(error: Exception) -> str:

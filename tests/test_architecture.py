@@ -33,6 +33,7 @@ LEVELS = [
     {"batches"},
     {"extraction"},
     {"bench", "demo", "huggingface", "site_tree"},
+    {"datasets"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""

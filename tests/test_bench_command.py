@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from fastcap import cli
-from fastcap.bench import Floors, charts, command, report, timing
+from fastcap.bench import Floors, charts, report, timing
+from fastcap.cli import app
+from fastcap.cli.command import spread
 
 MODELS = """
 import torch
 from torch import nn
-
-class Config:
-    vocab_size = 10
 
 def make_model():
     print("loading")
@@ -26,7 +24,7 @@ def make_model():
 
 def make_configured():
     model = make_model()
-    model.config = Config()
+    model.get_input_embeddings = lambda: model[0]
     return model
 
 def make_batch():
@@ -52,8 +50,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def invoke(*arguments: str) -> Result:
-    words = cli.spread(["bench", *arguments])
-    return CliRunner().invoke(cli.make_app(), [*words, "--rounds", "2", "--passes", "2"])
+    words = spread(["bench", *arguments])
+    return CliRunner().invoke(app.make_app(), [*words, "--rounds", "2", "--passes", "2"])
 
 
 ASKED = ("benchmodels:make_model", "--example", "benchmodels:make_batch", "--sites", "{1..4}")
@@ -108,10 +106,9 @@ def test_a_way_that_differs_is_a_status() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (ASKED[:3], "--sites 'layers.*'. The names are listed by: fastcap sites benchmodels:"),
-        ((ASKED[0], "--sites", "1"), "no config.vocab_size to draw token ids from"),
-        ((*ASKED, "--positions", "1:a"), "'1:a' is none of: all, -1, 0:64, 0,5,-1"),
-        ((*ASKED, "--positions", "last"), "'last' is none of: all, -1, 0:64, 0,5,-1"),
+        ((ASKED[0], "--sites", "1"), "how many token ids it has, as models of transformers do."),
+        ((*ASKED, "--positions", "1:a"), "--positions '1:a' cannot be read. Give an int (-1)"),
+        ((*ASKED, "--positions", "last"), "Measure with an int, a slice or a list of ints."),
         ((*ASKED, "--disk", "nowhere"), "--disk 'nowhere' is no folder. Name one that exists."),
         ((*ASKED, "--device", "nonsense"), "--device 'nonsense': the model cannot be moved there"),
         ((*ASKED[:4], "9"), "Module '9' not found in model."),
@@ -134,7 +131,7 @@ def test_without_matplotlib_a_page_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(charts, "find_spec", lambda name: None)
-    monkeypatch.setattr(command, "make_report", None)
+    monkeypatch.setattr(report, "make_report", None)
     result = invoke(*ASKED, "--html", "report.html")
     assert result.exit_code == 1
     assert "pip install 'torch-fastcap[bench]'" in result.stderr

@@ -204,7 +204,7 @@ def test_fastcap_does_not_import_this_and_this_imports_no_extra() -> None:
         "before = set(sys.modules)\n"
         "import fastcap\n"
         "assert 'fastcap.bench' not in sys.modules\n"
-        "import fastcap.bench, fastcap.bench.command, fastcap.bench.page\n"
+        "import fastcap.bench, fastcap.bench.page\n"
         "added = set(sys.modules) - before\n"
         "assert not added & {'matplotlib', 'pytest', 'rich', 'transformers', 'typer'}, added\n"
     )
