@@ -27,10 +27,11 @@ import torch
 from benchmarks.checkout import RESULTS, Checkout, describe_checkout
 from benchmarks.grid import grid
 from benchmarks.hidden_states import llama_case, output_hidden_states
+from benchmarks.run import as_rounds
 from benchmarks.workloads import Workload, build_case
 from fastcap.bench import Case, Floors, Machine, Overhead, describe_machine, measure_floors, predict
 from fastcap.bench.floors import predict_archive
-from fastcap.bench.overhead import measure
+from fastcap.bench.overhead import N_ROUNDS, measure
 from fastcap.bench.report import (
     INTERVAL,
     aligned,
@@ -50,7 +51,6 @@ from fastcap.bench.ways import (
 )
 from fastcap.host_memory import format_bytes
 
-FEWEST_ROUNDS = 7
 CANNOT_START = 2
 HIDDEN_STATES = "output_hidden_states"
 
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         floors=measure_floors(options.device, folder=options.out),
     )
     outcomes = [_run(name, make, options.rounds) for name, make in chosen.items()]
-    path = write(options.out, setting, outcomes)
+    path = write(options.out, setting, outcomes, options.only or ())
     _say(f"Written to {path} and .md")
     return 0 if all(outcome.overhead.is_equal for outcome in outcomes) else 1
 
@@ -117,7 +117,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", help="workloads whose names begin so")
-    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="timed rounds")
+    parser.add_argument("--rounds", type=as_rounds, default=N_ROUNDS, help="timed rounds")
     parser.add_argument("--out", type=Path, default=Path(RESULTS), help="folder for the results")
     parser.add_argument(
         "--allow-dirty", action="store_true", help="measure a working tree with changes"
@@ -264,9 +264,12 @@ def _card(setting: Setting) -> Mapping[str, str]:
     }
 
 
-def write(folder: Path, setting: Setting, outcomes: Sequence[Outcome]) -> Path:
-    """Write both files; returns the path of the JSON."""
-    path = folder / f"{setting.date[:10]}-suite-{setting.machine.tag}.json"
+def write(
+    folder: Path, setting: Setting, outcomes: Sequence[Outcome], only: Sequence[str] = ()
+) -> Path:
+    """Write both files, named after what was chosen; returns the path of the JSON."""
+    what = "-".join(("suite", *only))
+    path = folder / f"{setting.date[:10]}-{what}-{setting.machine.tag}.json"
     path.write_text(json.dumps(document(setting, outcomes), indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(setting, outcomes))
     return path

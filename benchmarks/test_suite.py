@@ -87,7 +87,7 @@ def test_a_run_writes_figures_floors_and_where_they_come_from(
     monkeypatch.setattr(suite, "measure_floors", lambda *a, **o: Floors(8.0, 4.0, 2.0, 1.0))
     arguments = ["--device", "cpu", "--only", "tiny-last", "--rounds", "2", "--allow-dirty"]
     assert suite.main([*arguments, "--out", str(tmp_path / "results")]) == 0
-    (path,) = (tmp_path / "results").glob("*.json")
+    (path,) = (tmp_path / "results").glob("*-suite-tiny-last-*-cores.json")
     written = json.loads(path.read_text())
     assert set(written["workloads"]) == {"tiny-last"}
     of_workload = written["workloads"]["tiny-last"]
