@@ -29,7 +29,7 @@ LEVELS = [
     {"results", "beside", "earlier"},
     {"archiving"},
     {"streams"},
-    {"activations", "representations"},
+    {"activations", "representations", "planning"},
     {"batches"},
     {"extraction"},
     {"bench", "demo", "huggingface", "site_tree"},

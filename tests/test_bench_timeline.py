@@ -16,6 +16,7 @@ from fastcap.bench import Span, Timeline, make_case, record_timeline, recording
 from fastcap.bench.recording import Recorder, RecordingAccelerator, RecordingTwin
 from fastcap.budget import Budget
 from fastcap.devices.simulated import Costs
+from fastcap.errors import SaveError
 from tests.support.devices import LoggedStreams, logged_accelerator
 from tests.support.virtual import Load, budget_of, model_of
 
@@ -140,6 +141,12 @@ def test_the_trace_is_json_in_microseconds_with_a_name_for_each_queue(tmp_path: 
     copy = events[-1]
     assert (copy["tid"], copy["ts"], copy["dur"]) == (2, 250_000.0, 250_000.0)
     assert copy["args"] == {"bytes": 64}
+
+
+def test_a_trace_that_cannot_be_written_says_where_and_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match=r"Cannot write .*file/trace\.json: "):
+        Timeline((), "this machine").write_trace(tmp_path / "file" / "trace.json")
 
 
 def test_without_copies_nothing_is_hidden() -> None:

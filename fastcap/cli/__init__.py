@@ -2,8 +2,8 @@
 
 app       the commands put together
 command   what all commands share: errors, exit codes, options of several values
-options   what options of several commands mean
-bench, demo, extract, inspect, sites   one command each: parse, call the library, print
+words     options that several commands have
+bench, demo, extract, inspect, plan, sites   one command each: parse, call the library, print
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from fastcap import locate
 from fastcap.bench import Case, charts, make_case, page, report
 from fastcap.bench.ways import check_sites_fire
 from fastcap.cli.command import STATUS_ERROR, command, to_stderr
-from fastcap.cli.options import move_model, parse_positions
+from fastcap.cli.words import move, parse_positions
 from fastcap.datasets.opening import vocabulary_size
 from fastcap.errors import ArgumentError, FastcapError
 
@@ -79,7 +79,7 @@ def bench(
     with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
         loaded = locate.load_model(model, with_weights=True)
         if device is not None:
-            loaded = move_model(loaded, device)
+            loaded = move(loaded, device)
         batch = _random_batch(loaded, batch_size, tokens) if example is None else None
         batch = locate.load_example(example) if example is not None else batch
         case = make_case(loaded, [batch], sites, positions=taken, inputs=inputs)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import nn
 
@@ -18,7 +17,7 @@ from fastcap import locate
 from fastcap.archive.reader import Archive
 from fastcap.cli.command import command
 from fastcap.cli.inspect import summarise
-from fastcap.cli.options import move_model, parse_positions
+from fastcap.cli.words import move, parse_dtype, parse_positions
 from fastcap.datasets import LabelCollator, LineFile
 from fastcap.datasets.opening import open_dataset, vocabulary_size
 from fastcap.errors import ArgumentError
@@ -95,11 +94,11 @@ def extract(
     run after the pass under way, with what is complete saved (exit codes 130, 143 and 138). Give
     MODEL before --sites, which takes several values, and quote patterns.
     """
-    taken = parse_positions(positions), _parse_dtype(dtype)
+    taken = parse_positions(positions), parse_dtype(dtype)
     with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
         loaded = locate.load_model(model, with_weights=True)
         if device is not None:
-            loaded = move_model(loaded, device)
+            loaded = move(loaded, device)
         texts = _Texts(model, tokenizer, text_key, labels or [], max_tokens, padding_side)
         dataset = open_dataset(
             data,
@@ -142,17 +141,6 @@ def _tell(archive: Archive) -> None:
         f"site{'' if n_sites == 1 else 's'}: {format_bytes(found['bytes'])}."
     )
     typer.echo(f"To look at it: fastcap inspect {shlex.quote(found['path'])}")
-
-
-def _parse_dtype(text: str | None) -> torch.dtype | None:
-    if text is None:
-        return None
-    found = getattr(torch, text.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise ArgumentError(
-            f"--dtype {text!r} is no dtype of torch. Give one such as float32, float16 or bfloat16."
-        )
-    return found
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What options of several commands mean."""
+"""Options that several commands have: from words to values."""
 
 from __future__ import annotations
 
@@ -37,12 +37,20 @@ def parse_positions(text: str | None) -> Positions:
     return slice(*(int(part) if part.strip() else None for part in parts))
 
 
-def move_model(model: nn.Module, device: str) -> nn.Module:
-    """The model on a device.
+def parse_dtype(text: str | None) -> torch.dtype | None:
+    """`bfloat16` or `torch.bfloat16`."""
+    if text is None:
+        return None
+    found = getattr(torch, text.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ArgumentError(
+            f"--dtype {text!r} is no dtype of torch. Give one such as float32, float16 or bfloat16."
+        )
+    return found
 
-    Raises:
-        ArgumentError: It cannot be moved there.
-    """
+
+def move(model: nn.Module, device: str) -> nn.Module:
+    """The model on a device."""
     try:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
