@@ -32,7 +32,7 @@ LEVELS = [
     {"activations", "representations", "planning"},
     {"batches"},
     {"extraction"},
-    {"demo", "huggingface", "site_tree"},
+    {"bench", "demo", "huggingface", "site_tree"},
     {"datasets"},
     {"cli"},
 ]
