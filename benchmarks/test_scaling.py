@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import BASES, SERIES, measure_point, workload, write
-from benchmarks.timing import Ratio
+from fastcap.bench.timing import Ratio
 
 
 def test_a_point_is_held_against_both_ways() -> None:

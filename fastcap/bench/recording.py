@@ -102,10 +102,11 @@ class RecordingCpu(SynchronousDevice):
     def stamp(self) -> Stamp:
         return _now()
 
-    def place(self, value: Tensor, target: Tensor) -> None:
+    def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
         start = _now()
-        super().place(value, target)
-        self._recorder.note(start, _now(), MODEL_THREAD, COPY, target.nbytes)
+        placed = super().place(value, dtype, target)
+        self._recorder.note(start, _now(), MODEL_THREAD, COPY, placed.nbytes)
+        return placed
 
 
 class RecordingAccelerator(AcceleratorDevice):
