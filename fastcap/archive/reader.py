@@ -218,6 +218,8 @@ class Archive:
             tensors = self._files.tensors(path)
         except SafetensorError as error:
             raise ArchiveFormatError(f"{path} is no safetensors file: {error}.") from error
+        except (MemoryError, RuntimeError) as error:
+            raise ArchiveError(f"Cannot map {path}: {error}.") from error
         if not _holds(tensors[SAMPLES], group.samples):
             raise ArchiveFormatError(f"{path} holds other samples than its journal says.")
         for name in record.streams:

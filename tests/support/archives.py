@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastcap.archive.files import LocalFiles
 from fastcap.archive.layout import DTYPES, JOURNAL, META, StreamSpec
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.meta import Meta, new_meta
-from fastcap.archive.reader import Archive, open_archive
+from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
 
 STREAMS = (
@@ -39,6 +40,7 @@ def text_of(sample: int, salt: int = 0) -> str:
     return TEXTS[(sample + salt) % len(TEXTS)] + str(salt or "")
 
 
+@lru_cache(maxsize=1 << 14)
 def value_of(spec: StreamSpec, sample: int, salt: int = 0) -> Tensor:
     """The value of one sample, drawn from its id: any bytes, NaNs among them.
 
@@ -237,7 +239,3 @@ def with_crc(meta: bytes) -> bytes:
 
 def all_files(root: Path) -> Iterator[Path]:
     yield from sorted(path for path in root.rglob("*") if path.is_file())
-
-
-def reopen(root: Path) -> Archive:
-    return open_archive(root)
