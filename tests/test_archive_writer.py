@@ -199,7 +199,7 @@ def test_after_an_error_a_writer_is_dead_and_says_what_is_safe(tmp_path: Path) -
     )  # journal, meta, 4 streams, 1 together
     append(writer, [0, 1])
     writer.commit()
-    path = next(root.glob("w-*")) / "000001-001.safetensors.tmp"
+    path = next(root.glob("w-*")) / "000001-000.safetensors.tmp"
     message = (
         f"Making {path} failed: No space left on device, 12.3 MB free there. Everything "
         "committed before is intact (samples of this run: 2). Once the cause is gone, run the "
