@@ -33,7 +33,7 @@ class Question:
         name: What tables and files call it.
         what: The same in words.
         n_samples: Samples in a timed run.
-        n_memory_samples: Samples in a run whose memory is measured.
+        n_memory_samples: Samples in a run whose memory is measured; `None` where none is.
         n_tokens: Tokens of each sample.
         batch_size: Samples per pass.
         layers: Blocks whose output, the residual stream after them, is captured.
@@ -45,7 +45,7 @@ class Question:
     name: str
     what: str
     n_samples: int
-    n_memory_samples: int
+    n_memory_samples: int | None
     n_tokens: int
     batch_size: int
     layers: tuple[int, ...]
@@ -66,17 +66,17 @@ class Question:
 
 GPT2 = Shape()
 QUESTIONS = (
-    Question("residual", "all layers, all tokens", 16, 32, 128, 4, tuple(range(12))),
-    Question("last", "all layers, last token", 12, 32, 128, 4, tuple(range(12)), position=-1),
-    Question("stop", "layer 5 of 12, passes end there", 16, 32, 128, 4, (5,), stop=True),
-    Question("disk", "layer 11, all tokens, to disk", 16, 32, 128, 4, (11,), to_disk=True),
+    Question("residual", "all layers, all tokens", 16, 24, 128, 4, tuple(range(12))),
+    Question("last", "all layers, last token", 8, 24, 128, 4, tuple(range(12)), position=-1),
+    Question("stop", "layer 5 of 12, passes end there", 16, None, 128, 4, (5,), stop=True),
+    Question("disk", "layer 11, all tokens, to disk", 8, 24, 128, 4, (11,), to_disk=True),
 )
 
 TINY_SHAPE = Shape(n_layers=2, width=16, n_heads=2, vocab_size=32, n_positions=16)
 TINY_QUESTIONS = (
     Question("residual", "all layers, all tokens", 6, 6, 8, 2, (0, 1)),
     Question("last", "all layers, last token", 6, 6, 8, 2, (0, 1), position=-1),
-    Question("stop", "layer 0 of 2, passes end there", 6, 6, 8, 2, (0,), stop=True),
+    Question("stop", "layer 0 of 2, passes end there", 6, None, 8, 2, (0,), stop=True),
     Question("disk", "layer 1, all tokens, to disk", 6, 6, 8, 2, (1,), to_disk=True),
 )
 
@@ -143,5 +143,5 @@ def as_fields(question: Question, shape: Shape) -> dict[str, Any]:
     return {
         **asdict(question),
         "result_bytes": question.result_bytes(shape, question.n_samples),
-        "memory_result_bytes": question.result_bytes(shape, question.n_memory_samples),
+        "memory_result_bytes": question.result_bytes(shape, question.n_memory_samples or 0),
     }

@@ -96,7 +96,8 @@ def load_transformer_lens(folder: Path) -> Prepare:
             for rows, ids in batches(token_ids, question):
                 _, cache = bridge.run_with_cache(ids, **options)
                 for site, name in zip(question.sites, names, strict=True):
-                    collector.add(site, rows, cache[name])
+                    value = cache[name]  # of one position, the dimension stays
+                    collector.add(site, rows, value if question.position is None else value[:, 0])
             return collector.result()
 
         return Run(capture, hf_model)

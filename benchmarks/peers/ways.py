@@ -91,17 +91,10 @@ PEERS = (NNSIGHT, TRANSFORMER_LENS, SAE_LENS)
 TIMED = (HOOKLESS, FASTCAP, *PEERS)
 
 
-def answers(way: str, question: Question) -> bool:
-    """Whether a way is measured on a question; `why_not` says why not."""
-    return why_not(way, question) is None
-
-
 def why_not(way: str, question: Question) -> str | None:
     """Why a way has no answer to a question, for the report; `None` where it has one."""
     if question.to_disk and way in (NNSIGHT, TRANSFORMER_LENS):
         return f"{way} writes no files: what to do with a tensor on disk is the caller's."
-    if question.to_disk and way == HOOKLESS:
-        return "a pass without capture has nothing to write"
     if question.stop and way == SAE_LENS:
         return (
             "sae-lens ends passes early for the hook names of HookedTransformer only; those of "
