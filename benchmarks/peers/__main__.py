@@ -27,11 +27,12 @@ import fastcap
 from benchmarks.floors import measure_floors
 from benchmarks.machine import RESULTS, Checkout, describe_checkout, describe_machine
 from benchmarks.peers import report
-from benchmarks.peers.questions import SIZES, Question, write_model
+from benchmarks.peers.questions import SIZES, Question
 from benchmarks.peers.team import (
     NEWER_TRANSFORMER_LENS,
     Place,
     Team,
+    build_model,
     measure,
     peak_in_child,
 )
@@ -138,9 +139,8 @@ def installed_versions() -> dict[str, str]:
 
 
 def _answer_all(place: Place, ways: Sequence[str], n_rounds: int) -> list[report.Answer]:
-    shape, questions = SIZES[place.size]
-    place.model.mkdir()
-    write_model(place.model, shape)
+    questions = SIZES[place.size][1]
+    build_model(place)
     _write_oracles(place, questions)
     answers = []
     with Team(ways, place) as team:

@@ -118,7 +118,8 @@ def write_model(folder: Path, shape: Shape) -> None:
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     words = {f"t{i}": i for i in range(shape.vocab_size)}
-    tokenizer = PreTrainedTokenizerFast(
+    make_tokenizer: Any = PreTrainedTokenizerFast  # it has no types
+    tokenizer = make_tokenizer(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")),
         pad_token="t0",
         bos_token="t0",

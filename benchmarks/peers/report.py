@@ -26,20 +26,20 @@ TIME_BAR = 1.03
 """The most that the upper end of the interval of fastcap's time over a peer's may be."""
 
 NOTES = (
-    "Every way runs in a process of its own; within a round they take turns batch by batch, in "
-    "another order each round, and only their own turns count.",
+    """Every way runs in a process of its own; within a round they take turns batch by batch, in
+    another order each round, and only their own turns count.""",
     f"{INTERVAL}.",
-    "rows: the caller copies each batch into a result allocated before, which is the best a caller "
-    "can do, and what times are compared with. lists: one list per site and `torch.cat` at the "
-    "end, which is what examples do. fastcap makes its result itself.",
-    "Peak added: the most that was resident during a run over what was before it, less the same of "
-    "hookless; in a fresh process, freed memory being returned at once.",
-    "Values: how many differ in bits from those of the oracle, fastcap/reference.py, on the same "
-    "model with its default attention.",
-    "transformer-lens is TransformerBridge with raw weights: nothing is folded or centred. It sets "
-    "the model's attention to eager, and runs attention in code of its own.",
-    "sae-lens writes Arrow files with the token ids beside the activations; fastcap writes one "
-    "safetensors file, and waits until it is on the disk.",
+    """rows: the caller copies each batch into a result allocated before, which is the best a caller
+    can do, and what times are compared with. lists: one list per site and `torch.cat` at the end,
+    which is what examples do. fastcap makes its result itself.""",
+    """Peak added: the most that was resident during a run over what was before it, less the same
+    of hookless; in a fresh process, freed memory being returned at once.""",
+    """Values: how many differ in bits from those of the oracle, fastcap/reference.py, on the same
+    model with its default attention.""",
+    """transformer-lens is TransformerBridge with raw weights: nothing is folded or centred. It sets
+    the model's attention to eager, and runs attention in code of its own.""",
+    """sae-lens writes Arrow files with the token ids beside the activations; fastcap writes one
+    safetensors file, and waits until it is on the disk.""",
 )
 
 
@@ -143,8 +143,10 @@ def _card_rows(setting: Setting) -> Iterable[tuple[str, str]]:
     floors = setting.floors
     yield (
         "floors",
-        f"copy into warm memory {floors.warm_gb_per_sec:.2f} GB/s, into rested memory "
-        f"{floors.rested_gb_per_sec:.2f} GB/s",
+        (
+            f"copy into warm memory {floors.warm_gb_per_sec:.2f} GB/s, into rested memory "
+            f"{floors.rested_gb_per_sec:.2f} GB/s"
+        ),
     )
 
 
@@ -152,20 +154,15 @@ def section(answer: Answer, setting: Setting) -> str:
     """One question's heading, table and remarks."""
     question = answer.question
     result = format_bytes(question.result_bytes(setting.shape, question.n_samples))
+    size = f"{question.n_samples} samples of {question.n_tokens} tokens"
     lines = [
         f"## {question.name}: {question.what}",
         "",
-        f"{question.n_samples} samples of {question.n_tokens} tokens, {question.batch_size} per "
-        f"pass: {result}.{_memory_run(question, setting.shape)}",
+        f"{size}, {question.batch_size} per pass: {result}.{_memory_run(question, setting.shape)}",
         "",
         *_table(answer, setting),
         "",
-        *_floor_remark(answer, setting),
-        *(f"* {way}: not measured. {why}" for way, why in answer.why_not.items()),
-        *(
-            f"* {way}, against the oracle with eager attention: {verdict}."
-            for way, verdict in answer.eager_verdicts.items()
-        ),
+        *(f"* {remark}" for remark in _remarks(answer, setting)),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -215,19 +212,22 @@ def _signed(n_bytes: int) -> str:
     return format_bytes(n_bytes) if n_bytes >= 0 else f"-{format_bytes(-n_bytes)}"
 
 
-def _floor_remark(answer: Answer, setting: Setting) -> Iterable[str]:
-    """The forward and one copy into rested memory: what no way in memory can go below."""
+def _remarks(answer: Answer, setting: Setting) -> list[str]:
+    remarks = []
     question = answer.question
-    if question.to_disk or question.stop or HOOKLESS not in answer.secs:
-        return
-    gigabytes = question.result_bytes(setting.shape, question.n_samples) / 1e9
-    forward = statistics.median(answer.secs[HOOKLESS])
-    floor = forward + gigabytes / setting.floors.rested_gb_per_sec
-    share = statistics.median(answer.secs[FASTCAP]) / floor
-    yield (
-        f"* The floor, forward and one copy into rested memory, is {floor:.3f} s; fastcap takes "
-        f"{share:.3f} times that."
-    )
+    if not question.to_disk and not question.stop:
+        gigabytes = question.result_bytes(setting.shape, question.n_samples) / 1e9
+        forward = statistics.median(answer.secs[HOOKLESS])
+        floor = forward + gigabytes / setting.floors.rested_gb_per_sec
+        share = statistics.median(answer.secs[FASTCAP]) / floor
+        remarks.append(
+            f"The floor, forward and one copy into rested memory, is {floor:.3f} s; fastcap takes "
+            f"{share:.3f} times that."
+        )
+    remarks += [f"{way}: not measured. {why}" for way, why in answer.why_not.items()]
+    for way, verdict in answer.eager_verdicts.items():
+        remarks.append(f"{way}, against the oracle with eager attention: {verdict}.")
+    return remarks
 
 
 def headline(answers: Sequence[Answer], setting: Setting) -> dict[str, Any]:
@@ -299,7 +299,8 @@ def markdown(answers: Sequence[Answer], setting: Setting) -> str:
 def _notes(answers: Sequence[Answer]) -> list[str]:
     used = {way for answer in answers for way in (*answer.secs, *answer.why_not)}
     absent = [way for way in PEERS if way not in used]
-    return [note for note in NOTES if not any(note.startswith(way) for way in absent)]
+    notes = [" ".join(note.split()) for note in NOTES]
+    return [note for note in notes if not any(note.startswith(way) for way in absent)]
 
 
 def bars(answers: Sequence[Answer]) -> str:

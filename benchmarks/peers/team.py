@@ -59,9 +59,8 @@ def environment_of(way: str, place: Place) -> dict[str, str]:
     return {**os.environ, **QUIET, **caches, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _command(task: str, way: str, place: Place, *more: str) -> list[str]:
-    module = "benchmarks.peers.worker"
-    return [sys.executable, "-m", module, task, way, place.size, str(place.model), *more]
+def _command(task: str, *more: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.peers.worker", task, *more]
 
 
 class WorkerError(RuntimeError):
@@ -80,7 +79,7 @@ class Worker:
         self._log = place.folder / f"{way.replace(' ', '-')}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                _command("serve", way, place),
+                _command("serve", way, place.size, str(place.model)),
                 cwd=place.folder,
                 env=environment_of(way, place),
                 stdin=subprocess.PIPE,
@@ -215,15 +214,30 @@ def _note(verdicts: dict[str, Verdict], way: str, fields: dict[str, Any] | None)
         verdicts[way] = verdict
 
 
+def build_model(place: Place) -> None:
+    """Write the model that every worker reads.
+
+    Raises:
+        WorkerError: The process failed; with the end of what it said.
+    """
+    place.model.mkdir()
+    _run_child("build", HOOKLESS, place, [place.size, str(place.model)])
+
+
 def peak_in_child(way: str, question: Question, collector: str, place: Place) -> Peak:
     """The memory of one run in a fresh process, freed memory being returned at once.
 
     Raises:
         WorkerError: The process failed or took too long; with the end of what it said.
     """
+    more = [way, place.size, str(place.model), question.name, collector]
+    return Peak(**json.loads(_run_child("peak", way, place, more).splitlines()[-1]))
+
+
+def _run_child(task: str, way: str, place: Place, more: Sequence[str]) -> str:
     try:
         child = subprocess.run(
-            _command("peak", way, place, question.name, collector),
+            _command(task, *more),
             cwd=place.folder,
             env={**environment_of(way, place), **RETURN_AT_ONCE},
             capture_output=True,
@@ -234,4 +248,4 @@ def peak_in_child(way: str, question: Question, collector: str, place: Place) ->
     except subprocess.SubprocessError as error:
         said = str(getattr(error, "stderr", None) or "")[-2000:]
         raise WorkerError(f"{error}\n{said}") from error
-    return Peak(**json.loads(child.stdout.splitlines()[-1]))
+    return child.stdout

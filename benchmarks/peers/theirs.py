@@ -35,37 +35,41 @@ def load_nnsight(folder: Path) -> Prepare:
     def prepare(
         question: Question, token_ids: Tensor, make: Callable[[int], Collector], _: Path
     ) -> Run:
-        blocks = [model.transformer.h[layer] for layer in question.layers]
-
-        def cache_batch(ids: Tensor) -> list[Tensor]:
-            with model.trace(ids) as tracer:
-                cache = tracer.cache(modules=blocks)
-            return [cache[f"model.{site}"].output for site in question.sites]
-
-        def save_batch(ids: Tensor) -> list[Tensor]:
-            with model.trace(ids) as tracer:
-                acts = nnsight.save([])
-                for block in blocks:
-                    whole = block.output
-                    acts.append(whole if question.position is None else whole[:, question.position])
-                if question.stop:
-                    tracer.stop()
-            return acts  # type: ignore[no-any-return]
-
         is_plain = question.position is None and not question.stop
-        run_batch = cache_batch if is_plain else save_batch
+        run_batch = _cache_with_nnsight if is_plain else _save_with_nnsight
 
         @torch.no_grad()
         def capture() -> Values:
             collector = make(len(token_ids))
             for rows, ids in batches(token_ids, question):
-                for site, value in zip(question.sites, run_batch(ids), strict=True):
+                values = run_batch(model, question, ids)
+                for site, value in zip(question.sites, values, strict=True):
                     collector.add(site, rows, value)
             return collector.result()
 
         return Run(capture, hf_model)
 
     return prepare
+
+
+def _cache_with_nnsight(model: Any, question: Question, ids: Tensor) -> list[Tensor]:
+    blocks = [model.transformer.h[layer] for layer in question.layers]
+    with model.trace(ids) as tracer:
+        cache = tracer.cache(modules=blocks)
+    return [cache[f"model.{site}"].output for site in question.sites]
+
+
+def _save_with_nnsight(model: Any, question: Question, ids: Tensor) -> list[Tensor]:
+    import nnsight
+
+    with model.trace(ids) as tracer:
+        acts = nnsight.save([])
+        for layer in question.layers:
+            value = model.transformer.h[layer].output
+            acts.append(value if question.position is None else value[:, question.position])
+        if question.stop:
+            tracer.stop()
+    return acts  # type: ignore[no-any-return]
 
 
 def load_transformer_lens(folder: Path) -> Prepare:

@@ -1,14 +1,17 @@
 """A process that runs one way, and waits before every forward pass when told to.
 
+    python -m benchmarks.peers.worker build SIZE FOLDER
     python -m benchmarks.peers.worker serve WAY SIZE FOLDER
     python -m benchmarks.peers.worker peak WAY SIZE FOLDER QUESTION COLLECTOR
 
-`serve` reads one command per line from stdin and answers each with one line of JSON on stdout.
+`build` writes the model. `serve` reads one command per line from stdin and answers each with one
+line of JSON on stdout:
 
-    {"prepare": question, "n_samples": n, "oracle": file or null}    -> {"ready": true}
-    {"run": true}        -> {"waits": true} before each forward pass, until a line "go"; then
-                            {"secs": ..., "verdict": {...} or null}
-    {"write": file}      -> {"wrote": true}: the values of a run without waiting
+    {"prepare": question, "n_samples": n, "oracle": file or null}
+                        {"ready": true}
+    {"run": true}       {"waits": true} before each forward pass, until a line "go"; at the end
+                        {"secs": ..., "verdict": {...} or null}
+    {"write": file}     {"wrote": true}, when the values of a run without waiting are in the file
 
 What passes while it waits is not counted. `peak` runs once and prints the memory it took.
 """
@@ -29,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.memory import Peak, reset_peak, resident_bytes
 from benchmarks.peers.judge import compare
-from benchmarks.peers.questions import SIZES, Question, draw_token_ids, find_question
+from benchmarks.peers.questions import SIZES, Question, draw_token_ids, find_question, write_model
 from benchmarks.peers.ways import COLLECTORS, Run, Values, load
 from benchmarks.timing import give_back_memory
 
@@ -156,6 +159,10 @@ def measure_peak(runner: Runner, question: Question, collector: str) -> Peak:
 def main(arguments: list[str]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    if arguments[0] == "build":
+        _, size, folder = arguments
+        write_model(Path(folder), SIZES[size][0])
+        return
     task, way, size, folder, *rest = arguments
     with tempfile.TemporaryDirectory() as scratch:
         runner = Runner(way, size, Path(folder), Path(scratch))
