@@ -238,9 +238,8 @@ def test_ways_take_turns_before_every_forward_pass(model_folder: Path, tmp_path:
         workers.prepare([HOOKLESS, ORACLE], RESIDUAL, 4, None)
         ThreadWorker.told.clear()
         answers = workers.play_round([ORACLE, HOOKLESS])
-    assert (
-        ThreadWorker.told == [ORACLE, HOOKLESS] * 3
-    )  # started, then let go before each of two passes
+    # Each is started once, and let go before each of its two passes.
+    assert ThreadWorker.told == [ORACLE, HOOKLESS] * 3
     assert set(answers) == {ORACLE, HOOKLESS}
 
 
