@@ -28,6 +28,7 @@ check: $(SETUP)
 
 bench: $(SETUP)
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.suite
 
 PROGRAMS ?= 10000
 SCHEDULES ?= 10

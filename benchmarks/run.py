@@ -21,19 +21,20 @@ from pathlib import Path
 import torch
 
 from benchmarks import memory, report
-from benchmarks.floors import measure_floors
-from benchmarks.machine import RESULTS, Checkout, describe_checkout, describe_machine
+from benchmarks.checkout import RESULTS, Checkout, describe_checkout
 from benchmarks.models import model_bytes
 from benchmarks.slices import play_round
-from benchmarks.timing import (
+from benchmarks.ways import ORACLE, WAYS, Values, Verifier
+from benchmarks.workloads import WORKLOADS, Case, Workload, build_case
+from fastcap.bench.floors import measure_floors
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import (
     FEWEST_ROUNDS,
     Round,
     measure_rounds,
     run_one_after_another,
     synchroniser,
 )
-from benchmarks.ways import ORACLE, WAYS, Values, Verifier
-from benchmarks.workloads import WORKLOADS, Case, Workload, build_case
 
 CANNOT_START = 2
 

@@ -142,6 +142,83 @@ def _list(
         ) from error
 
 
+@command
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:attribute (a module, or a function that returns one), or a local "
+            "folder that transformers can load.",
+        ),
+    ],
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(help="What to capture: several names or patterns, in quotes."),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:attribute",
+            help="The batch to run, or a function that returns one. Without it, random token ids.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of random token ids.")] = 8,
+    tokens: Annotated[int, typer.Option(min=1, help="Random token ids of each sample.")] = 128,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
+    ] = None,
+    positions: Annotated[
+        str, typer.Option(help="What to take of each value: all, -1, 0:64, or 0,5,-1.")
+    ] = "all",
+    device: Annotated[
+        str | None, typer.Option(help="Where to move the model, such as cuda.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed rounds.")] = 7,
+    passes: Annotated[
+        int | None, typer.Option(min=1, help="Passes of one run. By default half a second of them.")
+    ] = None,
+    disk: Annotated[
+        Path | None, typer.Option(help="Folder whose disk is measured as a floor.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures here.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write the timeline here, for ui.perfetto.dev.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Measure what capturing costs on a model: without capture, with a plain hook, with fastcap.
+
+    The ways take turns in every round; each value is compared with the oracle's. Exit status 1 if
+    one differs. Give MODEL before --sites, which takes several values.
+    """
+    from fastcap.bench import command, page, report
+
+    question = command.Question(
+        model,
+        sites or (),
+        example,
+        batch_size,
+        tokens,
+        inputs,
+        positions,
+        device,
+        rounds,
+        passes,
+        disk,
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the report
+        found = command.run_bench(question, draws=html is not None, announce=_to_stderr)
+    if html is not None:
+        page.write(found, html)
+    if trace is not None:
+        found.timeline.write_trace(trace)
+    typer.echo(report.as_json(found) if json else report.as_text(found))
+    if not found.is_equal:
+        raise typer.Exit(STATUS_ERROR)
+
+
 def _to_stderr(line: str) -> None:
     typer.echo(line, err=True)
 

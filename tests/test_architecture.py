@@ -32,7 +32,7 @@ LEVELS = [
     {"activations", "representations"},
     {"batches"},
     {"extraction"},
-    {"demo", "huggingface", "site_tree"},
+    {"bench", "demo", "huggingface", "site_tree"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""

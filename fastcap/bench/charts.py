@@ -1,0 +1,163 @@
+"""The pictures of a report, drawn by matplotlib: readable without colour, a unit on every axis."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from fastcap.bench.report import Report
+from fastcap.bench.timeline import COPY, DELIVER, FORWARD, PACK, WAIT, Span, Timeline
+from fastcap.bench.ways import FASTCAP, HOOK
+from fastcap.errors import MissingExtraError
+from fastcap.host_memory import format_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 8.5  # inches; the page scales it
+MARKS = {HOOK: ("o", "--", "white"), FASTCAP: ("s", "-", "black")}
+"""A way's marker, line and fill."""
+FILLS = {FORWARD: "0.82", PACK: "0.55", COPY: "0.15", DELIVER: "0.4", WAIT: "white"}
+LEAST_SHARE = 0.002  # of the width: what is shorter would not be seen
+
+
+def check_matplotlib() -> None:
+    """Raise before anything is measured.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError(
+            "The pictures need matplotlib, which is not installed: "
+            "pip install 'torch-fastcap[bench]'."
+        )
+
+
+def overhead_figure(report: Report) -> Figure:
+    """Time over that of hookless, by bytes captured per pass."""
+    figure, axes = _new_figure(3.6)
+    points = report.points
+    xs = [max(point.captured_bytes / point.n_passes, 1) for point in points]
+    highest = 1.05
+    for number, way in enumerate((HOOK, FASTCAP)):
+        marker, line, fill = MARKS[way]
+        ratios = [point.ratios[way] for point in points]
+        medians = [ratio.median for ratio in ratios]
+        highest = max(highest, *(1 + 1.6 * (ratio.median - 1) for ratio in ratios))
+        highest = max(highest, *(min(ratio.high, 2 * ratio.median) for ratio in ratios))
+        ends = [
+            [ratio.median - min(ratio.low, ratio.median) for ratio in ratios],
+            [max(ratio.high, ratio.median) - ratio.median for ratio in ratios],
+        ]
+        axes.errorbar(
+            [x * 1.05 ** (2 * number - 1) for x in xs],  # side by side where they coincide
+            medians,
+            yerr=ends,
+            marker=marker,
+            linestyle=line,
+            color="black",
+            markerfacecolor=fill,
+            capsize=4,
+            label=way,
+        )
+    axes.axhline(1.0, color="0.5", linewidth=1, linestyle=":", label="no capture")
+    lows = [min(point.ratios[way].low for point in points) for way in (HOOK, FASTCAP)]
+    axes.set_ylim(max(min(*lows, 0.98) - 0.02, 0.7), highest * 1.03)
+    axes.set_xscale("log")
+    axes.set_xlim(xs[0] / 1.6, xs[-1] * 1.6)
+    axes.minorticks_off()
+    labels = [
+        f"{format_bytes(x)}\n{_count(len(p.sites), 'site')}"
+        for x, p in zip(xs, points, strict=True)
+    ]
+    axes.set_xticks(xs, labels)
+    axes.set_xlabel("captured per pass (bytes, logarithmic)")
+    axes.set_ylabel("time of a run (hookless = 1)")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False)
+    return figure
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def floors_figure(report: Report) -> Figure:
+    """How much of fastcap's time each floor would take by itself."""
+    shares = dict(sorted(report.floor_shares.items(), key=lambda item: item[1]))
+    figure, axes = _new_figure(0.9 + 0.42 * len(shares))
+    percents = [100 * share for share in shares.values()]
+    axes.barh(list(shares), percents, height=0.6, color="0.75", edgecolor="black")
+    axes.axvline(100, color="black", linestyle=":", linewidth=1)
+    right = max(100.0, *percents) * 1.16
+    secs = report.whole.median_secs(FASTCAP)
+    for row, (percent, share) in enumerate(zip(percents, shares.values(), strict=True)):
+        text = f"{percent:.3g} %  ({_seconds(share * secs)})"
+        is_long = percent > 0.75 * right
+        axes.text(
+            percent - 0.01 * right if is_long else percent + 0.01 * right,
+            row,
+            text,
+            va="center",
+            ha="right" if is_long else "left",
+            backgroundcolor="0.75" if is_long else "white",
+            bbox=None if is_long else {"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+    axes.set_xlim(0, right)
+    axes.set_xlabel(f"share of fastcap's time for a run, {_seconds(secs)} (%)")
+    return figure
+
+
+def _seconds(secs: float) -> str:
+    return f"{secs:.3g} s" if secs >= 1 else f"{1e3 * secs:.3g} ms"
+
+
+def timeline_figure(timeline: Timeline) -> Figure:
+    """What ran when: a row for each kind of work on each queue."""
+    rows: dict[tuple[str, str], list[Span]] = {}
+    for queue in timeline.queues:
+        for kind in FILLS:
+            spans = [s for s in timeline.spans if (s.queue, s.kind) == (queue, kind)]
+            if spans:
+                rows[queue, kind] = spans
+    figure, axes = _new_figure(1.0 + 0.42 * max(len(rows), 1))
+    scale, unit = (1.0, "s") if timeline.end_secs >= 2 else (1e3, "ms")
+    least = LEAST_SHARE * timeline.end_secs * scale
+    for number, ((_, kind), spans) in enumerate(rows.items()):
+        bars = [(s.start_secs * scale, max(s.secs * scale, least)) for s in spans]
+        axes.broken_barh(
+            bars, (number - 0.32, 0.64), facecolor=FILLS[kind], edgecolor="black", linewidth=0.4
+        )
+    axes.set_yticks(range(len(rows)), [f"{queue}: {kind}" for queue, kind in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, timeline.end_secs * scale * 1.01 or 1)
+    axes.set_xlabel(f"time since the start ({unit}, of {timeline.clock})")
+    return figure
+
+
+def _new_figure(height: float) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """An `<svg>` element for a page; `name` keeps its ids apart from those of other pictures."""
+    import matplotlib as mpl
+
+    written = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    rename: Callable[[re.Match[str]], str] = lambda found: f"{found[1]}{name}-{found[2]}"  # noqa: E731
+    svg = re.sub(r'(\bid=")([^"]+)', rename, svg)
+    svg = re.sub(r'(href="#)([^"]+)', rename, svg)
+    return re.sub(r"(url\(#)([^)]+)", rename, svg)
