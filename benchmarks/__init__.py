@@ -3,6 +3,7 @@
 python -m benchmarks.run                  one workload, in interleaved rounds, with a report
 python -m benchmarks.suite                every workload of the grid that this machine can run
 python -m benchmarks.imports              what `import fastcap` adds to `import torch`
+python -m benchmarks.gpu                  everything that is to be measured on a GPU, in one report
 pytest benchmarks --benchmark-enable      small workloads, for comparing two commits
 
 models      the decoder that is captured from
@@ -13,6 +14,6 @@ memory      each way's peak, in a process of its own
 checkout    which code was measured
 report      the card, the table, the JSON and the Markdown of one workload
 
-Timing, intervals, floors, equality and the suite's ways are those of `fastcap.bench`, which has them
-for everybody.
+Timing, intervals, floors, equality and the suite's ways are those of `fastcap.bench`, which has
+them for everybody.
 """
