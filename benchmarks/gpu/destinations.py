@@ -88,19 +88,24 @@ def slot_budget(pass_bytes: int, n_sites: int) -> dict[str, int]:
 
 
 def slots(question: Question, on_batch: OnBatch | None) -> Outcome:
-    """`stream(zero_copy=True)` with room for two passes; each batch goes before the next is asked."""
+    """`stream(zero_copy=True)` with slots for two passes.
+
+    Each batch is dropped before the next is asked for: what is lent goes back before the next pass
+    needs it. `enumerate` would keep it.
+    """
     case, last, first = question.case, dict[str, Tensor](), 0
-    budget = slot_budget(question.pass_bytes, len(case.sites))
-    with _open_stream(case, budget) as run:
-        for number, records in enumerate(run):
+    n_left = len(case.batches)
+    with _open_stream(case, slot_budget(question.pass_bytes, len(case.sites))) as run:
+        while (records := next(run, None)) is not None:
+            n_left -= 1
             values = dict(records)
             if on_batch is not None:
                 on_batch(values, first)
-            if number + 1 == len(case.batches):
+            if n_left == 0:
                 last = values
             else:
                 first += question.built.subject.batch_size
-            del values, records  # what is lent goes back now, and not while the next pass runs
+            del values, records
         counted = asdict(run.statistics())
     return Outcome(iter([(last, first)]), counted)
 
@@ -109,10 +114,12 @@ def slots_in_a_loop(question: Question, on_batch: OnBatch | None) -> Outcome:
     """The same as most would write it: fastcap's own budgets, and a loop whose variable holds a
     batch until it is given the next.
     """
-    case, values, first = question.case, dict[str, Tensor](), 0
+    case, size = question.case, question.built.subject.batch_size
+    values, first = dict[str, Tensor](), -size
     with _open_stream(case, {}) as run:
-        for number, records in enumerate(run):
-            values, first = dict(records), number * question.built.subject.batch_size
+        for records in run:
+            values = dict(records)
+            first += size
             if on_batch is not None:
                 on_batch(values, first)
         counted = asdict(run.statistics())

@@ -21,6 +21,7 @@ from benchmarks.gpu.destinations import (
     DESTINATIONS,
     HOOK,
     HOOKLESS,
+    LOOP,
     SLOTS,
     Destination,
     Question,
@@ -85,8 +86,11 @@ class Group:
 
     @property
     def destinations(self) -> dict[str, Destination]:
-        is_compared = self.picked is ALL and self.subject.kind != THIN.kind
-        return {**DESTINATIONS, **(COMPARED if is_compared else {})}
+        if self.picked is not ALL:
+            return dict(DESTINATIONS)
+        if self.subject.kind == THIN.kind:
+            return {**DESTINATIONS, LOOP: COMPARED[LOOP]}
+        return {**DESTINATIONS, **COMPARED}
 
 
 GRID = (

@@ -15,9 +15,9 @@ import torch
 import fastcap
 from benchmarks.gpu.destinations import (
     ARCHIVE,
-    LOOP,
     FRESH,
     HOOK,
+    LOOP,
     PINNED,
     SLOTS,
     slot_budget,
@@ -124,8 +124,9 @@ HEADER = ("cell", "bytes per pass", "without capture", "virtual", "x", "cost mod
 LENDING = (
     "The cost model takes every record to be lent. fastcap lends a slot for a record that fills "
     "half of it, and copies the others out in the caller's thread when slots run short: a batch "
-    f"that the caller holds, one that is ready and one under way need three passes of them. {SLOTS} "
-    f"drops each batch before it asks for the next; {LOOP} does not, and has the default budget."
+    f"that the caller holds, one that is ready and one under way need three passes of them. "
+    f"{SLOTS!r} drops each batch before it asks for the next; {LOOP!r} does not, and has the "
+    "default budget."
 )
 
 

@@ -33,7 +33,7 @@ from fastcap.bench.timeline import (
     between,
 )
 from fastcap.devices.accelerator import AcceleratorDevice
-from fastcap.devices.base import HostBuffer, Staging, Ticket
+from fastcap.devices.base import Destination, HostBuffer, Staging, Ticket
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.devices.simulated import timed as virtual
@@ -221,7 +221,7 @@ class RecordingTwin(TimedDevice):
         slot: HostBuffer,
         offset: int,
         dtype: torch.dtype,
-        target: Tensor,
+        target: Tensor | Destination,
         after: virtual.Moment | None,
         worker: int,
     ) -> Ticket:
