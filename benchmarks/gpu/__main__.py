@@ -36,12 +36,11 @@ from benchmarks.gpu.standin import StandIn
 from benchmarks.gpu.subjects import GPT2, LLAMA, Subject, build, tiny
 from benchmarks.gpu.toolbox import FULL, TINY, Gpu, Sizes
 from fastcap.bench import describe_machine
-from fastcap.host_memory import available_bytes, format_bytes
+from fastcap.host_memory import format_bytes
 
 CANNOT_START = 2
 LIMIT_SECS = 450.0
 GRACE_SECS = 60.0
-HOST_SHARE = 5  # results, the oracle's values, slots and an archive's pages exist at once
 NEEDED = {
     "safetensors": "archives are not read, so that destination is not run",
     "transformers": "the models are stand-ins of the same sizes",
@@ -88,11 +87,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _run_virtual(options: argparse.Namespace) -> int:
-    page = virtual.page(virtual.play(grid.GRID))
+    date = dt.datetime.now(dt.UTC).date().isoformat()
+    code = describe_checkout().commit or options.commit
+    page = virtual.page(
+        virtual.play(grid.GRID), f"{date}, commit {code}, torch {torch.__version__}"
+    )
     _say(page)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        date = dt.datetime.now(dt.UTC).date().isoformat()
         (options.out / f"{date}-gpu-virtual.md").write_text(page)
     return 0
 
@@ -144,7 +146,7 @@ def file_system(folder: Path) -> str:
 
 
 def _shrunk(groups: Sequence[Group]) -> list[Group]:
-    return [replace(group, subject=tiny(group.subject)) for group in groups]
+    return [replace(group, subject=tiny(group.subject), n_passes=3) for group in groups]
 
 
 class Run:
@@ -226,7 +228,6 @@ class Run:
         if self.gpu.free_bytes() < subject.needs_bytes:
             free = format_bytes(self.gpu.free_bytes())
             return f"the GPU has {free} free, and needs {format_bytes(subject.needs_bytes)}"
-        subject = fitted(subject, available_bytes())
         built = build(subject, self.gpu)
         grid.begin_subject()
         self.report.origins[subject.name] = built.origin
@@ -259,15 +260,6 @@ class Run:
                 likely_secs=-1e9,  # arithmetic, which takes no time
             )
         )
-
-
-def fitted(subject: Subject, host_bytes: int | None) -> Subject:
-    """Fewer passes where the host's memory could not hold what exists at once."""
-    if host_bytes is None:
-        return subject
-    pass_bytes = subject.site_bytes * subject.shape.n_layers
-    n_passes = max(2, min(subject.n_passes, host_bytes // (HOST_SHARE * pass_bytes)))
-    return replace(subject, n_passes=n_passes)
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -57,12 +58,21 @@ class Outcome:
     Attributes:
         parts: Values with the first sample of each; looked at outside the timing.
         statistics: What the engine counted, where the destination gives it.
+        arrivals: When a loop was given each batch, in seconds.
         close: Gives up what the run left behind.
     """
 
     parts: Iterator[tuple[Values, int]]
     statistics: dict[str, Any] = field(default_factory=dict)
+    arrivals: list[float] = field(default_factory=list)
     close: Callable[[], object] = lambda: None
+
+    @property
+    def cadence_secs(self) -> float | None:
+        """Between two batches, from the second on; `None` for fewer than three, or no loop."""
+        if len(self.arrivals) < 3:
+            return None
+        return (self.arrivals[-1] - self.arrivals[1]) / (len(self.arrivals) - 2)
 
 
 Destination = Callable[[Question, OnBatch | None], Outcome]
@@ -95,8 +105,10 @@ def slots(question: Question, on_batch: OnBatch | None) -> Outcome:
     """
     case, last, first = question.case, dict[str, Tensor](), 0
     n_left = len(case.batches)
+    arrivals = []
     with _open_stream(case, slot_budget(question.pass_bytes, len(case.sites))) as run:
         while (records := next(run, None)) is not None:
+            arrivals.append(time.perf_counter())
             n_left -= 1
             values = dict(records)
             if on_batch is not None:
@@ -107,7 +119,7 @@ def slots(question: Question, on_batch: OnBatch | None) -> Outcome:
                 first += question.built.subject.batch_size
             del values, records
         counted = asdict(run.statistics())
-    return Outcome(iter([(last, first)]), counted)
+    return Outcome(iter([(last, first)]), counted, arrivals)
 
 
 def slots_in_a_loop(question: Question, on_batch: OnBatch | None) -> Outcome:
@@ -115,15 +127,16 @@ def slots_in_a_loop(question: Question, on_batch: OnBatch | None) -> Outcome:
     batch until it is given the next.
     """
     case, size = question.case, question.built.subject.batch_size
-    values, first = dict[str, Tensor](), -size
+    values, first, arrivals = dict[str, Tensor](), -size, []
     with _open_stream(case, {}) as run:
         for records in run:
+            arrivals.append(time.perf_counter())
             values = dict(records)
             first += size
             if on_batch is not None:
                 on_batch(values, first)
         counted = asdict(run.statistics())
-    return Outcome(iter([(values, first)]), counted)
+    return Outcome(iter([(values, first)]), counted, arrivals)
 
 
 def _open_stream(case: Case, budget: dict[str, int]) -> fastcap.Stream:

@@ -62,7 +62,10 @@ def judge(cell: Cell) -> Verdict | None:
     if found is None:
         return None
     goal, least = found
-    return Verdict(goal, f"{cell.share:.3f}", cell.share >= least)
+    steady = cell.steady_share
+    if steady is None:
+        return Verdict(goal, f"{cell.share:.3f}", cell.share >= least)
+    return Verdict(goal, f"{steady:.3f} between batches, {cell.share:.3f} whole", steady >= least)
 
 
 def judge_hook(entries: Sequence[Entry]) -> Verdict | None:

@@ -36,10 +36,12 @@ from fastcap.bench import Case, Ratio, make_case, paired_ratio
 from fastcap.bench.case import Values
 from fastcap.bench.equality import same_bytes
 from fastcap.bench.timing import give_back_memory, rotated
+from fastcap.host_memory import available_bytes
 from fastcap.reference import differences
 
 MOST_ROUNDS = 5
 N_COMPARING = 8
+HOST_SHARE = 5  # results, the oracle's values, slots and an archive's pages exist at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,14 @@ class Group:
         subject: The model.
         picked: The selection.
         likely_secs: What it may take of the time.
+        n_passes: Passes of one run: long enough that setting up is little of it, and no longer
+            than its values fit in memory several times.
     """
 
     subject: Subject
     picked: Picked
     likely_secs: float
+    n_passes: int
 
     @property
     def name(self) -> str:
@@ -94,13 +99,13 @@ class Group:
 
 
 GRID = (
-    Group(LLAMA, ALL, 130),
-    Group(LLAMA, LAST, 20),
-    Group(LLAMA, SLICE, 20),
-    Group(THIN, ALL, 30),
-    Group(GPT2, ALL, 30),
-    Group(GPT2, LAST, 10),
-    Group(GPT2, SLICE, 10),
+    Group(LLAMA, ALL, 130, 4),
+    Group(LLAMA, LAST, 25, 8),
+    Group(LLAMA, SLICE, 25, 8),
+    Group(THIN, ALL, 30, 6),
+    Group(GPT2, ALL, 30, 24),
+    Group(GPT2, LAST, 15, 96),
+    Group(GPT2, SLICE, 15, 96),
 )
 
 
@@ -121,6 +126,7 @@ class Cell:
         n_compared: Values compared with the oracle, over all runs.
         problems: What differed.
         statistics: What the engine counted in the first run, where the destination gives it.
+        cadence_secs: Between two batches that a loop was given, by timed run, from the second on.
     """
 
     group: Group
@@ -135,6 +141,7 @@ class Cell:
     n_compared: int = 0
     problems: list[str] = field(default_factory=list)
     statistics: dict[str, Any] = field(default_factory=dict)
+    cadence_secs: list[float] = field(default_factory=list)
 
     @property
     def is_measured(self) -> bool:
@@ -157,9 +164,24 @@ class Cell:
         return self.terms.bound_secs / self.pass_secs
 
     @property
+    def steady_share(self) -> float | None:
+        """The same between batches, without a run's beginning and end; `None` without a loop."""
+        assert self.terms is not None
+        if not self.cadence_secs:
+            return None
+        return self.terms.bound_secs / statistics.median(self.cadence_secs)
+
+    @property
     def is_equal(self) -> bool | None:
         """Whether everything equalled the oracle; `None` where nothing was compared."""
         return not self.problems if self.n_compared else None
+
+
+def fitted(group: Group, host_bytes: int | None) -> int:
+    """A group's passes; fewer where the host's memory could not hold what exists at once."""
+    if host_bytes is None:
+        return group.n_passes
+    return max(2, min(group.n_passes, host_bytes // (HOST_SHARE * group.pass_bytes)))
 
 
 class Comparer:
@@ -191,6 +213,7 @@ def measure_group(
     gpu: Gpu, group: Group, built: Built, floors: Floors, scratch: Path, clock: Clock
 ) -> list[Cell]:
     """First one run of each destination, compared whole; then rounds, as many as time allows."""
+    built = built.first(fitted(group, available_bytes()))
     cells = [Cell(group, name, n_passes=built.subject.n_passes) for name in group.destinations]
     deadline_secs = min(group.likely_secs, clock.left_secs)
     if clock.left_secs < group.likely_secs / 4:
@@ -251,6 +274,8 @@ def _timed_run(
         if cell.destination != HOOKLESS:
             comparer.check(cell, values, first)
     outcome.close()
+    if (cadence_secs := outcome.cadence_secs) is not None and cell.first_secs is not None:
+        cell.cadence_secs.append(cadence_secs)
     return elapsed
 
 

@@ -143,6 +143,8 @@ def cell_fields(cell: Cell) -> dict[str, Any]:
         fields["floor_secs"] = dict(cell.terms.secs)
         fields["bound"] = cell.terms.bound
         fields["share"] = cell.share
+        fields["steady_share"] = cell.steady_share
+        fields["cadence_secs"] = cell.cadence_secs
         if verdict is not None:
             fields["goal"] = f"{verdict.goal.name}: {verdict.goal.text}"
             fields["goal_met"] = verdict.is_met
@@ -181,7 +183,8 @@ GRID_NOTE = (
     "Milliseconds of one pass, from the median of the timed runs, which take turns with passes "
     "without capture; the ratio is paired by round. Floors are what a pass takes on each by "
     "itself, in the same run. The largest that the destination has is the bound, and the share is "
-    "bound / measured. Every run's values are compared with the oracle byte by byte."
+    "bound / measured; between batches it leaves out a run's beginning and end. Every run's values "
+    "are compared with the oracle byte by byte; of a loop's timed runs, the last batch is."
 )
 
 
@@ -267,6 +270,7 @@ GRID_HEADER = (
     "floors, ms",
     "bound",
     "share",
+    "between batches",
     "goal",
     "equal",
     "rounds",
@@ -280,7 +284,7 @@ def _grid_row(cell: Cell) -> tuple[str, ...]:
     equal = {True: "yes", False: "NO", None: "not compared"}[cell.is_equal]
     if not cell.is_measured or cell.terms is None:
         failed = f"{cell.status}: {cell.reason}"
-        return cell.destination, failed, "", "", "", "", "", equal, "0", first, ""
+        return cell.destination, failed, *6 * ("",), equal, "0", first, ""
     verdict = goals.judge(cell)
     goal = "none" if verdict is None else "met" if verdict.is_met else "MISSED"
     floors = ", ".join(f"{name} {1e3 * secs:.2f}" for name, secs in cell.terms.secs.items())
@@ -293,6 +297,7 @@ def _grid_row(cell: Cell) -> tuple[str, ...]:
         floors,
         cell.terms.bound,
         f"{cell.share:.3f}",
+        "" if cell.steady_share is None else f"{cell.steady_share:.3f}",
         goal,
         equal,
         str(len(cell.secs)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 import fastcap
 from benchmarks.gpu.figures import Figure, Range, UnavailableError
@@ -65,7 +65,7 @@ def profiled(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     with _run(gpu, N_WARM + n_passes) as run:
         for _ in range(N_WARM):
             next(run)
-        with profile(activities=_activities(gpu)) as profiler:
+        with profile(use_device=_profiled_device(gpu)) as profiler:
             for _ in run:
                 pass
             gpu.synchronise()
@@ -80,9 +80,8 @@ def profiled(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     yield Figure("of them to pageable memory", pageable, "copies", NONE)
 
 
-def _activities(gpu: Gpu) -> list[ProfilerActivity]:
-    both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    return both if gpu.device.type == "cuda" else both[:1]
+def _profiled_device(gpu: Gpu) -> str | None:
+    return "cuda" if gpu.device.type == "cuda" else None
 
 
 SANITIZED = """

@@ -29,7 +29,7 @@ class Subject:
         shape: Its sizes.
         batch_size: Samples per pass.
         n_tokens: Tokens of each sample.
-        n_passes: Passes of one run.
+        n_passes: The most passes that a run has.
         needs_bytes: Free memory of the GPU without which it is left out.
         likely_forward_secs: Of one pass; a prediction.
         likely_launch_secs: Of the host, to issue one pass; a prediction.
@@ -61,7 +61,7 @@ LLAMA = Subject(
     ModelShape(n_layers=32, width=4096, n_heads=32, hidden=11008, vocab_size=32000),
     batch_size=8,
     n_tokens=1024,
-    n_passes=4,
+    n_passes=8,
     needs_bytes=24 * GiB,
     likely_forward_secs=0.29,
     likely_launch_secs=0.004,
@@ -74,7 +74,7 @@ GPT2 = Subject(
     ModelShape(n_layers=12, width=768, n_heads=12, hidden=3072, vocab_size=50257),
     batch_size=8,
     n_tokens=1024,
-    n_passes=24,
+    n_passes=96,
     needs_bytes=4 * GiB,
     likely_forward_secs=0.010,
     likely_launch_secs=0.003,
@@ -142,6 +142,11 @@ class Built:
     sites: list[str]
     origin: str
     input_ids: Tensor
+
+    def first(self, n_passes: int) -> Built:
+        """The same with fewer passes."""
+        subject = replace(self.subject, n_passes=n_passes)
+        return replace(self, subject=subject, input_ids=self.input_ids[: subject.n_samples])
 
     @property
     def batches(self) -> list[dict[str, Tensor]]:

@@ -77,7 +77,7 @@ def load_of(group: Group, destination: str) -> Load:
         of_worker = DISK_BYTES_PER_SEC / costs.n_workers
         costs = replace(costs, host_bytes_per_sec=of_worker)
     return Load(
-        n_passes=subject.n_passes,
+        n_passes=group.n_passes,
         n_layers=n_sites,
         site_bytes=site_bytes,
         forward_secs=subject.likely_forward_secs,
@@ -130,8 +130,8 @@ LENDING = (
 )
 
 
-def page(cells: Sequence[VirtualCell]) -> str:
-    """A Markdown page that says what it is."""
+def page(cells: Sequence[VirtualCell], origin: str) -> str:
+    """A Markdown page that says what it is, and which code it was."""
     costs = COSTS
     assumed = (
         f"Assumed: link {costs.link_bytes_per_sec / 1e9:g} GB/s, device memory "
@@ -143,6 +143,7 @@ def page(cells: Sequence[VirtualCell]) -> str:
     parts = [
         "# Virtual twin of the GPU grid: arithmetic, not a measurement",
         "fastcap's engine on a virtual clock, beside the cost model, in ms per pass.",
+        f"From {origin}.",
         assumed,
         aligned([HEADER, *_rows(cells)]),
         LENDING,
