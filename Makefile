@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 
-.PHONY: setup demo test check bench races mutants gpu-test clean
+.PHONY: setup demo test check bench races mutants gpu-test gpu-bench clean
 
 setup: $(SETUP)
 
@@ -42,6 +42,10 @@ mutants: $(SETUP)
 
 gpu-test: $(SETUP)
 	$(BIN)/python -m pytest -m gpu
+
+# Not through setup: a GPU machine without a network brings its own torch and numpy.
+gpu-bench:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf .venv

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import fastcap
 from benchmarks.checkout import Checkout
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import (
@@ -310,7 +311,7 @@ def test_an_archive_that_fails_leaves_no_files(
     def breaks(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(destinations.fastcap, "extract", breaks)
+    monkeypatch.setattr(fastcap, "extract", breaks)
     built = build(TINY_LLAMA, gpu)
     case = make_case(built.model, built.batches, built.sites)
     with pytest.raises(RuntimeError, match="no"):
