@@ -6,7 +6,7 @@ SETUP := .venv/.setup-done
 PEERS := .venv-peers
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test clean
+.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test gpu-bench clean
 
 setup: $(SETUP)
 
@@ -61,6 +61,10 @@ faults: $(SETUP)
 
 gpu-test: $(SETUP)
 	$(BIN)/python -m pytest -m gpu
+
+# Not through setup: a GPU machine without a network brings its own torch and numpy.
+gpu-bench:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf .venv $(PEERS)

@@ -4,6 +4,7 @@ python -m benchmarks.run                  one workload, in interleaved rounds, w
 python -m benchmarks.suite                every workload of the grid that this machine can run
 python -m benchmarks.imports              what `import fastcap` adds to `import torch`
 make bench-peers                          beside other libraries, in an environment of their own
+python -m benchmarks.gpu                  everything that is to be measured on a GPU, in one report
 pytest benchmarks --benchmark-enable      small workloads, for comparing two commits
 
 models      the decoder that is captured from
