@@ -59,7 +59,7 @@ def paired_ratio(secs: Sequence[float], base_secs: Sequence[float]) -> Ratio:
 
     Example:
         >>> print(paired_ratio([2.2, 2.0, 2.1], [2.0, 2.0, 2.0]))
-        1.050 [0.931, 1.181]
+        1.050 [0.932, 1.181]
     """
     rounds = [one / base for one, base in zip(secs, base_secs, strict=True)]
     low, high = log_interval(rounds)
