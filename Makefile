@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
+PEERS := .venv-peers
+PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check bench races mutants gpu-test gpu-bench clean
+.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test gpu-bench clean
 
 setup: $(SETUP)
 
@@ -30,6 +32,17 @@ bench: $(SETUP)
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.suite
 
+bench-peers: $(PEERS)/.setup-done
+	$(PEERS)/bin/python -m benchmarks.peers
+
+# An environment of its own: peers bring packages that fastcap has no use for. SAELens needs an older
+# TransformerLens than the one that is measured, which therefore lies beside it.
+$(PEERS)/.setup-done: benchmarks/peers/constraints.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c benchmarks/peers/constraints.txt nnsight sae-lens
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --target $(PEERS)/transformer-lens-4 transformer-lens==4.3.0
+	touch $@
+
 PROGRAMS ?= 10000
 SCHEDULES ?= 10
 SEED ?= 0
@@ -40,6 +53,12 @@ races: $(SETUP)
 mutants: $(SETUP)
 	$(BIN)/python -m tests.mutants --write
 
+SECOND ?= 0.03
+KILLS ?= 1000
+
+faults: $(SETUP)
+	$(BIN)/python -m tests.faults --second $(SECOND) --kills $(KILLS) --seed $(SEED) --mutants --out benchmarks/results
+
 gpu-test: $(SETUP)
 	$(BIN)/python -m pytest -m gpu
 
@@ -48,4 +67,4 @@ gpu-bench:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(OUT),--out $(OUT))
 
 clean:
-	rm -rf .venv
+	rm -rf .venv $(PEERS)

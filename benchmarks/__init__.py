@@ -3,6 +3,7 @@
 python -m benchmarks.run                  one workload, in interleaved rounds, with a report
 python -m benchmarks.suite                every workload of the grid that this machine can run
 python -m benchmarks.imports              what `import fastcap` adds to `import torch`
+make bench-peers                          beside other libraries, in an environment of their own
 python -m benchmarks.gpu                  everything that is to be measured on a GPU, in one report
 pytest benchmarks --benchmark-enable      small workloads, for comparing two commits
 
@@ -13,6 +14,7 @@ ways        the documented calls and fastcap, over one dataset, batch by batch i
 memory      each way's peak, in a process of its own
 checkout    which code was measured
 report      the card, the table, the JSON and the Markdown of one workload
+peers/      nnsight, TransformerLens and SAELens beside fastcap
 
 Timing, intervals, floors, equality and the suite's ways are those of `fastcap.bench`, which has
 them for everybody.

@@ -66,7 +66,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workload", choices=WORKLOADS, default="acceptance")
-    parser.add_argument("--rounds", type=_as_rounds, default=7, help="timed rounds (default 7)")
+    parser.add_argument("--rounds", type=as_rounds, default=7, help="timed rounds (default 7)")
     parser.add_argument("--out", type=Path, default=Path(RESULTS), help="folder for the results")
     parser.add_argument(
         "--allow-dirty", action="store_true", help="measure a working tree with changes"
@@ -77,7 +77,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _as_rounds(text: str) -> int:
+def as_rounds(text: str) -> int:
+    """A number of rounds, on a command line."""
     n_rounds = int(text)
     if n_rounds < FEWEST_ROUNDS:
         raise argparse.ArgumentTypeError(f"an interval needs at least {FEWEST_ROUNDS} rounds")

@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,14 +27,30 @@ import torch
 from benchmarks.checkout import RESULTS, Checkout, describe_checkout
 from benchmarks.grid import grid
 from benchmarks.hidden_states import llama_case, output_hidden_states
+from benchmarks.run import as_rounds
 from benchmarks.workloads import Workload, build_case
 from fastcap.bench import Case, Floors, Machine, Overhead, describe_machine, measure_floors, predict
-from fastcap.bench.overhead import measure
-from fastcap.bench.report import INTERVAL, aligned, floor_text, point_fields
-from fastcap.bench.ways import FASTCAP, HOOK, HOOKLESS, Way, ways_for
+from fastcap.bench.floors import predict_archive
+from fastcap.bench.overhead import N_ROUNDS, measure
+from fastcap.bench.report import (
+    INTERVAL,
+    aligned,
+    choose_passes,
+    floor_text,
+    point_fields,
+    repeated,
+)
+from fastcap.bench.ways import (
+    ARCHIVE,
+    FASTCAP,
+    HOOK,
+    HOOKLESS,
+    Way,
+    archived_in,
+    ways_for,
+)
 from fastcap.host_memory import format_bytes
 
-FEWEST_ROUNDS = 7
 CANNOT_START = 2
 HIDDEN_STATES = "output_hidden_states"
 
@@ -76,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return CANNOT_START
     machine = describe_machine(options.device)
-    chosen = choose(cases(options.device, machine.gpu_memory_bytes), options.only)
+    chosen = choose(cases(options.device, machine.gpu_memory_bytes, options.out), options.only)
     if not chosen:
         sys.stderr.write(f"No workload's name begins with any of {options.only}.\n")
         return CANNOT_START
@@ -91,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         floors=measure_floors(options.device, folder=options.out),
     )
     outcomes = [_run(name, make, options.rounds) for name, make in chosen.items()]
-    path = write(options.out, setting, outcomes)
+    path = write(options.out, setting, outcomes, options.only or ())
     _say(f"Written to {path} and .md")
     return 0 if all(outcome.overhead.is_equal for outcome in outcomes) else 1
 
@@ -101,7 +117,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", help="workloads whose names begin so")
-    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="timed rounds")
+    parser.add_argument("--rounds", type=as_rounds, default=N_ROUNDS, help="timed rounds")
     parser.add_argument("--out", type=Path, default=Path(RESULTS), help="folder for the results")
     parser.add_argument(
         "--allow-dirty", action="store_true", help="measure a working tree with changes"
@@ -114,9 +130,10 @@ Cases = dict[str, Callable[[], tuple[Case, dict[str, Way]]]]
 """By name, how to make a workload's case and its ways."""
 
 
-def cases(device: str, memory_bytes: int | None) -> Cases:
-    """Everything that can be measured on a device."""
+def cases(device: str, memory_bytes: int | None, folder: Path | None = None) -> Cases:
+    """Everything that can be measured on a device, with archives in a folder."""
     ways = {name: way for name, way in ways_for(device).items() if name != HOOKLESS}
+    ways[ARCHIVE] = archived_in(folder)
     made: Cases = {
         workload.name: partial(_make, workload, ways) for workload in grid(device, memory_bytes)
     }
@@ -141,6 +158,8 @@ def choose(all_cases: Cases, beginnings: Sequence[str] | None) -> Cases:
 
 def _run(name: str, make: Callable[[], tuple[Case, dict[str, Way]]], rounds: int) -> Outcome:
     case, ways = make()
+    n_passes = max(len(case.batches), choose_passes(case))
+    case = replace(case, batches=repeated(case.batches, n_passes))
     found = measure(case, ways, rounds)
     del case
     gc.collect()
@@ -165,19 +184,24 @@ def _rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
         )
 
 
-FLOOR_HEADER = ("workload", "floors predict, ms per pass", "by", "fastcap, times that")
+FLOOR_HEADER = ("workload", "way", "floors predict, ms per pass", "by", "times that")
 
 
 def _floor_rows(setting: Setting, outcomes: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
     for outcome in outcomes:
-        found = outcome.overhead
-        floor = predict(found.captured_bytes, setting.floors, found.median_secs(HOOKLESS))
-        yield (
-            outcome.name,
-            f"{1e3 * floor.secs / found.n_passes:.3f}",
-            floor.what,
-            f"{found.median_secs(FASTCAP) / floor.secs:.3f}",
-        )
+        found, floors = outcome.overhead, setting.floors
+        hookless_secs = found.median_secs(HOOKLESS)
+        predictions = {FASTCAP: predict(found.captured_bytes, floors, hookless_secs)}
+        if ARCHIVE in found.secs:
+            predictions[ARCHIVE] = predict_archive(found.captured_bytes, floors, hookless_secs)
+        for way, floor in predictions.items():
+            yield (
+                outcome.name,
+                way,
+                f"{1e3 * floor.secs / found.n_passes:.3f}",
+                floor.what,
+                f"{found.median_secs(way) / floor.secs:.3f}",
+            )
 
 
 def document(setting: Setting, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -240,9 +264,12 @@ def _card(setting: Setting) -> Mapping[str, str]:
     }
 
 
-def write(folder: Path, setting: Setting, outcomes: Sequence[Outcome]) -> Path:
-    """Write both files; returns the path of the JSON."""
-    path = folder / f"{setting.date[:10]}-suite-{setting.machine.tag}.json"
+def write(
+    folder: Path, setting: Setting, outcomes: Sequence[Outcome], only: Sequence[str] = ()
+) -> Path:
+    """Write both files, named after what was chosen; returns the path of the JSON."""
+    what = "-".join(("suite", *only))
+    path = folder / f"{setting.date[:10]}-{what}-{setting.machine.tag}.json"
     path.write_text(json.dumps(document(setting, outcomes), indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(setting, outcomes))
     return path

@@ -15,7 +15,7 @@ from benchmarks import suite
 from benchmarks.grid import GPT2_SIZED, LLAMA_SIZED, SIZES, TINY, Size, grid, workloads
 from benchmarks.models import Decoder
 from benchmarks.workloads import Workload, build_case
-from fastcap.bench import Case, Floors, timing
+from fastcap.bench import Case, Floors, report, timing
 from fastcap.bench.equality import Judge, gathered
 from fastcap.bench.ways import HOOKLESS, Way, ways_for
 from fastcap.reference import differences
@@ -83,10 +83,11 @@ def test_a_run_writes_figures_floors_and_where_they_come_from(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(timing, "give_back_memory", lambda: None)
+    monkeypatch.setattr(report, "RUN_SECS", 0.0)
     monkeypatch.setattr(suite, "measure_floors", lambda *a, **o: Floors(8.0, 4.0, 2.0, 1.0))
     arguments = ["--device", "cpu", "--only", "tiny-last", "--rounds", "2", "--allow-dirty"]
     assert suite.main([*arguments, "--out", str(tmp_path / "results")]) == 0
-    (path,) = (tmp_path / "results").glob("*.json")
+    (path,) = (tmp_path / "results").glob("*-suite-tiny-last-*-cores.json")
     written = json.loads(path.read_text())
     assert set(written["workloads"]) == {"tiny-last"}
     of_workload = written["workloads"]["tiny-last"]
@@ -113,6 +114,7 @@ def test_a_way_that_differs_shows_in_the_page_and_in_the_exit_status(
 
     case, ways, _ = made("tiny-last")
     monkeypatch.setattr(timing, "give_back_memory", lambda: None)
+    monkeypatch.setattr(report, "RUN_SECS", 0.0)
     monkeypatch.setattr(suite, "measure_floors", lambda *a, **o: Floors(8.0, 4.0, 2.0, 1.0))
     monkeypatch.setattr(
         suite, "cases", lambda *a: {"tiny-last": lambda: (case, {**ways, "hook": wrong})}

@@ -64,6 +64,7 @@ class ArchiveResult:
         n_done: Samples whose passes are over.
         n_committed: Samples of this run that are on disk.
         commit_secs: Seconds spent in commits.
+        held_secs: Seconds that the run waited for them.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class ArchiveResult:
         self.n_done = 0
         self.n_committed = 0
         self.commit_secs = 0.0
+        self.held_secs = 0.0
 
     @property
     def written_bytes(self) -> int:
@@ -278,7 +280,11 @@ class ArchiveResult:
             self._submit_full()
         if self._committing is not None:
             committing, self._committing = self._committing, None
-            committing.result()
+            started = time.monotonic()
+            try:
+                committing.result()
+            finally:
+                self.held_secs += time.monotonic() - started
 
     def _commit(self, group: Group) -> None:
         assert self._writer is not None

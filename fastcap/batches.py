@@ -6,6 +6,7 @@ part of an archive: whoever continues it runs the original batches.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -132,6 +133,7 @@ class Batches:
     Attributes:
         n_total: Samples of the data, once all of it has been seen that did not say before.
         n_run: Batches that have been run.
+        loading_secs: Seconds spent on loading, or on waiting for the processes that load.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class Batches:
         )
         self.n_total: int | None = None
         self.n_run = 0
+        self.loading_secs = 0.0
 
     def run(self, receiver: Receiver) -> Iterator[Any]:
         """Each batch, announced to its receiver."""
@@ -182,8 +185,15 @@ class Batches:
         wanted = self._grid.wanted(number, n_batch)
         return self._earlier is not None and self._earlier.has(wanted.start, wanted.stop)
 
+    def _loaded(self) -> Iterator[Any]:
+        started = time.monotonic()
+        for batch in self._loader:
+            self.loading_secs += time.monotonic() - started
+            yield batch
+            started = time.monotonic()
+
     def _some(self) -> Iterator[tuple[Any, range, int]]:
-        for number, batch in zip(self._missing(), self._loader, strict=True):
+        for number, batch in zip(self._missing(), self._loaded(), strict=True):
             n_batch = self._grid.n_batch(number)
             yield batch, self._grid.wanted(number, n_batch), n_batch
 
@@ -191,7 +201,7 @@ class Batches:
         """Load every batch, to know the numbers of those that are missing."""
         n_seen = 0
         numbers = self._grid.numbers()
-        for number, batch in zip(numbers, self._loader, strict=False):
+        for number, batch in zip(numbers, self._loaded(), strict=False):
             n_batch = count_rows(batch) or 0
             wanted = self._grid.wanted(number, n_batch)
             n_seen = wanted.stop

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from fastcap.errors import ArchiveError, ArgumentError
 from fastcap.fingerprint import describe_creator, describe_run
 from fastcap.forward import BatchCaller, Forward, evaluation_mode
 from fastcap.interruption import Interruption
-from fastcap.progress import Progress, open_progress
+from fastcap.progress import Progress, Report, open_report
+from fastcap.rates import Counters
 from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, Reduce, as_count, make_selection
@@ -172,13 +174,15 @@ def extract(
     with (
         Interruption() as interruption,
         contextlib.closing(result),
-        open_progress(progress, n_expected) as advance,
+        open_report(progress, n_expected, n_before) as report,
         evaluation_mode(model),
     ):
         run = Stream(batches.run(result), engine, call, model, 0, early_stop, consumer=result)
-        _drive(run, result, interruption, lambda: advance(n_before + result.n_done))
+        advance = partial(_advance, report, engine, batches, result)
+        _drive(run, result, interruption, advance)
         result.finish(batches.n_total)
-        interruption.end(root, n_before + result.n_committed, grid.n_samples)
+        advance()
+    interruption.end(root, n_before + result.n_committed, grid.n_samples)
     batches.check_any()
     return Archive(root, LocalFiles())
 
@@ -200,6 +204,22 @@ def _drive(
     except BaseException:
         result.finish()
         raise
+
+
+def _advance(report: Report, engine: Engine, batches: Batches, result: ArchiveResult) -> None:
+    counted = engine.statistics()
+    report(
+        Counters(
+            n_samples=result.n_done,
+            written_bytes=result.written_bytes,
+            copied_bytes=counted.copied_bytes,
+            waited_secs=counted.waited_secs,
+            joined_secs=counted.joined_secs,
+            loading_secs=batches.loading_secs,
+            committing_secs=result.held_secs,
+            file_secs=result.write_secs + result.commit_secs,
+        )
+    )
 
 
 def _make_groups(group_bytes: int | None, group_secs: float) -> GroupLimits:

@@ -29,10 +29,11 @@ LEVELS = [
     {"results", "beside", "earlier"},
     {"archiving"},
     {"streams"},
-    {"activations", "representations"},
+    {"activations", "representations", "planning"},
     {"batches"},
     {"extraction"},
     {"bench", "demo", "huggingface", "site_tree"},
+    {"datasets"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""

@@ -96,6 +96,11 @@ class Files(Protocol):
     def sync_dir(self, path: Path) -> None:
         """Return when the names in a directory are on disk."""
 
+    def settle(self, path: Path) -> None:
+        """Put a file that another process wrote on disk, and forget the copy in memory: what is
+        read next is what a power cut would leave, also where an earlier sync has failed.
+        """
+
     def entries(self, path: Path) -> list[Entry]:
         """What a directory holds, sorted by name."""
 
@@ -157,7 +162,8 @@ class _LocalFile:
 
     def lock(self) -> None:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Nobody else writes this file. Who looks whether it is locked holds it for a moment.
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -209,6 +215,14 @@ class LocalFiles:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def settle(self, path: Path) -> None:
+        fd = _open_regular(path)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 
@@ -279,7 +293,12 @@ class LocalFiles:
 
 def _open_regular(path: Path) -> int:
     # Without O_NONBLOCK, opening a named pipe that somebody has put there would never return.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path)) from None
+        raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -53,6 +53,11 @@ class Guard:
                 "the archive again here."
             )
 
+    def fail(self, code: int | None, message: str) -> None:
+        """The writer is dead from now on; the first message stays."""
+        with self._lock:
+            self._failure = self._failure or (code, message)
+
     @contextlib.contextmanager
     def __call__(
         self,
@@ -72,9 +77,8 @@ class Guard:
         except allow:
             raise
         except OSError as error:
-            with self._lock:
-                message = self._describe(doing, path, offset, error)
-                self._failure = self._failure or (error.errno, message)
+            message = self._describe(doing, path, offset, error)
+            self.fail(error.errno, message)
             raise ArchiveWriteError(error.errno, message) from error
 
     def _describe(self, doing: str, path: Path, offset: int | None, error: OSError) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastcap.archive.files import Files
+from fastcap.archive.files import Entry, Files
 from fastcap.archive.journal import JOURNAL_LIMIT, GroupRecord, Journal, parse_journal
 from fastcap.archive.layout import JOURNAL, META, SHARD_NAME, UNFINISHED, WRITER_NAME
 from fastcap.archive.meta import Meta, read_meta
@@ -64,8 +64,14 @@ class Scan:
     writers: list[WriterState]
 
 
-def scan(root: Path, files: Files) -> Scan:
+def scan(root: Path, files: Files, is_settled: bool = False) -> Scan:
     """Read the meta, every journal, and the sizes of all files.
+
+    Args:
+        root: The archive's directory.
+        files: The file system.
+        is_settled: Whether to believe only lines that are on disk. A writer that died may have
+            written a line that it did not sync, or could not.
 
     Raises:
         ArchiveError: There is no archive, or it cannot be read.
@@ -74,25 +80,39 @@ def scan(root: Path, files: Files) -> Scan:
     meta = read_meta(root, files)
     try:
         writers = [
-            _scan_writer(root / entry.name, meta, files)
+            _scan_entry(root, entry, meta, files, is_settled)
             for entry in files.entries(root)
-            if entry.is_dir and WRITER_NAME.fullmatch(entry.name)
+            if WRITER_NAME.fullmatch(entry.name)
         ]
     except ArchiveError:
         raise
     except OSError as error:
-        raise ArchiveError(f"Cannot read {root}: {error.strerror or error}.") from error
+        path = error.filename or root
+        raise ArchiveError(f"Cannot read {path}: {error.strerror or error}.") from error
     return Scan(root, meta, writers)
 
 
-def _scan_writer(directory: Path, meta: Meta, files: Files) -> WriterState:
+def _scan_entry(
+    root: Path, entry: Entry, meta: Meta, files: Files, is_settled: bool
+) -> WriterState:
+    if not entry.is_dir:
+        raise ArchiveFormatError(
+            f"{root / entry.name} has the name of a writer's directory, and is none. Links are not "
+            "followed: move the directory itself here."
+        )
+    return _scan_writer(root / entry.name, meta, files, is_settled)
+
+
+def _scan_writer(directory: Path, meta: Meta, files: Files, is_settled: bool) -> WriterState:
     entries = files.entries(directory)
     names = {entry.name for entry in entries if entry.is_file}
     path = directory / JOURNAL
+    if JOURNAL not in names and any(entry.name == JOURNAL for entry in entries):
+        raise ArchiveFormatError(f"{path} is no regular file, and links are not followed.")
     journal, is_live = Journal(), None
     if JOURNAL in names:
         is_locked = files.is_locked(path)  # before it is read: what a dead writer wrote is all
-        journal = _read_journal(path, meta, files)
+        journal = _read_journal(path, meta, files, is_settled)
         is_live = _is_live(is_locked, journal, files)
     state = WriterState(directory, journal, is_live)
     for group in journal.groups:
@@ -113,8 +133,12 @@ def _scan_writer(directory: Path, meta: Meta, files: Files) -> WriterState:
     return state
 
 
-def _read_journal(path: Path, meta: Meta, files: Files) -> Journal:
-    content = files.read(path, JOURNAL_LIMIT + 1)
+def _read_journal(path: Path, meta: Meta, files: Files, is_settled: bool) -> Journal:
+    n_bytes = JOURNAL_LIMIT + 1
+    if is_settled:
+        n_bytes = min(n_bytes, files.size(path))  # its writer may live, and go on
+        files.settle(path)
+    content = files.read(path, n_bytes)
     if len(content) > JOURNAL_LIMIT:
         raise ArchiveFormatError(f"{path} is larger than any that fastcap writes.")
     journal = parse_journal(content, str(path))
@@ -167,9 +191,9 @@ def clean(root: Path, files: Files) -> list[Leftover]:
         ArchiveError: There is no archive, or it cannot be read or written.
     """
     removed = []
-    for writer in scan(root, files).writers:
-        if writer.is_live is not False:
-            continue
+    for writer in scan(root, files, is_settled=True).writers:
+        if writer.is_live is not False or writer.journal.is_damaged:
+            continue  # a damaged journal does not tell which of its files were committed
         for leftover in writer.leftovers:
             try:
                 files.remove(leftover.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 import time
@@ -112,7 +113,8 @@ class StreamFile:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what matters was said by `sync`
+                self._file.close()
 
     @property
     def is_made(self) -> bool:

@@ -11,6 +11,7 @@ committed while parts of the next are written; everything else belongs to one th
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,10 @@ from fastcap.archive.layout import JOURNAL, META, UNFINISHED, WRITER_NAME, write
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.meta import Meta, check_same, read_meta
 from fastcap.archive.shards import write_all
+from fastcap.errors import ArchiveError
+
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL)
+"""How a directory answers that this process cannot sync it, and so has not made it either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +186,10 @@ class Writer:
         Raises:
             ArchiveWriteError: A file call failed. The group is not committed, and the writer dead.
         """
+        self._guard.check()
         group = group or self.take_group()
         if group is None or not group.samples:
             return None
-        self._guard.check()
         assert group is self._uncommitted[0]
         records = finish_files(group, self._limits, self._files, self._guard)
         samples = as_ranges(group.samples)
@@ -221,6 +226,13 @@ class Writer:
         """Make the archive, and this writer's directory in it."""
         if self._directory is not None:
             return self._directory
+        try:
+            return self._make()
+        except ArchiveError as error:
+            self._guard.fail(error.errno, str(error))
+            raise
+
+    def _make(self) -> Path:
         self._make_root()
         directory, restart = self._make_directory()
         journal = directory / JOURNAL
@@ -250,8 +262,20 @@ class Writer:
             allow = (FileExistsError,)
             with contextlib.suppress(*allow), self._guard("Making", path, allow=allow):
                 self._files.make_dir(path)
-            with self._guard("Syncing", path.parent):
-                self._files.sync_dir(path.parent)
+
+    def _sync_parents(self) -> None:
+        """Put the directories above the archive on disk, whoever made them.
+
+        A process that died may have made them and not synced them. Where `meta.json` is, this has
+        been done.
+        """
+        for path in self.root.parents:
+            with self._guard("Syncing", path):
+                try:
+                    self._files.sync_dir(path)
+                except OSError as error:
+                    if error.errno not in _NOT_OURS:
+                        raise
 
     def _make_directory(self) -> tuple[Path, int]:
         with self._guard("Listing", self.root):
@@ -279,7 +303,9 @@ class Writer:
                     self._files.protect(unfinished)
                     file.sync()
             finally:
-                file.close()
+                with contextlib.suppress(OSError):  # what matters was said by `sync`
+                    file.close()
+            self._sync_parents()
             try:
                 with self._guard("Publishing", unfinished, allow=(FileExistsError,)):
                     self._files.publish(unfinished, self.root / META)

@@ -19,6 +19,7 @@ from fastcap.bench.machine import Machine as Machine
 from fastcap.bench.machine import describe_machine as describe_machine
 from fastcap.bench.overhead import Overhead as Overhead
 from fastcap.bench.overhead import overhead as overhead
+from fastcap.bench.recording import RecordingTwin as RecordingTwin
 from fastcap.bench.recording import record_timeline as record_timeline
 from fastcap.bench.timeline import Span as Span
 from fastcap.bench.timeline import Timeline as Timeline
@@ -34,6 +35,7 @@ __all__ = [
     "Overhead",
     "Prediction",
     "Ratio",
+    "RecordingTwin",
     "Span",
     "Timeline",
     "describe_machine",

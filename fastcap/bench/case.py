@@ -59,7 +59,7 @@ class Case:
         Raises:
             BatchError: A batch does not say how many it has.
         """
-        sizes = [count_rows(self.call.prepare(batch)) for batch in self.batches]
+        sizes = [count_rows(batch) for batch in self.batches]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes):
             raise BatchError(
@@ -76,7 +76,7 @@ class Case:
         """
         with evaluation_mode(self.model):
             for batch in self.batches:
-                plain = nullcontext() if is_compiled else uncompiled(self.model)
+                plain = nullcontext() if is_compiled else uncompiled()
                 with plain, torch.no_grad():
                     self.call(self.call.prepare(batch))
                 yield batch
@@ -90,7 +90,7 @@ class Case:
 
     def oracle(self) -> dict[str, Tensor]:
         """The right values, slowly."""
-        with evaluation_mode(self.model), uncompiled(self.model):
+        with evaluation_mode(self.model), uncompiled():
             return reference.extract(
                 self.model,
                 self.batches,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fastcap.bench.report import Report
 from fastcap.bench.timeline import COPY, DELIVER, FORWARD, PACK, WAIT, Span, Timeline
+from fastcap.bench.timing import Ratio
 from fastcap.bench.ways import FASTCAP, HOOK
 from fastcap.errors import MissingExtraError
 from fastcap.host_memory import format_bytes
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 WIDTH = 8.5  # inches; the page scales it
 MARKS = {HOOK: ("o", "--", "white"), FASTCAP: ("s", "-", "black")}
 """A way's marker, line and fill."""
-FILLS = {FORWARD: "0.82", PACK: "0.55", COPY: "0.15", DELIVER: "0.4", WAIT: "white"}
+FILLS = {FORWARD: "0.85", PACK: "0.6", COPY: "0.4", DELIVER: "0.6", WAIT: "white"}
+LARGE_RATIO = 5.0  # from here on ratios are easier to read on a logarithmic axis
+LEAST_PERCENT = 0.01
 LEAST_SHARE = 0.002  # of the width: what is shorter would not be seen
 
 
@@ -42,43 +45,55 @@ def overhead_figure(report: Report) -> Figure:
     figure, axes = _new_figure(3.6)
     points = report.points
     xs = [max(point.captured_bytes / point.n_passes, 1) for point in points]
-    highest = 1.05
     for number, way in enumerate((HOOK, FASTCAP)):
-        marker, line, fill = MARKS[way]
-        ratios = [point.ratios[way] for point in points]
-        medians = [ratio.median for ratio in ratios]
-        highest = max(highest, *(1 + 1.6 * (ratio.median - 1) for ratio in ratios))
-        highest = max(highest, *(min(ratio.high, 2 * ratio.median) for ratio in ratios))
-        ends = [
-            [ratio.median - min(ratio.low, ratio.median) for ratio in ratios],
-            [max(ratio.high, ratio.median) - ratio.median for ratio in ratios],
-        ]
-        axes.errorbar(
-            [x * 1.05 ** (2 * number - 1) for x in xs],  # side by side where they coincide
-            medians,
-            yerr=ends,
-            marker=marker,
-            linestyle=line,
-            color="black",
-            markerfacecolor=fill,
-            capsize=4,
-            label=way,
-        )
+        shifted = [x * 1.05 ** (2 * number - 1) for x in xs]  # side by side where they coincide
+        _draw_way(axes, way, shifted, [point.ratios[way] for point in points])
     axes.axhline(1.0, color="0.5", linewidth=1, linestyle=":", label="no capture")
-    lows = [min(point.ratios[way].low for point in points) for way in (HOOK, FASTCAP)]
-    axes.set_ylim(max(min(*lows, 0.98) - 0.02, 0.7), highest * 1.03)
+    _limit_ratios(axes, [ratio for point in points for ratio in point.ratios.values()])
     axes.set_xscale("log")
     axes.set_xlim(xs[0] / 1.6, xs[-1] * 1.6)
     axes.minorticks_off()
     labels = [
-        f"{format_bytes(x)}\n{_count(len(p.sites), 'site')}"
-        for x, p in zip(xs, points, strict=True)
+        f"{format_bytes(x)}\n{_count(len(point.sites), 'site')}"
+        for x, point in zip(xs, points, strict=True)
     ]
     axes.set_xticks(xs, labels)
     axes.set_xlabel("captured per pass (bytes, logarithmic)")
-    axes.set_ylabel("time of a run (hookless = 1)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False)
     return figure
+
+
+def _draw_way(axes: Any, way: str, xs: Sequence[float], ratios: Sequence[Ratio]) -> None:
+    marker, line, fill = MARKS[way]
+    below = [max(ratio.median - ratio.low, 0.0) for ratio in ratios]
+    above = [max(ratio.high - ratio.median, 0.0) for ratio in ratios]
+    axes.errorbar(
+        xs,
+        [ratio.median for ratio in ratios],
+        yerr=[below, above],
+        marker=marker,
+        linestyle=line,
+        color="black",
+        markerfacecolor=fill,
+        capsize=4,
+        label=way,
+    )
+
+
+def _limit_ratios(axes: Any, ratios: Sequence[Ratio]) -> None:
+    """Show every median; of an interval that is far wider than that, what fits."""
+    medians = [ratio.median for ratio in ratios]
+    low = min(1.0, *medians, *(max(ratio.low, 0.8 * ratio.median) for ratio in ratios))
+    high = max(1.02, *medians, *(min(ratio.high, 1.5 * ratio.median) for ratio in ratios))
+    if high > LARGE_RATIO:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(low / 1.3, high * 1.3)
+        axes.set_ylabel("time of a run (hookless = 1, log.)")
+        return
+    margin = 0.08 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_ylabel("time of a run (hookless = 1)")
 
 
 def _count(number: int, what: str) -> str:
@@ -95,7 +110,8 @@ def floors_figure(report: Report) -> Figure:
     right = max(100.0, *percents) * 1.16
     secs = report.whole.median_secs(FASTCAP)
     for row, (percent, share) in enumerate(zip(percents, shares.values(), strict=True)):
-        text = f"{percent:.3g} %  ({_seconds(share * secs)})"
+        shown = f"{percent:.3g} %" if percent >= LEAST_PERCENT else f"< {LEAST_PERCENT} %"
+        text = f"{shown}  ({_seconds(share * secs)})"
         is_long = percent > 0.75 * right
         axes.text(
             percent - 0.01 * right if is_long else percent + 0.01 * right,
@@ -112,7 +128,10 @@ def floors_figure(report: Report) -> Figure:
 
 
 def _seconds(secs: float) -> str:
-    return f"{secs:.3g} s" if secs >= 1 else f"{1e3 * secs:.3g} ms"
+    for scale, unit in ((1.0, "s"), (1e3, "ms")):
+        if secs * scale >= 1:
+            return f"{secs * scale:.3g} {unit}"
+    return f"{1e6 * secs:.3g} µs"
 
 
 def timeline_figure(timeline: Timeline) -> Figure:

@@ -82,15 +82,13 @@ def same_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> b
     """
     return list(expected) == list(found) and all(
         (want.shape, want.dtype) == (found[name].shape, found[name].dtype)
-        and torch.equal(_as_words(want), _as_words(found[name]))
+        and (want.numel() == 0 or _equal_bytes(want, found[name]))
         for name, want in expected.items()
     )
 
 
-def _as_words(value: Tensor) -> Tensor:
-    """The bytes as the widest integers they divide into: NaN payloads and signed zeros count."""
-    if value.numel() == 0:  # strides of empty tensors may be anything, and a view minds
-        return torch.empty(0, dtype=torch.uint8)
-    raw = value.contiguous().reshape(-1).view(torch.uint8)
-    is_aligned = raw.numel() % 8 == 0 and raw.storage_offset() % 8 == 0
-    return raw.view(torch.int64) if is_aligned else raw
+def _equal_bytes(want: Tensor, found: Tensor) -> bool:
+    raw = [value.contiguous().reshape(-1).view(torch.uint8) for value in (want, found)]
+    if all(each.numel() % 8 == 0 and each.storage_offset() % 8 == 0 for each in raw):
+        raw = [each.view(torch.int64) for each in raw]  # as integers, NaNs and signed zeros count
+    return torch.equal(*raw)

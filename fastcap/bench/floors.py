@@ -201,6 +201,20 @@ def predict(n_bytes: int, floors: Floors, hookless_secs: float) -> Prediction:
     )
 
 
+def predict_archive(n_bytes: int, floors: Floors, hookless_secs: float) -> Prediction:
+    """The time for an archive of `n_bytes`: the forward, the link and the disk work beside one
+    another, and the slowest sets it.
+
+    Example:
+        >>> predict_archive(10**9, Floors(8.0, 4.0, 2.0, disk_gb_per_sec=0.5), hookless_secs=1.0)
+        Prediction(secs=2.0, what='write to disk')
+    """
+    secs = floor_secs(n_bytes, floors, hookless_secs)
+    beside = [name for name in ("forward", "link", "write to disk") if name in secs]
+    slowest = max(beside, key=lambda name: secs[name])
+    return Prediction(secs[slowest], slowest)
+
+
 def floor_secs(n_bytes: int, floors: Floors, hookless_secs: float) -> dict[str, float]:
     """Seconds that `n_bytes` take on each floor by itself; what was not measured is left out.
 

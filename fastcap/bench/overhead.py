@@ -20,7 +20,15 @@ from fastcap.bench.timing import (
     run_one_after_another,
     synchroniser,
 )
-from fastcap.bench.ways import FASTCAP, HOOK, HOOKLESS, WAYS, Way, hookless
+from fastcap.bench.ways import (
+    FASTCAP,
+    HOOK,
+    HOOKLESS,
+    WAYS,
+    Way,
+    check_sites_fire,
+    hookless,
+)
 from fastcap.errors import ArgumentError
 from fastcap.forward import Forward
 from fastcap.sites import Sites
@@ -88,7 +96,7 @@ def overhead(
     forward: Forward | None = None,
     device: torch.device | str | int | None = None,
     limit_secs: float | None = None,
-    on_round: OnRound = lambda index, secs: None,
+    on_round: OnRound | None = None,
 ) -> Overhead:
     """Measure the overhead of capture functions on a model, and check what they deliver.
 
@@ -117,7 +125,7 @@ def overhead(
 
     Raises:
         ArgumentError: No batches or sites, an unknown way, too few rounds, or a selection that
-            plain hooks cannot take.
+            plain hooks cannot take, or a site that gives no tensor.
         SiteNotFoundError: A site is no module of the model.
 
     Example:
@@ -170,10 +178,11 @@ def measure(
     ways: Mapping[str, Way],
     rounds: int = N_ROUNDS,
     limit_secs: float | None = None,
-    on_round: OnRound = lambda index, secs: None,
+    on_round: OnRound | None = None,
 ) -> Overhead:
     """As `overhead`, of a case that is made already."""
     rounds = as_count("rounds", rounds, at_least=2)  # an interval needs a spread
+    check_sites_fire(case)
     judge = Judge(case.oracle())
     for name, way in ways.items():
         _check_whole(judge, name, way(case))
@@ -193,7 +202,9 @@ def measure(
     play = partial(run_one_after_another, runs, synchronise=synchroniser(case.device), judge=check)
     names = list(runs)
     runs[HOOKLESS]()  # what only a first run costs; the ways had theirs
-    secs = measure_rounds(names, play, rounds, lambda name, value: None, on_round, limit_secs)
+    secs = measure_rounds(
+        names, play, rounds, lambda name, value: None, on_round or _silent, limit_secs
+    )
     return Overhead(
         secs={name: tuple(of_way) for name, of_way in secs.items()},
         n_mismatches=judge.n_mismatches,
@@ -203,6 +214,10 @@ def measure(
         n_samples=sum(case.sizes),
         sites=tuple(case.sites),
     )
+
+
+def _silent(index: int, secs: Mapping[str, float]) -> None:
+    """Nobody watches."""
 
 
 def _check_whole(judge: Judge, name: str, outcome: Values | Iterator[Values]) -> None:

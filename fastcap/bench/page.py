@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 
 from fastcap.bench import charts
+from fastcap.bench.files import write_text
 from fastcap.bench.report import TABLE_HEADER, Report, card_rows, remarks, table_rows
 from fastcap.bench.ways import FASTCAP
-from fastcap.errors import SaveError
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
@@ -105,10 +105,4 @@ def write(report: Report, path: Path) -> None:
     Raises:
         SaveError: It cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(report), encoding="utf-8")
-    except OSError as error:
-        raise SaveError(
-            error.errno, f"Cannot write the report to {path}: {error.strerror}."
-        ) from error
+    write_text(path, render(report))

@@ -102,10 +102,11 @@ class RecordingCpu(SynchronousDevice):
     def stamp(self) -> Stamp:
         return _now()
 
-    def place(self, value: Tensor, target: Tensor) -> None:
+    def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
         start = _now()
-        super().place(value, target)
-        self._recorder.note(start, _now(), MODEL_THREAD, COPY, target.nbytes)
+        placed = super().place(value, dtype, target)
+        self._recorder.note(start, _now(), MODEL_THREAD, COPY, placed.nbytes)
+        return placed
 
 
 class RecordingAccelerator(AcceleratorDevice):
@@ -158,9 +159,22 @@ class RecordingAccelerator(AcceleratorDevice):
     def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
         start = _now()
         super().read(slot, offset, dtype, target)
-        name = threading.current_thread().name
+        self._recorder.note(start, _now(), HOST, DELIVER, target.nbytes)
+
+    def _read_after(
+        self,
+        slot: HostBuffer,
+        offset: int,
+        dtype: torch.dtype,
+        target: Tensor | Destination,
+        after: Any,
+    ) -> None:
+        if after is not None:  # before the stamp: waiting is not delivering
+            self._block_until(after)
+        start = _now()
+        super()._read_after(slot, offset, dtype, target, None)
+        name = threading.current_thread().name  # fastcap-worker-0_0
         queue = name.removeprefix("fastcap-").removesuffix("_0").replace("-", " ")
-        queue = queue if name.startswith("fastcap-worker") else HOST
         self._recorder.note(start, _now(), queue, DELIVER, target.nbytes)
 
     def wait(self, fence: Any) -> None:
@@ -174,6 +188,19 @@ class RecordingTwin(TimedDevice):
 
     Args:
         costs: The machine's rates.
+
+    Example:
+        >>> import torch
+        >>> from fastcap.bench import RecordingTwin, make_case, record_timeline
+        >>> twin = RecordingTwin()
+        >>> class Layer(torch.nn.Module):
+        ...     def forward(self, acts):
+        ...         twin.launch(0.25)  # what the layer takes on the machine
+        ...         return acts
+        >>> case = make_case(torch.nn.Sequential(Layer()), [torch.zeros(4, 8)], ["0"])
+        >>> timeline, statistics = record_timeline(case, twin)
+        >>> sorted({span.kind for span in timeline.spans}), timeline.busy_secs("forward")
+        (['copy', 'deliver', 'forward', 'pack', 'wait'], 0.25)
     """
 
     forward_queue = COMPUTE_QUEUE

@@ -101,7 +101,7 @@ def make_report(
     passes: int | None = None,
     folder: Path | None = None,
     floor_bytes: int = COPY_BYTES,
-    on_round: OnRound = lambda index, secs: None,
+    on_round: OnRound | None = None,
 ) -> Report:
     """Measure overhead, floors and a timeline.
 

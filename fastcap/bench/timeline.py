@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastcap.bench.files import write_text
+
 FORWARD, PACK, COPY, DELIVER, WAIT = "forward", "pack", "copy", "deliver", "wait"
 COMPUTE_QUEUE, COPY_QUEUE, HOST = "compute queue", "copy queue", "host"
 MODEL_THREAD = "model's thread"  # of a CPU model: forward and copies in turn
@@ -113,9 +115,12 @@ class Timeline:
         return {"traceEvents": [*names, *events], "otherData": {"clock": self.clock}}
 
     def write_trace(self, path: Path) -> None:
-        """Write `trace()` as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.trace()) + "\n")
+        """Write `trace()` as JSON.
+
+        Raises:
+            SaveError: It cannot be written.
+        """
+        write_text(path, json.dumps(self.trace()) + "\n")
 
 
 def _overlap_secs(copy: Span, work: Iterable[Span]) -> float:

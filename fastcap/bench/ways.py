@@ -8,8 +8,13 @@ against.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,9 +23,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.activations import ActivationStore
+from fastcap.archive.reader import Archive
 from fastcap.bench.case import Case, Values
-from fastcap.devices.accelerator import ABILITIES, GENERIC, synchronise
+from fastcap.devices.accelerator import ABILITIES, GENERIC, Abilities, synchronise
 from fastcap.errors import ArgumentError
+from fastcap.extraction import extract
 from fastcap.reference import take_input, take_part
 from fastcap.representations import extract_representations
 from fastcap.sites import BoundSite
@@ -74,14 +81,18 @@ def pinned_hook(case: Case) -> Values:
             "pinned_hook copies on a second stream, and a model on the CPU has none. Measure it "
             "on an accelerator."
         )
-    can = ABILITIES.get(case.device.type, GENERIC)
+    return collect_pinned(case, ABILITIES.get(case.device.type, GENERIC))
+
+
+def collect_pinned(case: Case, can: Abilities) -> Values:
+    """`pinned_hook`, with the streams and events that are given."""
     side = can.new_stream(case.device)
     sources: list[Tensor] = []
 
     def take(value: Tensor) -> Tensor:
         value = value.detach()
         sources.append(value)  # so that its memory is not used again before the copy is done
-        target = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        target = can.pinned_bytes(value.nbytes).view(value.dtype).view(value.shape)
         produced = can.new_event(case.device)
         produced.record(can.current_stream(case.device))
         side.wait_event(produced)
@@ -123,6 +134,30 @@ def attach_hooks(bound: Iterable[BoundSite], keep: Keep) -> list[RemovableHandle
     return [_attach_hook(each.module, each.site, keep) for each in bound]
 
 
+def check_sites_fire(case: Case) -> None:
+    """Run one pass.
+
+    Raises:
+        ArgumentError: A site gave no tensor in it.
+    """
+    fired: set[str] = set()
+    handles = attach_hooks(case.bound, lambda site, value: fired.add(site))
+    try:
+        for _ in replace(case, batches=case.batches[:1]).passes():
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [site for site in case.sites if site not in fired]
+    if silent:
+        raise ArgumentError(
+            f"Site {silent[0]!r} gave no tensor in a pass"
+            + (f", nor did {len(silent) - 1} more" if silent[1:] else "")
+            + ". Leave it out, or name a part of its output. What every module gives is shown by: "
+            "fastcap sites MODEL --example BATCH"
+        )
+
+
 def _attach_hook(module: nn.Module, site: Site, keep: Keep) -> RemovableHandle:
     if site.side == "input":
 
@@ -150,26 +185,88 @@ def in_memory(case: Case) -> Values:
     Raises:
         ArgumentError: A batch before the last has another size than the first.
     """
-    batches, sizes = case.batches, case.sizes
-    if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
-        raise ArgumentError(
-            f"extract_representations makes batches of one size, and these have {sizes} samples. "
-            "Give batches of one size, the last of which may be shorter, or measure `streamed`."
-        )
-
-    def batch_of(rows: list[int]) -> Any:
-        return batches[rows[0] // sizes[0]]  # made already, as for every other way
-
+    rows = _Rows(case)
     return extract_representations(
         case.model,
-        range(sum(sizes)),
+        rows.dataset,
         case.sites,
         case.device,
-        sizes[0],
-        collate_fn=batch_of,
+        rows.batch_size,
+        collate_fn=rows.batch_of,
         **case.calling,
         **case.options,
     )
+
+
+def archived_in(folder: Path | None) -> Way:
+    """`fastcap.extract` into a new archive, which is removed when its values are dropped.
+
+    Args:
+        folder: Where to make it; `None` for the system's folder of temporary files.
+    """
+
+    def archived(case: Case) -> Values:
+        rows = _Rows(case)
+        out = Path(tempfile.mkdtemp(prefix="fastcap-bench-", dir=folder))
+        try:
+            archive = extract(
+                case.model,
+                rows.dataset,
+                case.sites,
+                out / "acts",
+                device=case.device,
+                batch_size=rows.batch_size,
+                collate_fn=rows.batch_of,
+                **case.calling,
+                **case.options,
+            )
+        except BaseException:
+            shutil.rmtree(out)
+            raise
+        return _Archived(archive, out)
+
+    return archived
+
+
+class _Archived(Mapping[str, Tensor]):
+    """An archive's values, read when they are looked at: reading is no part of writing."""
+
+    def __init__(self, archive: Archive, out: Path) -> None:
+        self._archive = archive
+        weakref.finalize(self, shutil.rmtree, out)
+
+    def __getitem__(self, site: str) -> Tensor:
+        values: Tensor = self._archive[site][:]
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._archive.sites)
+
+    def __len__(self) -> int:
+        return len(self._archive.sites)
+
+
+class _Rows:
+    """Batches that are made already, for functions that make batches of samples themselves.
+
+    Raises:
+        ArgumentError: A batch before the last has another size than the first.
+    """
+
+    def __init__(self, case: Case) -> None:
+        sizes = case.sizes
+        if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
+            raise ArgumentError(
+                f"fastcap makes batches of one size from a dataset, and these have {sizes} "
+                "samples. Give batches of one size, the last of which may be shorter, or measure "
+                "'fastcap stream'."
+            )
+        self._batches = case.batches
+        self.batch_size = sizes[0]
+        self.dataset = range(sum(sizes))
+
+    def batch_of(self, rows: list[int]) -> Any:
+        return self._batches[rows[0] // self.batch_size]
 
 
 def streamed(case: Case) -> Iterator[Values]:
@@ -203,7 +300,7 @@ def stored(case: Case) -> Generator[Values, None, None]:
             store.clear()
 
 
-HOOKLESS, HOOK, FASTCAP = "hookless", "hook", "fastcap"
+HOOKLESS, HOOK, FASTCAP, ARCHIVE = "hookless", "hook", "fastcap", "fastcap archive"
 
 WAYS: Mapping[str, Way] = MappingProxyType(
     {
@@ -212,6 +309,7 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "hook, non_blocking": non_blocking_hook,
         "hook, pinned, side stream": pinned_hook,
         FASTCAP: in_memory,
+        ARCHIVE: archived_in(None),
         "fastcap store": stored,
         "fastcap stream": streamed,
         "fastcap stream, lent": lent,

@@ -166,7 +166,7 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         return pinned.copy_(value).to(self.torch_device, non_blocking=True)
 
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
-        staging.view(dtype, offset, value.shape).copy_(value, non_blocking=True)
+        staging.view(dtype, offset, value.shape).copy_(value, True)  # does not block the host
 
     def copy(
         self,

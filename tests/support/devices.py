@@ -28,6 +28,9 @@ class LoggedStream:
     def wait_event(self, event: LoggedEvent) -> None:
         self.log.append(f"{self.name} waits for {event.name}")
 
+    def synchronize(self) -> None:
+        self.log.append(f"host waits for {self.name}")
+
 
 @dataclass(eq=False)
 class LoggedEvent:

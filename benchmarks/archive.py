@@ -1,0 +1,243 @@
+"""What writing an archive costs, beside writing the same bytes with nothing but `write`.
+
+    python -m benchmarks.archive [--rounds 9] [--gigabytes 1] [--memory 4 20]
+        [--out benchmarks/results]
+
+The model hands out values that are there already, so what is timed is capturing and writing. The
+floor writes as many bytes from memory into files of the same sizes, with the same syncs. NumPy's
+`savez`, which holds everything in memory, is there for comparison. The ways alternate, round by
+round. Memory is the peak of a process of its own that extracts as many gigabytes as asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import fastcap
+from benchmarks.checkout import PROJECT, describe_checkout
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
+
+N_SITES = 4
+BATCH_SIZE = 16
+N_TOKENS = 128
+WIDTH = 1024
+SAMPLE_BYTES = N_SITES * N_TOKENS * WIDTH * 4
+HOST_BYTES = 128 << 20
+GB = 10**9
+
+
+class Source(nn.Module):
+    """A model whose layers have nothing to compute: each hands out what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.values = torch.randn(BATCH_SIZE, N_TOKENS, WIDTH, generator=generator)
+        self.layers = nn.ModuleList(_Layer(self.values + site) for site in range(N_SITES))
+
+    def forward(self, ids: Tensor) -> None:
+        for layer in self.layers:
+            layer(ids)
+
+
+class _Layer(nn.Module):
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = nn.Buffer(values)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.values[: len(ids)]
+
+
+class Ids(Dataset[dict[str, Tensor]]):
+    """As many samples as make up `n_bytes` of activations."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._n_samples = max(1, n_bytes // SAMPLE_BYTES)
+
+    def __len__(self) -> int:
+        return self._n_samples
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.tensor([index % 1000])}
+
+    def fingerprint(self) -> int:
+        return self._n_samples
+
+
+SITES = [f"layers.{index}" for index in range(N_SITES)]
+
+
+def write_archive(model: Source, n_bytes: int, folder: Path) -> fastcap.Archive:
+    return fastcap.extract(
+        model, Ids(n_bytes), SITES, folder, batch_size=BATCH_SIZE, host_bytes=HOST_BYTES
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the plain loop repeats: sizes of files, and syncs beside one for each of them."""
+
+    file_bytes: tuple[int, ...]
+    other_syncs: int
+
+
+def layout_of(archive: fastcap.Archive) -> Layout:
+    groups = [(writer, group) for writer in archive.writers for group in writer.groups]
+    sizes = tuple(file.n_bytes for _, group in groups for file in group.files)
+    return Layout(sizes, 2 * len(groups))  # of each group the directory, and its journal line
+
+
+def write_plainly(model: Source, layout: Layout, folder: Path) -> None:
+    """The same bytes into files of the same sizes, synced as often, in writes of one batch."""
+    folder.mkdir()
+    data = model.values.view(-1).view(torch.uint8).numpy().data
+    for number, n_bytes in enumerate(layout.file_bytes):
+        fd = os.open(folder / str(number), os.O_CREAT | os.O_WRONLY)
+        while n_bytes:
+            n_bytes -= os.write(fd, data[: min(n_bytes, len(data))])
+        os.fsync(fd)
+        os.close(fd)
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(layout.other_syncs):
+        os.fsync(fd)
+    os.close(fd)
+
+
+def save_npz(model: Source, n_bytes: int, folder: Path) -> None:
+    """What is done today: a list per site, concatenated, saved."""
+    folder.mkdir()
+    values: dict[str, list[Tensor]] = {site: [] for site in SITES}
+    for start in range(0, len(Ids(n_bytes)), BATCH_SIZE):
+        n_batch = min(BATCH_SIZE, len(Ids(n_bytes)) - start)
+        for site in SITES:
+            values[site].append(model.get_submodule(site)(range(n_batch)).clone())
+    arrays: dict[str, Any] = {site: torch.cat(found).numpy() for site, found in values.items()}
+    np.savez(folder / "all.npz", **arrays)
+
+
+def measure(n_rounds: int, n_bytes: int) -> dict[str, object]:
+    """Seconds of each way by round, and ratios to the plain loop."""
+    model = Source().eval()
+    parent = Path(tempfile.mkdtemp(prefix="fastcap-bench-"))
+    try:
+        archive = write_archive(model, n_bytes, parent / "first")
+        problems = archive.verify()
+        assert not problems, problems
+        layout = layout_of(archive)
+        n_files = len(layout.file_bytes)
+        shutil.rmtree(parent / "first")
+        ways: dict[str, Callable[[Path], object]] = {
+            "plain write": lambda folder: write_plainly(model, layout, folder),
+            "archive": lambda folder: write_archive(model, n_bytes, folder),
+            "np.savez": lambda folder: save_npz(model, n_bytes, folder),
+        }
+
+        def run_round(order: Sequence[str]) -> Mapping[str, tuple[float, None]]:
+            return {way: (_timed(ways[way], parent / "way"), None) for way in order}
+
+        secs = measure_rounds(list(ways), run_round, n_rounds, lambda way, value: None)
+    finally:
+        shutil.rmtree(parent)
+    return {
+        "bytes": sum(layout.file_bytes),
+        "files": n_files,
+        "rounds": n_rounds,
+        "secs": secs,
+        "archive to plain write": dataclasses.asdict(
+            paired_ratio(secs["archive"], secs["plain write"])
+        ),
+        "np.savez to plain write": dataclasses.asdict(
+            paired_ratio(secs["np.savez"], secs["plain write"])
+        ),
+    }
+
+
+def _timed(way: Callable[[Path], object], folder: Path) -> float:
+    os.sync()  # what the way before left to write is not this one's
+    started = time.perf_counter()
+    way(folder)
+    secs = time.perf_counter() - started
+    shutil.rmtree(folder)
+    return secs
+
+
+def measure_memory(n_bytes: int) -> dict[str, int]:
+    """Peak growth of a fresh process that extracts so much, over one that is about to."""
+    command = [sys.executable, "-m", "benchmarks.archive", "--memory-child", str(n_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+def memory_child(n_bytes: int) -> dict[str, int]:
+    model = Source().eval()
+    parent = Path(tempfile.mkdtemp(prefix="fastcap-bench-"))
+    try:
+        write_archive(model, SAMPLE_BYTES, parent / "warm-up")  # imports, threads, allocator
+        Path("/proc/self/clear_refs").write_text("5")  # the mark of the peak, back to what is now
+        before = _resident("VmRSS")
+        archive = write_archive(model, n_bytes, parent / "acts")
+        growth = _resident("VmHWM") - before
+        written = sum(group.n_bytes for writer in archive.writers for group in writer.groups)
+    finally:
+        shutil.rmtree(parent)
+    return {"bytes": written, "growth_bytes": growth, "slot_bytes": HOST_BYTES}
+
+
+def _resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.archive")
+    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS)
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="of each round and way")
+    parser.add_argument("--memory", type=float, nargs="*", default=[], help="gigabytes")
+    parser.add_argument("--memory-child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="folder for the figures")
+    options = parser.parse_args(arguments)
+    if options.memory_child is not None:
+        sys.stdout.write(json.dumps(memory_child(options.memory_child)) + "\n")
+        return 0
+    now = dt.datetime.now(dt.UTC)
+    content = {
+        "date": now.isoformat(timespec="seconds"),
+        "commit": describe_checkout().commit,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": dataclasses.asdict(describe_machine("cpu")),
+        "memory": [measure_memory(int(size * GB)) for size in options.memory],
+        **measure(options.rounds, int(options.gigabytes * GB)),
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    sys.stdout.write(text)
+    if options.out:
+        (options.out / f"archive-{now:%Y-%m-%d}.json").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
