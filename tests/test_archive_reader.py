@@ -87,7 +87,8 @@ def test_ids_and_slices_are_as_in_a_list(root: Path, seed: int) -> None:
     numbers = list(range(7))
 
     def end() -> int | None:
-        return draw.choice([None, *range(-9, 10)])
+        place: int | None = draw.choice([None, *range(-9, 10)])
+        return place
 
     key: Any = slice(end(), end(), draw.choice([None, 1, 2, 3, -1, -2]))
     for spec in STREAMS:

@@ -208,7 +208,7 @@ def test_labels_that_do_not_fit(
     labels: list[Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     data = labelled(*labels)
-    options = {"labels": ["y"], "collate_fn": keep}
+    options: dict[str, Any] = {"labels": ["y"], "collate_fn": keep}
     assert why_not(error, tmp_path / "acts", data=data, **options) == message
     if len(labels) == 4 and error is ResultError:  # what was complete before is committed
         assert fastcap.open_archive(tmp_path / "acts").ids == [(0, 3)]
