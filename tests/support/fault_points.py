@@ -42,6 +42,7 @@ class Depth:
         second_power_seeds: The same in a recovery.
         error_seeds: Of each error at each operation; odd ones last until a process begins.
         deaths: In each operation, while another run goes on.
+        step_share: Of the places in another run where a process takes a step.
         share: Of the first faults, drawn by `seed`.
         second_share: Of the recoveries whose every operation has a second fault.
     """
@@ -50,6 +51,7 @@ class Depth:
     second_power_seeds: int = 2
     error_seeds: int = 2
     deaths: int = 8
+    step_share: float = 0.25
     share: float = 1.0
     second_share: float = 1.0
     seed: int = 0
@@ -59,6 +61,9 @@ class Depth:
 
     def goes_on(self, *what: object) -> bool:
         return self._draws(self.second_share, ("second", *what))
+
+    def steps(self, *what: object) -> bool:
+        return self._draws(self.share * self.step_share, ("step", *what))
 
     def _draws(self, share: float, what: object) -> bool:
         return share >= 1 or zlib.crc32(repr((self.seed, what)).encode()) < share * (1 << 32)
@@ -136,7 +141,14 @@ class Player:
         self._known: dict[object, str | None] = {}
 
     def play_all(self) -> Tally:
-        for play_some in (self._play_well, self._play_crashes, self._play_errors, self._play_races):
+        for play_some in (
+            self._play_well,
+            self._play_deaths,
+            self._play_crashes,
+            self._play_errors,
+            self._play_races,
+            self._play_overlaps,
+        ):
             try:
                 play_some()
             except _EnoughError:
@@ -290,8 +302,9 @@ class Player:
         n_steps = sum(1 for _ in self._first_life(fresh_disk(self._program), History())[1])
         for begun in range(n_steps + 1):
             for operation in range(N_MOST):
-                taken = self._depth.takes(str(self._program), begun, operation, "overlap")
-                if taken and not self._play_overlap(begun, operation):
+                if self._depth.steps(
+                    str(self._program), begun, operation
+                ) and not self._play_overlap(begun, operation):
                     break
 
     def _play_overlap(self, begun: int, operation: int) -> bool:
@@ -323,7 +336,7 @@ class Player:
         life = self._program.stages[0][0]
         alone = replace(self._program, stages=((life,),))
         n_operations = play(alone, fresh_disk(self._program)).n_operations
-        for operation in range(n_operations):
+        for operation in reversed(range(n_operations)):
             for second in _pick_places(self._depth.deaths, operation):
                 if self._depth.takes(str(self._program), operation, second, "death"):
                     self._play_death(operation, second)
