@@ -83,6 +83,22 @@ def plan_budget(
     return Budget(chunk_bytes, n_chunks, max(1, min(wanted_slots, host_bytes // chunk_bytes)))
 
 
+def settled_budget(
+    limits: Limits,
+    free_device_bytes: int | None,
+    available_host_bytes: int | None,
+    pass_bytes: int,
+    largest_bytes: int,
+) -> Budget:
+    """What a lane has from its second pass on: the first budget, or the one planned for the pass.
+
+    A ring of smaller chunks than the first one's would be no gain.
+    """
+    known = limits, free_device_bytes, available_host_bytes
+    first, better = plan_budget(*known), plan_budget(*known, pass_bytes, largest_bytes)
+    return first if better.chunk_bytes < first.chunk_bytes else better
+
+
 def _default_device_bytes(free_bytes: int | None, largest_bytes: int) -> int:
     default = DEFAULT_DEVICE_BYTES
     if free_bytes is not None:
@@ -109,8 +125,3 @@ def halved(budget: Budget) -> Budget | None:
     if budget.chunk_bytes > MiB:
         return Budget(budget.chunk_bytes // 2, 1, budget.n_slots)
     return None
-
-
-def aligned(n_bytes: int) -> int:
-    """`n_bytes` rounded up to where the next record may start."""
-    return -(-n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcap.archive.files import LocalFiles
-from fastcap.archive.layout import META, WRITER_NAME
+from fastcap.archive.layout import JOURNAL, META, WRITER_NAME
 from fastcap.archive.meta import check_config, read_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.recovery import clean
@@ -76,6 +76,8 @@ def _warn_of_creator(there: Mapping[str, Any], now: Mapping[str, Any], root: Pat
 
 def _warn_of_others(archive: Archive, rank: int) -> None:
     for writer in archive.writers:
+        if writer.journal.is_damaged:
+            warn(f"{writer.directory / JOURNAL}: {writer.journal.describe_damage()}.")
         info = writer.journal.info
         if writer.is_live and info is not None and info.rank == rank:
             warn(

@@ -32,6 +32,7 @@ class BatchCaller:
         device: Where batches are moved to; `None` for where the model's parameters are.
         inputs: Keys of dict batches that are passed to the model by name, beside `input_ids`.
         forward: Replaces the call altogether.
+        may_be_meta: Whether a model without data will do; batches then go to the meta device.
 
     Raises:
         DeviceError: The model is not on `device`, or has no data (meta).
@@ -44,6 +45,7 @@ class BatchCaller:
         device: torch.device | str | int | None,
         inputs: Iterable[str] | None,
         forward: Forward | None,
+        may_be_meta: bool = False,
     ) -> None:
         if forward is not None and not callable(forward):
             raise ArgumentTypeError(
@@ -55,7 +57,8 @@ class BatchCaller:
         self._model = model
         self._inputs = _as_names(inputs)
         self._forward = forward
-        self.device = _check_device(model, device)
+        is_shapes_only = may_be_meta and is_meta(model)
+        self.device = torch.device("meta") if is_shapes_only else _check_device(model, device)
         self._warned_of_mask = forward is not None or "attention_mask" in self._inputs
 
     def __call__(self, batch: Any) -> None:
@@ -173,9 +176,14 @@ def _to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
+def is_meta(model: nn.Module) -> bool:
+    """Whether some of the model's parameters have no data."""
+    return any(tensor.is_meta for tensor in model.parameters())
+
+
 def _check_device(model: nn.Module, device: torch.device | str | int | None) -> torch.device:
     found = {tensor.device for tensor in model.parameters()}
-    if any(place.type == "meta" for place in found):
+    if is_meta(model):
         raise DeviceError(
             "The model's parameters are on the meta device, without data. Load its weights first."
         )
@@ -203,7 +211,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     The root's `train` is called first, so that overridden `train` methods run; then every module
     that differs gets its flag back.
     """
-    modules = list(model.modules())
+    modules = _modules_of(model)
     flags = [module.training for module in modules]
     if not any(flags):
         yield
@@ -217,6 +225,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for module, flag in zip(modules, flags, strict=True):
             if module.training != flag:
                 module.training = flag
+
+
+def _modules_of(model: nn.Module) -> list[nn.Module]:
+    """Every module once, as `model.modules()`; in a fraction of its time, which each pass takes."""
+    found, seen = [model], {model}
+    for module in found:  # which grows meanwhile
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -250,7 +269,7 @@ def _n_compiled() -> int:
     return 0 if dynamo is None else dynamo.counters["frames"]["ok"]
 
 
-def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+def uncompiled() -> AbstractContextManager[Any]:
     """Run compiled parts as plain Python for the block: a compiled graph skips new hooks (R14)."""
-    is_needed = is_compiled(model) or has_compiled()
-    return torch.compiler.set_stance("force_eager") if is_needed else nullcontext()
+    may_compile = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if may_compile else nullcontext()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,6 +74,14 @@ def load_model(text: str, with_weights: bool) -> nn.Module:
             "not downloaded: give a folder with a config.json."
         )
     return _check_model(text, _called(text, "MODEL", load_attribute(text, "MODEL")))
+
+
+def has_weights(text: str) -> bool:
+    """Whether a model has data: everything but a folder that holds a configuration alone."""
+    folder = Path(text)
+    return not folder.is_dir() or any(
+        path.suffix in (".safetensors", ".bin") for path in folder.iterdir()
+    )
 
 
 def load_example(text: str) -> Any:
@@ -152,7 +162,7 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
             settings = transformers.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-            with torch.device("meta"):
+            with torch.device("meta"), _default_dtype(_dtype_of(settings)):
                 model = (
                     kind(settings) if kind else auto.from_config(settings, trust_remote_code=False)
                 )
@@ -161,6 +171,23 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
             f"MODEL {str(folder)!r}: transformers cannot load it: {in_one_line(error)}."
         ) from error
     return _check_model(str(folder), model)
+
+
+def _dtype_of(settings: Any) -> torch.dtype:
+    """What the weights were saved in, which is what they are loaded in."""
+    name = "dtype" if hasattr(settings, "dtype") else "torch_dtype"  # renamed in transformers 4.56
+    dtype = getattr(settings, name, None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.get_default_dtype()
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def dtype_argument(transformers: Any) -> str:

@@ -29,10 +29,10 @@ LEVELS = [
     {"results", "beside", "earlier"},
     {"archiving"},
     {"streams"},
-    {"activations", "representations"},
+    {"activations", "representations", "planning"},
     {"batches"},
     {"extraction"},
-    {"demo", "huggingface", "site_tree"},
+    {"bench", "demo", "huggingface", "site_tree"},
     {"datasets"},
     {"cli"},
 ]

@@ -2,7 +2,8 @@
 
 app       the commands put together
 command   what all commands share: errors, exit codes, options of several values
-demo, extract, inspect, sites   one command each: parse, call the library, print
+words     options that several commands have
+bench, demo, extract, inspect, plan, sites   one command each: parse, call the library, print
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import nn
 
@@ -19,6 +17,7 @@ from fastcap import locate
 from fastcap.archive.reader import Archive
 from fastcap.cli.command import command
 from fastcap.cli.inspect import summarise
+from fastcap.cli.words import move, parse_dtype, parse_positions
 from fastcap.datasets import LabelCollator, LineFile
 from fastcap.datasets.opening import open_dataset, vocabulary_size
 from fastcap.errors import ArgumentError
@@ -26,7 +25,6 @@ from fastcap.extraction import extract as run
 from fastcap.host_memory import format_bytes
 from fastcap.huggingface import Collator
 from fastcap.huggingface.loading import load_tokenizer
-from fastcap.spec import Positions
 
 
 @command
@@ -96,11 +94,11 @@ def extract(
     run after the pass under way, with what is complete saved (exit codes 130, 143 and 138). Give
     MODEL before --sites, which takes several values, and quote patterns.
     """
-    taken = _parse_positions(positions), _parse_dtype(dtype)
+    taken = parse_positions(positions), parse_dtype(dtype)
     with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
         loaded = locate.load_model(model, with_weights=True)
         if device is not None:
-            loaded = _move(loaded, device)
+            loaded = move(loaded, device)
         texts = _Texts(model, tokenizer, text_key, labels or [], max_tokens, padding_side)
         dataset = open_dataset(
             data,
@@ -143,51 +141,6 @@ def _tell(archive: Archive) -> None:
         f"site{'' if n_sites == 1 else 's'}: {format_bytes(found['bytes'])}."
     )
     typer.echo(f"To look at it: fastcap inspect {shlex.quote(found['path'])}")
-
-
-def _parse_positions(text: str | None) -> Positions:
-    """`-1`, `0:64`, `::2`, `0,5,-1`; any other word is for the library to judge.
-
-    Example:
-        >>> _parse_positions("-1"), _parse_positions(":64"), _parse_positions("0,5")
-        (-1, slice(None, 64, None), [0, 5])
-    """
-    if text is None:
-        return None
-    number = r"\s*-?\d+\s*"
-    if re.fullmatch(number, text):
-        return int(text)
-    if re.fullmatch(rf"{number}(,{number})+", text):
-        return [int(each) for each in text.split(",")]
-    if ":" not in text:
-        return text
-    parts = text.split(":")
-    if len(parts) > 3 or not all(re.fullmatch(rf"({number})?", part) for part in parts):
-        raise ArgumentError(
-            f"--positions {text!r} cannot be read. Give an int (-1), a slice (0:64), a list "
-            "(0,5,-1), last, unpadded, or the key of the batch that holds positions."
-        )
-    return slice(*(int(part) if part.strip() else None for part in parts))
-
-
-def _parse_dtype(text: str | None) -> torch.dtype | None:
-    if text is None:
-        return None
-    found = getattr(torch, text.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise ArgumentError(
-            f"--dtype {text!r} is no dtype of torch. Give one such as float32, float16 or bfloat16."
-        )
-    return found
-
-
-def _move(model: nn.Module, device: str) -> nn.Module:
-    try:
-        return model.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(
-            f"--device {device!r}: the model cannot be moved there: {locate.in_one_line(error)}."
-        ) from error
 
 
 @dataclass(frozen=True)
