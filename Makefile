@@ -53,7 +53,7 @@ races: $(SETUP)
 mutants: $(SETUP)
 	$(BIN)/python -m tests.mutants --write
 
-SECOND ?= 0.03
+SECOND ?= 0.02
 KILLS ?= 1000
 
 faults: $(SETUP)

@@ -1,6 +1,6 @@
 """Break everything the archive calls, everywhere: `make faults`, or a part of it.
 
-    python -m tests.faults [--second 0.03] [--kills 1000] [--mutants] [--out FOLDER]
+    python -m tests.faults [--second 0.02] [--kills 1000] [--mutants] [--out FOLDER]
 
 Plays every program with every fault at every file call on a simulated disk, then kills real
 processes, and prints what was played; with `--mutants`, hunts the broken protocols too and writes
@@ -121,7 +121,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--second",
         type=float,
-        default=0.03,
+        default=0.02,
         help="share of the recoveries in which every operation has a second fault",
     )
     parser.add_argument("--seed", type=int, default=0, help="what the shares are drawn with")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
+from fastcap.archive.writer import Writer
+from fastcap.errors import ArchiveWriteError
 from tests.faults import BLOCK, PAGE
-from tests.support.disk import Disk
+from tests.support.disk import Disk, fails
 from tests.support.fault_judging import find_incomplete, find_leftover, find_lost
 from tests.support.fault_mutants import MUTANTS, Mutant, hunt
 from tests.support.fault_play import ROOT, TOTAL, History, fresh_disk, play
 from tests.support.fault_points import Depth, play_program
 from tests.support.fault_programs import PROGRAMS, Program
-from tests.support.filesystem import CRASHES, KINDS, Effect, Fault, Watch, crash
+from tests.support.filesystem import CRASHES, KINDS, Effect, Fault, SimulatedFiles, Watch, crash
 from tests.support.mutation import Change
 
 SAMPLED = Depth(share=0.06, second_share=0.01)
@@ -33,7 +38,14 @@ def test_every_kind_of_fault_is_played_at_every_operation() -> None:
     assert tally.points["power"] == n_operations * WHOLE.power_seeds
     assert tally.points["kill"] >= n_operations
     assert {kind for kind in KINDS if tally.points[kind] >= n_operations} == set(KINDS)
-    assert {"second kill", "second power", "second error", "another run"} <= tally.points.keys()
+    assert tally.points.keys() >= {
+        "second kill",
+        "second power",
+        "second error",
+        "another run",
+        "a step of another",
+        "a death of another",
+    }
 
 
 @pytest.mark.parametrize("kind", CRASHES)
@@ -161,3 +173,37 @@ def test_a_mutant_names_lines_that_are_there() -> None:
         assert all(isinstance(change, Change) for change in mutant.changes)
         with mutant.applied():
             pass
+
+
+# Directories above the archive
+
+
+class Foreign(SimulatedFiles):
+    """The root of the disk is somebody else's."""
+
+    code = errno.EACCES
+
+    def sync_dir(self, path: Path) -> None:
+        if path == Path("/"):
+            raise fails(self.code, path)
+        super().sync_dir(path)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL])
+def test_a_directory_above_that_cannot_be_synced_is_not_ours(code: int) -> None:
+    files = Foreign(fresh_disk(PROGRAMS[0]))
+    files.code = code
+    writer = Writer(ROOT, PROGRAMS[0].meta(), files=files)
+    writer.append([0, 1], *PROGRAMS[0].values([0, 1]))
+    assert writer.commit() is not None
+    writer.close()
+
+
+def test_a_directory_above_that_fails_ends_the_writer() -> None:
+    files = Foreign(fresh_disk(PROGRAMS[0]))
+    files.code = errno.EIO
+    writer = Writer(ROOT, PROGRAMS[0].meta(), files=files)
+    for _ in range(2):
+        with pytest.raises(ArchiveWriteError, match="Syncing / failed: Input/output error"):
+            writer.append([0, 1], *PROGRAMS[0].values([0, 1]))
+    writer.close()

@@ -32,12 +32,14 @@ class Mutant:
         drops: What is left out, in words.
         changes: How.
         shown_by: The program that is played first.
+        is_rare: Whether few points show it, so that all of that program are played.
         survives: Why nothing shows it, where that is so.
     """
 
     drops: str
     changes: tuple[Change, ...]
     shown_by: str = ""
+    is_rare: bool = False
     survives: str = ""
 
     @contextmanager
@@ -49,9 +51,13 @@ class Mutant:
 
 
 def _mutant(
-    drops: str, *edits: tuple[str, str, str], shown_by: str = "", survives: str = ""
+    drops: str,
+    *edits: tuple[str, str, str],
+    shown_by: str = "",
+    is_rare: bool = False,
+    survives: str = "",
 ) -> Mutant:
-    return Mutant(drops, tuple(Change(*edit) for edit in edits), shown_by, survives)
+    return Mutant(drops, tuple(Change(*edit) for edit in edits), shown_by, is_rare, survives)
 
 
 def retry(sync: Callable[[], None]) -> None:
@@ -220,7 +226,8 @@ MUTANTS = (
             LOOK + "\n        " + READ,
             f"{READ}; {LOOK}",
         ),
-        shown_by="a group is committed while the next is written",
+        shown_by="one stream, one file, one commit",
+        is_rare=True,
     ),
     _mutant(
         "keeping what a journal names",
@@ -262,6 +269,9 @@ MUTANTS = (
 )
 
 
+RARE = Depth(power_seeds=0, error_seeds=0, deaths=24, second_share=0)
+
+
 @dataclass(frozen=True)
 class Kill:
     """What was seen of one mutant: where first, what, and after how many points."""
@@ -281,8 +291,9 @@ def hunt(mutant: Mutant, depth: Depth) -> Kill:
     programs = sorted(PROGRAMS, key=lambda program: program.name != mutant.shown_by)
     with mutant.applied():
         for program in programs:
+            is_rare = mutant.is_rare and program.name == mutant.shown_by
             try:
-                tally = play_program(program, depth, stop_at_first=True)
+                tally = play_program(program, RARE if is_rare else depth, stop_at_first=True)
             except Exception as error:  # noqa: BLE001 - any way to fail is a finding
                 return Kill(str(program), f"{type(error).__name__}: {error}", n_points)
             n_points += tally.points.total()

@@ -11,7 +11,9 @@ import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from random import Random
 
 from tests.support.disk import Disk, Loss
 from tests.support.fault_judging import find_lost, find_problem
@@ -25,7 +27,7 @@ from tests.support.fault_play import (
     resume,
 )
 from tests.support.fault_programs import Program
-from tests.support.filesystem import ERRORS, Effect, Fault, SimulatedFiles, Watch, crash
+from tests.support.filesystem import ERRORS, Crash, Effect, Fault, SimulatedFiles, Watch, crash
 
 N_MOST = 200
 """More file calls than any run of a program has."""
@@ -39,6 +41,8 @@ class Depth:
         power_seeds: Power cuts at each operation.
         second_power_seeds: The same in a recovery.
         error_seeds: Of each error at each operation; odd ones last until a process begins.
+        deaths: In each operation, while another run goes on.
+        step_share: Of the places in another run where a process takes a step.
         share: Of the first faults, drawn by `seed`.
         second_share: Of the recoveries whose every operation has a second fault.
     """
@@ -46,6 +50,8 @@ class Depth:
     power_seeds: int = 8
     second_power_seeds: int = 2
     error_seeds: int = 2
+    deaths: int = 8
+    step_share: float = 0.25
     share: float = 1.0
     second_share: float = 1.0
     seed: int = 0
@@ -55,6 +61,9 @@ class Depth:
 
     def goes_on(self, *what: object) -> bool:
         return self._draws(self.second_share, ("second", *what))
+
+    def steps(self, *what: object) -> bool:
+        return self._draws(self.share * self.step_share, ("step", *what))
 
     def _draws(self, share: float, what: object) -> bool:
         return share >= 1 or zlib.crc32(repr((self.seed, what)).encode()) < share * (1 << 32)
@@ -108,6 +117,13 @@ class _Recorder:
         return look
 
 
+def _pick_places(n_places: int, seed: int) -> list[int]:
+    """Some of the operations of a run: half of them are where it looks at what others do."""
+    draw = Random(seed)
+    early = draw.sample(range(12), min(12, n_places // 2))
+    return [*early, *draw.sample(range(12, 60), min(48, n_places - len(early)))]
+
+
 class Player:
     """Plays the points of one program.
 
@@ -125,7 +141,14 @@ class Player:
         self._known: dict[object, str | None] = {}
 
     def play_all(self) -> Tally:
-        for play_some in (self._play_well, self._play_crashes, self._play_errors, self._play_races):
+        for play_some in (
+            self._play_well,
+            self._play_deaths,
+            self._play_crashes,
+            self._play_errors,
+            self._play_races,
+            self._play_overlaps,
+        ):
             try:
                 play_some()
             except _EnoughError:
@@ -270,61 +293,85 @@ class Player:
 
         history = play(self._program, disk, watch=watch)
         where = f"another run at operation {operation}, {names[0]}"
-        wrong = [*history.wrong, *map(repr, history.errors)]
-        problem = next(iter(wrong), None) or find_lost(self._program, disk, history.saved)
-        if problem is None:
-            problem = self._recover(disk, history.saved, where, 0)
-        self._note("another run", where, problem)
+        self._judge_two("another run", where, disk, history)
 
     def _play_overlaps(self) -> None:
-        """A process stands somewhere, and takes a step, or dies after it, while another runs."""
+        """A process stands somewhere, and takes a step while another runs."""
         if not self._program.has_links:
             return
         n_steps = sum(1 for _ in self._first_life(fresh_disk(self._program), History())[1])
         for begun in range(n_steps + 1):
-            for dies in (False, True):
-                self._play_overlaps_after(begun, dies)
+            for operation in range(N_MOST):
+                if self._depth.steps(
+                    str(self._program), begun, operation
+                ) and not self._play_overlap(begun, operation):
+                    break
 
-    def _play_overlaps_after(self, begun: int, dies: bool) -> None:
-        for operation in itertools.count():
-            if self._depth.takes(str(self._program), begun, operation, dies, "overlap"):
-                if not self._play_overlap(begun, operation, dies):
-                    return
-            elif operation > N_MOST:
-                return
-
-    def _play_overlap(self, begun: int, operation: int, dies: bool) -> bool:
+    def _play_overlap(self, begun: int, operation: int) -> bool:
         """Whether the other run has so many operations."""
         disk, history, names = fresh_disk(self._program), History(), list[str]()
-        with numbered_names(1):
-            files, life = self._first_life(disk, history)
-            for _ in range(begun):
+
+        def look(number: int, name: str, _: Effect) -> None:
+            if number == operation:
+                names.append(name)
                 next(life, None)
 
-            def look(number: int, name: str, _: Effect) -> None:
-                if number == operation:
-                    names.append(name)
-                    next(life, None)
-                    if dies:
-                        files.kill()
+        with numbered_names(1):
+            _, life = self._first_life(disk, history)
+            for _ in range(begun):
+                next(life, None)
+            resume(self._program, self._program.process(disk, watch=look), 500, history)
+            list(life)
+        if names:
+            where = f"a step after {begun}, at operation {operation} of another run, {names[0]}"
+            self._judge_two("a step of another", where, disk, history)
+        return bool(names)
 
-            other = self._program.process(disk, watch=look)
-            resume(self._program, other, 500, history)
-            if not names:
-                return False
-            if not dies:
-                list(life)
-        verb = "and dies" if dies else "and goes on"
-        where = f"a step after {begun} {verb}, at operation {operation} of a run, {names[0]}"
+    def _play_deaths(self) -> None:
+        """A process is at a file call; another runs, and in the midst of that the call is done and
+        its process dies.
+        """
+        if not self._program.has_links:
+            return
+        life = self._program.stages[0][0]
+        alone = replace(self._program, stages=((life,),))
+        n_operations = play(alone, fresh_disk(self._program)).n_operations
+        for operation in reversed(range(n_operations)):
+            for second in _pick_places(self._depth.deaths, operation):
+                if self._depth.takes(str(self._program), operation, second, "death"):
+                    self._play_death(operation, second)
+
+    def _play_death(self, operation: int, second: int) -> None:
+        disk, history = fresh_disk(self._program), History()
+
+        def stop(number: int, _: str, effect: Effect) -> None:
+            def die(inner: int, _: str, __: Effect) -> None:
+                if inner == second:
+                    with suppress(OSError):  # what it asked for is there by now
+                        effect.apply(disk)
+                    files.kill()
+
+            if number == operation:
+                resume(self._program, self._program.process(disk, watch=die), 500, history)
+                files.kill()
+
+        with numbered_names(1), suppress(Crash):
+            files, life = self._first_life(disk, history, stop)
+            list(life)
+        where = f"a death in operation {operation}, at operation {second} of another run"
+        self._judge_two("a death of another", where, disk, history)
+
+    def _judge_two(self, kind: str, where: str, disk: Disk, history: History) -> None:
         wrong = [*history.wrong, *map(repr, history.errors)]
         problem = next(iter(wrong), None) or find_lost(self._program, disk, history.saved)
         if problem is None:
             problem = self._recover(disk, history.saved, where, 0)
-        self._note("a step of another", where, problem)
-        return True
+        self._note(kind, where, problem)
 
-    def _first_life(self, disk: Disk, history: History) -> tuple[SimulatedFiles, Iterator[None]]:
-        files = self._program.process(disk)
+    def _first_life(
+        self, disk: Disk, history: History, watch: Watch | None = None
+    ) -> tuple[SimulatedFiles, Iterator[None]]:
+        files = self._program.process(disk, watch=watch)
         clock = itertools.count().__next__
         return files, live(self._program, self._program.stages[0][0], files, history, clock)
 

@@ -241,6 +241,7 @@ class SimulatedFiles:
         self.log.append(f"{name} {path}")
         if self._watch is not None:
             self._watch(number, name, effect)
+            disk = self._live_disk  # whoever watches may have killed this process
         fault = self.fault
         if fault is not None and number == fault.operation and fault.kind in CRASHES:
             self._crash(effect, fault)
