@@ -1,6 +1,7 @@
 """What writing an archive costs, beside writing the same bytes with nothing but `write`.
 
-    python -m benchmarks.archive [--rounds 9] [--gigabytes 1] [--memory 4 20] [--out benchmarks/results]
+    python -m benchmarks.archive [--rounds 9] [--gigabytes 1] [--memory 4 20]
+        [--out benchmarks/results]
 
 The model hands out values that are there already, so what is timed is capturing and writing. The
 floor writes as many bytes from memory into files of the same sizes, with the same syncs. NumPy's
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +33,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fastcap
-from benchmarks.machine import PROJECT, describe_checkout, describe_machine
-from benchmarks.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
+from benchmarks.checkout import PROJECT, describe_checkout
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
 
 N_SITES = 4
 BATCH_SIZE = 16
@@ -49,10 +52,8 @@ class Source(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.layers = nn.ModuleList(
-            _Layer(torch.randn(BATCH_SIZE, N_TOKENS, WIDTH, generator=generator))
-            for _ in range(N_SITES)
-        )
+        self.values = torch.randn(BATCH_SIZE, N_TOKENS, WIDTH, generator=generator)
+        self.layers = nn.ModuleList(_Layer(self.values + site) for site in range(N_SITES))
 
     def forward(self, ids: Tensor) -> None:
         for layer in self.layers:
@@ -110,7 +111,7 @@ def layout_of(archive: fastcap.Archive) -> Layout:
 def write_plainly(model: Source, layout: Layout, folder: Path) -> None:
     """The same bytes into files of the same sizes, synced as often, in writes of one batch."""
     folder.mkdir()
-    data = memoryview(model.layers[0].values.view(torch.uint8).numpy()).cast("B")
+    data = model.values.view(-1).view(torch.uint8).numpy().data
     for number, n_bytes in enumerate(layout.file_bytes):
         fd = os.open(folder / str(number), os.O_CREAT | os.O_WRONLY)
         while n_bytes:
@@ -131,7 +132,8 @@ def save_npz(model: Source, n_bytes: int, folder: Path) -> None:
         n_batch = min(BATCH_SIZE, len(Ids(n_bytes)) - start)
         for site in SITES:
             values[site].append(model.get_submodule(site)(range(n_batch)).clone())
-    np.savez(folder / "all.npz", **{k: torch.cat(v).numpy() for k, v in values.items()})
+    arrays: dict[str, Any] = {site: torch.cat(found).numpy() for site, found in values.items()}
+    np.savez(folder / "all.npz", **arrays)
 
 
 def measure(n_rounds: int, n_bytes: int) -> dict[str, object]:

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import describe_checkout, describe_machine
-from benchmarks.timing import FEWEST_ROUNDS, rotated
+from benchmarks.checkout import describe_checkout
 from fastcap import ActivationStore, devices
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, rotated
 from fastcap.devices.cpu import SynchronousDevice
 
 N_SITES = 32

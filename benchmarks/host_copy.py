@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe_checkout, describe_machine
-from benchmarks.timing import FEWEST_ROUNDS, rotated
+from benchmarks.checkout import describe_checkout
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, rotated
 
 KiB, MiB = 1 << 10, 1 << 20
 SIZES = (16 * KiB, 256 * KiB, 4 * MiB, 64 * MiB)

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import describe_checkout, describe_machine
+from benchmarks.checkout import describe_checkout
 from benchmarks.models import ModelShape
 from benchmarks.slices import play_round
-from benchmarks.timing import FEWEST_ROUNDS, Ratio, measure_rounds, paired_ratio
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, Values, Verifier, oracle
 from benchmarks.workloads import Workload, blocks, build_case
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, Ratio, measure_rounds, paired_ratio
 
 BASES = (HOOKLESS, INCUMBENT)
 SITES, SAMPLES, WIDTH = "sites", "samples", "width"

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import BASES, SERIES, measure_point, workload, write
-from benchmarks.timing import Ratio
 from benchmarks.workloads import WORKLOADS
+from fastcap.bench.timing import Ratio
 
 
 def test_a_point_is_held_against_both_ways() -> None:

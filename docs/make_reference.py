@@ -8,9 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import fastcap
-from fastcap import errors, huggingface
+from fastcap import bench, datasets, errors, huggingface, planning
 
 TARGET = Path(__file__).parent / "reference.md"
+RETURNED = (
+    "BatchRecords",
+    "Comparison",
+    "Costs",
+    "MemoryPlan",
+    "Plan",
+    "Record",
+    "SitePlan",
+    "Statistics",
+    "Stream",
+    "Term",
+)
+"""Classes that callers are given and do not make."""
+
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Example")
 
 
@@ -24,8 +38,15 @@ def render() -> str:
     ]
     for name in sorted(fastcap.__all__, key=_reading_order):
         lines += _render_name(f"fastcap.{name}", getattr(fastcap, name))
+    for name in ("Machine", "Plan", "SitePlan", "MemoryPlan", "Costs", "Term", "Comparison"):
+        lines += _render_name(f"fastcap.planning.{name}", getattr(planning, name))
     for name in huggingface.__all__:
         lines += _render_name(f"fastcap.huggingface.{name}", getattr(huggingface, name))
+    for name in datasets.__all__:
+        lines += _render_name(f"fastcap.datasets.{name}", getattr(datasets, name))
+    for name in bench.__all__:
+        if callable(getattr(bench, name)):
+            lines += _render_name(f"fastcap.bench.{name}", getattr(bench, name))
     lines += ["## fastcap.errors", "", "```text", inspect.getdoc(errors) or "", "```", ""]
     return "\n".join(lines)
 
@@ -35,6 +56,7 @@ def _reading_order(name: str) -> tuple[bool, str]:
         "ActivationStore",
         "extract_representations",
         "list_sites",
+        "plan",
         "save_activations",
         "stream",
     )
@@ -45,7 +67,7 @@ def _render_name(path: str, thing: Any) -> Iterator[str]:
     package, _, name = path.rpartition(".")
     yield from (f"## {name if package == 'fastcap' else path}", "")
     is_made_by_callers = not issubclass(thing, Exception) if inspect.isclass(thing) else True
-    if is_made_by_callers and name not in ("BatchRecords", "Record", "Statistics", "Stream"):
+    if is_made_by_callers and name not in RETURNED:
         yield from ("```python", _signature(path, thing), "```", "")
     yield from _render_doc(thing)
     if inspect.isclass(thing) and not issubclass(thing, Exception):

@@ -5,6 +5,7 @@ extract                    from a dataset to an archive on disk, of any size
 extract_representations    from a dataset to one tensor per site
 list_sites                 what can be captured in a model
 open_archive               read an archive
+plan                       what a run will take, before it runs
 save_activations           to .npz or .safetensors
 stream                     records batch by batch, while the next batch runs
 """
@@ -14,8 +15,9 @@ from fastcap.archive.reader import Archive as Archive
 from fastcap.archive.reader import open_archive as open_archive
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
-from fastcap.extraction import extract as extract
+from fastcap.extraction.run import extract as extract
 from fastcap.listing import list_sites as list_sites
+from fastcap.planning.make import plan as plan
 from fastcap.records import BatchRecords as BatchRecords
 from fastcap.records import Record as Record
 from fastcap.records import Statistics as Statistics
@@ -37,6 +39,7 @@ __all__ = [
     "extract_representations",
     "list_sites",
     "open_archive",
+    "plan",
     "save_activations",
     "stream",
 ]

@@ -32,6 +32,7 @@ class BatchCaller:
         device: Where batches are moved to; `None` for where the model's parameters are.
         inputs: Keys of dict batches that are passed to the model by name, beside `input_ids`.
         forward: Replaces the call altogether.
+        may_be_meta: Whether a model without data will do; batches then go to the meta device.
 
     Raises:
         DeviceError: The model is not on `device`, or has no data (meta).
@@ -44,6 +45,7 @@ class BatchCaller:
         device: torch.device | str | int | None,
         inputs: Iterable[str] | None,
         forward: Forward | None,
+        may_be_meta: bool = False,
     ) -> None:
         if forward is not None and not callable(forward):
             raise ArgumentTypeError(
@@ -55,7 +57,8 @@ class BatchCaller:
         self._model = model
         self._inputs = _as_names(inputs)
         self._forward = forward
-        self.device = _check_device(model, device)
+        is_shapes_only = may_be_meta and is_meta(model)
+        self.device = torch.device("meta") if is_shapes_only else _check_device(model, device)
         self._warned_of_mask = forward is not None or "attention_mask" in self._inputs
 
     def __call__(self, batch: Any) -> None:
@@ -173,9 +176,14 @@ def _to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
+def is_meta(model: nn.Module) -> bool:
+    """Whether some of the model's parameters have no data."""
+    return any(tensor.is_meta for tensor in model.parameters())
+
+
 def _check_device(model: nn.Module, device: torch.device | str | int | None) -> torch.device:
     found = {tensor.device for tensor in model.parameters()}
-    if any(place.type == "meta" for place in found):
+    if is_meta(model):
         raise DeviceError(
             "The model's parameters are on the meta device, without data. Load its weights first."
         )

@@ -103,7 +103,7 @@ def list_sites(
     call = BatchCaller(model, device, inputs, forward)
     batch = call.prepare(example)
     seen = _Observer(list(modules.items()), count_rows(batch))
-    with seen.attached(), _unchanged(model, call.device), uncompiled(), torch.no_grad():
+    with seen.attached(), unchanged(model, call.device), uncompiled(), torch.no_grad():
         call(batch)
     return tuple(
         SiteInfo(name, type(module).__name__, *seen.at(index))
@@ -168,7 +168,7 @@ def _is_capturable(tensor: Tensor, site: Site) -> bool:
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode for the block; flags, values of buffers and random numbers as before afterwards."""
     buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
     before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,8 @@ from torch import nn
 from fastcap.errors import ArgumentError, MissingExtraError
 
 FORM = "package.module:attribute"
+RENAMED_DTYPE = (4, 56)
+"""The release of transformers that renamed `torch_dtype` to `dtype`."""
 
 
 def load_attribute(text: str, what: str) -> Any:
@@ -72,6 +76,14 @@ def load_model(text: str, with_weights: bool) -> nn.Module:
     return _check_model(text, _called(text, "MODEL", load_attribute(text, "MODEL")))
 
 
+def has_weights(text: str) -> bool:
+    """Whether a model has data: everything but a folder that holds a configuration alone."""
+    folder = Path(text)
+    return not folder.is_dir() or any(
+        path.suffix in (".safetensors", ".bin") for path in folder.iterdir()
+    )
+
+
 def load_example(text: str) -> Any:
     """A batch, or what a callable without arguments returns.
 
@@ -79,6 +91,27 @@ def load_example(text: str) -> Any:
         ArgumentError: There is no such thing.
     """
     return _called(text, "--example", load_attribute(text, "--example"))
+
+
+def load_dataset(text: str) -> Any:
+    """A dataset or a list, or what a callable without arguments returns.
+
+    Raises:
+        ArgumentError: There is no such thing, or it is no dataset.
+    """
+    found = load_attribute(text, "--data")
+    if isinstance(found, type) or not _is_dataset(found):
+        found = _called(text, "--data", found)
+    if not _is_dataset(found):
+        raise ArgumentError(
+            f"--data {text!r} gives a {type(found).__name__}, and a dataset can be indexed or "
+            "iterated. Name a dataset, a list, or a function without arguments that returns one."
+        )
+    return found
+
+
+def _is_dataset(found: Any) -> bool:
+    return hasattr(found, "__getitem__") or hasattr(found, "__iter__")
 
 
 def _called(text: str, what: str, found: Any) -> Any:
@@ -121,14 +154,15 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
     kind: Any = getattr(transformers, names[0], None) if names else None
     try:
         if with_weights:
+            as_saved = {dtype_argument(transformers): "auto"}
             model = (kind or auto).from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, local_files_only=True, trust_remote_code=False, **as_saved
             )
         else:
             settings = transformers.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-            with torch.device("meta"):
+            with torch.device("meta"), _default_dtype(_dtype_of(settings)):
                 model = (
                     kind(settings) if kind else auto.from_config(settings, trust_remote_code=False)
                 )
@@ -137,6 +171,29 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
             f"MODEL {str(folder)!r}: transformers cannot load it: {in_one_line(error)}."
         ) from error
     return _check_model(str(folder), model)
+
+
+def _dtype_of(settings: Any) -> torch.dtype:
+    """What the weights were saved in, which is what they are loaded in."""
+    name = "dtype" if hasattr(settings, "dtype") else "torch_dtype"  # renamed in transformers 4.56
+    dtype = getattr(settings, name, None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.get_default_dtype()
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def dtype_argument(transformers: Any) -> str:
+    """What `from_pretrained` calls the dtype to load in."""
+    release = tuple(int(number) for number in transformers.__version__.split(".")[:2])
+    return "dtype" if release >= RENAMED_DTYPE else "torch_dtype"
 
 
 def in_one_line(error: Exception) -> str:

@@ -17,6 +17,9 @@ WINDOW_SECS = 30.0
 FREE_SHARE = 0.1
 """A run that waits for less than this share of its time is as fast as its model."""
 
+SLOWEST_LINK = 10e9
+"""Bytes per second of pinned copies, about, over the slowest link that accelerators have today."""
+
 GB = 1e9
 
 
@@ -27,17 +30,21 @@ class Counters:
     Attributes:
         n_samples: Samples that went through the model.
         written_bytes: Bytes given to files, or delivered where there is no file.
+        copied_bytes: Bytes that crossed from the accelerator to the host.
         waited_secs: The run's thread waited, for copies, slots or host workers.
         joined_secs: The part of `waited_secs` that was spent on host workers.
         loading_secs: The run's thread waited for the next batch.
+        committing_secs: The run's thread waited for a commit.
         file_secs: Host workers spent in calls to the file system: writes and commits.
     """
 
     n_samples: int = 0
     written_bytes: int = 0
+    copied_bytes: int = 0
     waited_secs: float = 0.0
     joined_secs: float = 0.0
     loading_secs: float = 0.0
+    committing_secs: float = 0.0
     file_secs: float = 0.0
 
     def __sub__(self, other: Counters) -> Counters:
@@ -69,6 +76,11 @@ class Figures:
         return ", ".join(filter(None, [_rate(self.samples_per_sec), left, self.postfix]))
 
     @property
+    def rates(self) -> str:
+        """The same without the time left."""
+        return f"{_rate(self.samples_per_sec)}, {self.postfix}"
+
+    @property
     def postfix(self) -> str:
         """What a bar that shows samples and the time left does not show itself."""
         bound = "" if self.bound is None else f", bound by {self.bound}"
@@ -86,9 +98,9 @@ class Rates:
     Example:
         >>> now = iter([0.0, 10.0])
         >>> rates = Rates(n_expected=300, clock=lambda: next(now))
-        >>> rates.update(Counters(n_samples=100, written_bytes=5 * 10**9, waited_secs=6.0))
+        >>> rates.update(Counters(n_samples=100, written_bytes=5 * 10**9, loading_secs=6.0))
         >>> print(rates.recent)
-        10.0 samples/s, 0:20 left, 0.50 GB/s, bound by link
+        10.0 samples/s, 0:20 left, 0.50 GB/s, bound by data
     """
 
     def __init__(
@@ -124,6 +136,11 @@ class Rates:
         return self._since(*self._first)
 
     @property
+    def n_samples(self) -> int:
+        """Samples that this run has done."""
+        return self._last[1].n_samples
+
+    @property
     def secs(self) -> float:
         """From the first moment to the latest update."""
         return self._last[0] - self._first[0]
@@ -143,8 +160,10 @@ class Rates:
 def find_bound(change: Counters, secs: float) -> Bound:
     """What a run waited for most in `secs` seconds, or `"compute"` if it hardly waited.
 
-    Host workers that hold a run up are called the disk when they spend most of the time in file
-    calls, else the consumer.
+    Who waits for a copy waits for the pass that makes its values too. It is called the link only
+    if the bytes would have kept a slow one busy for half of the time, else compute. Host workers
+    that hold a run up are called the disk when they spend most of the time in file calls, else the
+    consumer.
 
     Example:
         >>> find_bound(Counters(waited_secs=0.5), secs=10.0)
@@ -152,19 +171,20 @@ def find_bound(change: Counters, secs: float) -> Bound:
         >>> find_bound(Counters(waited_secs=4.0, joined_secs=3.0, file_secs=6.0), secs=10.0)
         'disk'
     """
-    if change.waited_secs + change.loading_secs < FREE_SHARE * secs:
-        return "compute"
-    waits = {
+    waits: dict[Bound, float] = {
         "data": change.loading_secs,
         "link": change.waited_secs - change.joined_secs,
-        "workers": change.joined_secs,
+        "consumer": change.joined_secs,
+        "disk": change.committing_secs,
     }
+    if sum(waits.values()) < FREE_SHARE * secs:
+        return "compute"
     longest = max(waits, key=lambda name: waits[name])
-    if longest == "data":
-        return "data"
-    if longest == "link":
-        return "link"
-    return "disk" if change.file_secs > secs / 2 else "consumer"
+    if longest == "link" and change.copied_bytes < SLOWEST_LINK * secs / 2:
+        return "compute"
+    if longest == "consumer" and change.file_secs > secs / 2:
+        return "disk"
+    return longest
 
 
 def clock_time(secs: float) -> str:

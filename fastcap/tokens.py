@@ -32,7 +32,7 @@ class TokenCounter:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if module is model_ref():
                 ids = kwargs.get("input_ids", args[0] if args else None)
-                of_thread.n_tokens = _count_tokens(ids)
+                of_thread.n_tokens = count_tokens(ids)
 
         return [model.register_forward_pre_hook(untraced(before), with_kwargs=True)]
 
@@ -56,7 +56,7 @@ class TokenCounter:
         return model is not None and calls_on_stack(model) > 0
 
 
-def _count_tokens(input_ids: Any) -> int | None:
+def count_tokens(input_ids: Any) -> int | None:
     """The length of a `(batch, sequence)` tensor of integers; `None` for anything else."""
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
         return None

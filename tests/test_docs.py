@@ -51,6 +51,7 @@ def test_public_callables_have_an_example() -> None:
         "ActivationStore",
         "extract_representations",
         "list_sites",
+        "plan",
         "save_activations",
         "stream",
     ):

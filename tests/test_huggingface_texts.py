@@ -59,7 +59,7 @@ def test_files_are_read_in_place(tmp_path: Path) -> None:
     ("line", "expected"),
     [
         ('{"txt": "one"}', "no 'text', but the keys ['txt']. Say which key holds the text with "),
-        ("[1]", "no 'text', but a list. Say which key holds the text with text_key=."),
+        ("[1]", 'a list, not a JSON object such as {"text": ...}.'),
         ("one", "not JSON (Expecting value: line 1 column 1 (char 0)): 'one'."),
         ("", "not JSON (Expecting value: line 1 column 1 (char 0)): ''."),
     ],

@@ -13,6 +13,8 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from fastcap import cli
+from fastcap.cli import app
+from fastcap.cli.command import spread
 from tests.support.datasets import make_ids
 from tests.support.models import LanguageModel, TupleBlock
 
@@ -50,7 +52,7 @@ model_batch = torch.ones(4, 2)
 
 
 def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.make_app(), ["sites", *arguments])
+    return CliRunner().invoke(app.make_app(), ["sites", *arguments])
 
 
 def printed(*arguments: str) -> str:
@@ -280,7 +282,7 @@ def test_sites_takes_several_values_as_a_shell_makes_them_of_braces(
 
 def test_values_of_other_options_are_left_alone() -> None:
     words = ["sites", "m:x", "--sites", "a", "b", "--depth", "2", "--inputs", "c", "d"]
-    assert cli.spread(words) == [
+    assert spread(words) == [
         *("sites", "m:x", "--sites", "a", "--sites", "b"),
         *("--depth", "2", "--inputs", "c", "d"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 from fastcap.archive.journal import GroupRecord
@@ -35,9 +35,10 @@ class SampleIndex:
             self._runs = _first_of_each(found)
         self._starts = [run.start for run in self._runs]
         self.n_samples = sum(run.stop - run.start for run in self._runs)
-
-    def ranges(self) -> list[tuple[int, int]]:
+        self.ranges = self._ranges()
         """The ids that are there, as ranges that do not touch."""
+
+    def _ranges(self) -> list[tuple[int, int]]:
         ranges: list[tuple[int, int]] = []
         for run in self._runs:
             if ranges and ranges[-1][1] == run.start:
@@ -49,11 +50,10 @@ class SampleIndex:
     def runs(self, start: int, stop: int) -> Iterator[Run]:
         """What is there of the ids from `start` up to `stop`, in order."""
         place = max(0, bisect_right(self._starts, start) - 1)
-        for run in islice(self._runs, place, None):
-            if run.start >= stop:
-                return
+        while place < len(self._runs) and (run := self._runs[place]).start < stop:
             if run.stop > start:
                 yield run.part(max(start, run.start), min(stop, run.stop))
+            place += 1
 
     def has(self, start: int, stop: int) -> bool:
         """Whether all of these ids are there."""

@@ -7,6 +7,7 @@ of valid lines from the start and nothing after it.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from fastcap.errors import ArchiveFormatError
 LINE_LIMIT = 64 << 20
 JOURNAL_LIMIT = 4 << 30
 _CRC_DIGITS = 8
+_CRC = re.compile(r"[0-9a-f]{8}")
+_ID_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Journal:
         n_total: How many samples the data had, once a writer has seen its end.
         n_bytes: Length of the valid part.
         is_torn: Whether bytes follow it.
+        is_damaged: Whether valid lines are among them. A crash does not leave that: each line is on
+            disk before the next one is written.
     """
 
     info: WriterInfo | None = None
@@ -85,6 +90,13 @@ class Journal:
     n_total: int | None = None
     n_bytes: int = 0
     is_torn: bool = False
+    is_damaged: bool = False
+
+    def describe_damage(self) -> str:
+        return (
+            f"its line at byte {self.n_bytes} is not as it was written, and valid lines follow: "
+            "groups from there on are not read, and their files are kept"
+        )
 
 
 def as_ranges(samples: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -163,7 +175,17 @@ def parse_journal(content: bytes, where: str) -> Journal:
         begin = end + 1
     journal.n_bytes = begin
     journal.is_torn = begin < len(content)
+    journal.is_damaged = _has_line(content, begin)
     return journal
+
+
+def _has_line(content: bytes, begin: int) -> bool:
+    """Whether a line whose checksum holds begins somewhere behind a line feed."""
+    while (begin := content.find(b"\n", begin) + 1) > 0:
+        end = content.find(b"\n", begin, begin + LINE_LIMIT)
+        if end >= 0 and _checked(content[begin:end]) is not None:
+            return True
+    return False
 
 
 def _checked(line: bytes) -> bytes | None:
@@ -213,6 +235,8 @@ def _parse_group(found: Mapping[str, Any], where: str) -> GroupRecord:
     )
     if len({file.name for file in group.files}) != len(group.files):
         raise ArchiveFormatError(f"{where}: a file is named twice.")
+    if any(file.n_bytes < group.n_samples * _ID_BYTES for file in group.files):
+        raise ArchiveFormatError(f"{where}: {group.n_samples} samples do not fit in its files.")
     return group
 
 
@@ -248,7 +272,6 @@ def _parse_file(found: Any, where: str) -> FileRecord:
 
 def _parse_crc(found: Mapping[str, Any], key: str, where: str) -> int:
     text = take(found, key, str, where)
-    try:
-        return int(text, 16) if len(text) == _CRC_DIGITS else int("", 16)
-    except ValueError:
-        raise ArchiveFormatError(f"{where}: {key} must be 8 hexadecimal digits.") from None
+    if not _CRC.fullmatch(text):
+        raise ArchiveFormatError(f"{where}: {key} must be 8 hexadecimal digits.")
+    return int(text, 16)

@@ -28,8 +28,8 @@ META = "meta.json"
 JOURNAL = "journal.jsonl"
 UNFINISHED = ".tmp"
 
-WRITER_NAME = re.compile(r"w-\d{5,10}-\d{1,10}-[0-9a-f]{8}")
-SHARD_NAME = re.compile(r"\d{6,10}-\d{3,6}\.safetensors")
+WRITER_NAME = re.compile(r"w-[0-9]{5,10}-[0-9]{1,10}-[0-9a-f]{8}")
+SHARD_NAME = re.compile(r"[0-9]{6,10}-[0-9]{3,6}\.safetensors")
 
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -116,6 +116,11 @@ class TensorSpec:
     def n_bytes(self) -> int:
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether its strides fit 63 bits, also where a dimension is 0."""
+        return prod(max(n, 1) for n in self.shape) * DTYPES[self.dtype].itemsize < 1 << 62
+
 
 def shard_tensors(
     streams: Iterable[StreamSpec], n_samples: int, rows: Mapping[str, int]
@@ -184,7 +189,7 @@ def check_header(first: bytes, n_bytes: int, expected: Iterable[TensorSpec], whe
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
-        if entry != wanted:
+        if entry != wanted or not tensor.is_possible:
             raise ArchiveFormatError(
                 f"{where}: its header does not describe {tensor.name!r} as {tensor.dtype} of shape "
                 f"{list(tensor.shape)}, as the archive does."
@@ -231,8 +236,10 @@ def parse_stream(found: Mapping[str, Any], where: str) -> StreamSpec:
         take(found, "ragged", bool, where),
         take(found, "text", bool, where),
     )
-    if spec.row_bytes >= 1 << 48:
-        raise ArchiveFormatError(f"{where}: one sample would have {spec.row_bytes} bytes.")
+    if prod(max(n, 1) for n in shape) >= 1 << 45:
+        raise ArchiveFormatError(f"{where}: its shape {shape} is larger than any that is stored.")
+    if spec.is_text and (dtype, spec.shape, spec.is_ragged) != ("U8", (), True):
+        raise ArchiveFormatError(f"{where}: text is stored as ragged U8, one byte per row.")
     return spec
 
 

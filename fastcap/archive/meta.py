@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -20,11 +21,12 @@ from fastcap.archive.layout import (
     parse_stream,
     stream_json,
 )
-from fastcap.archive.parsing import parse_object, take, take_count
+from fastcap.archive.parsing import check_depth, parse_object, take, take_count
 from fastcap.errors import ArchiveConfigError, ArchiveError, ArchiveFormatError
 from fastcap.fingerprint import differences, hash_of
 
 META_LIMIT = 64 << 20
+_NO_CRC = b'"crc32": "00000000"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Meta:
     def encode(self) -> bytes:
         found = {
             "format": FORMAT,
+            "crc32": "00000000",
             "archive": self.archive,
             "n_samples": self.n_samples,
             "batch_size": self.batch_size,
@@ -74,7 +77,14 @@ class Meta:
             "config": self.config,
             "creator": self.creator,
         }
-        return json.dumps(found, indent=1, allow_nan=False).encode() + b"\n"
+        content = json.dumps(found, indent=1, allow_nan=False).encode() + b"\n"
+        if len(content) > META_LIMIT:
+            raise ArchiveError(
+                f"The description of this run takes {len(content)} bytes, and {META} holds at most "
+                f"{META_LIMIT}. Give the dataset a short fingerprint() of its own, or ask for "
+                "fewer sites."
+            )
+        return content.replace(_NO_CRC, _crc_field(zlib.crc32(content)), 1)
 
 
 def new_meta(
@@ -158,6 +168,14 @@ def parse_meta(content: bytes, where: str) -> Meta:
             f"{where}: an archive of format {version}, and this fastcap reads format {FORMAT}. "
             "Install a newer fastcap."
         )
+    check_depth(found, where)
+    crc32 = take(found, "crc32", str, where)
+    zeroed = content.replace(f'"crc32": "{crc32}"'.encode(), _NO_CRC, 1)
+    if f"{zlib.crc32(zeroed):08x}" != crc32:
+        raise ArchiveFormatError(
+            f"{where} is not as it was written: its checksum differs. Restore it from a copy, or "
+            "extract again to another directory."
+        )
     n_samples = None if found.get("n_samples") is None else take_count(found, "n_samples", where)
     batch_size = take_count(found, "batch_size", where)
     if batch_size == 0:
@@ -176,6 +194,10 @@ def parse_meta(content: bytes, where: str) -> Meta:
         raise
     except ArchiveError as error:
         raise ArchiveFormatError(f"{where}: {error}") from None
+
+
+def _crc_field(crc32: int) -> bytes:
+    return b'"crc32": "%08x"' % crc32
 
 
 def _parse_streams(found: Sequence[Any], where: str) -> tuple[StreamSpec, ...]:

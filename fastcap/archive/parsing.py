@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fastcap.errors import ArchiveFormatError
 
 T = TypeVar("T")
+
+DEPTH_LIMIT = 64
+"""How deep free-form JSON may be nested."""
 
 
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
@@ -19,9 +23,16 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
             and moderate depth.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ArchiveFormatError(f"{where} is not valid JSON: {error or 'too deep'}.") from None
+        found = json.loads(
+            text.decode(),  # given bytes, json would also take UTF-16
+            object_pairs_hook=_distinct,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ArchiveFormatError(f"{where} is not valid JSON: it is nested too deep.") from None
+    except ValueError as error:
+        raise ArchiveFormatError(f"{where} is not valid JSON: {_reason(error)}.") from None
     if not isinstance(found, dict):
         raise ArchiveFormatError(f"{where} is not a JSON object.")
     return found
@@ -38,6 +49,8 @@ def take(found: Mapping[str, Any], key: str, kind: type[T], where: str) -> T:
         raise ArchiveFormatError(
             f"{where}: {key!r} must be {kind.__name__}; it is {_short(value)}."
         )
+    if isinstance(value, str) and not _is_text(value):
+        raise ArchiveFormatError(f"{where}: {key!r} is no valid text: it has half a character.")
     return value
 
 
@@ -47,6 +60,19 @@ def take_count(found: Mapping[str, Any], key: str, where: str) -> int:
     if not 0 <= value < 1 << 63:
         raise ArchiveFormatError(f"{where}: {key!r} is {_short(value)}, which is out of range.")
     return value
+
+
+def check_depth(value: Any, where: str, depth: int = 0) -> None:
+    """Refuse JSON that is nested so deep that comparing or printing it could fail.
+
+    Raises:
+        ArchiveFormatError: It is.
+    """
+    if depth > DEPTH_LIMIT:
+        raise ArchiveFormatError(f"{where} is nested deeper than {DEPTH_LIMIT} levels.")
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            check_depth(inner, where, depth + 1)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -60,6 +86,25 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is no number")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    return "a number is too long" if "integer string" in str(error) else str(error)
+
+
+def _is_text(value: str) -> bool:
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def _short(value: object) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
     text = repr(value) if not isinstance(value, int) or value.bit_length() < 256 else "a huge int"
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 import zlib
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from fastcap.archive.files import Files, LocalFiles
 from fastcap.archive.index import Run, SampleIndex
 from fastcap.archive.journal import FileRecord, GroupRecord
 from fastcap.archive.layout import (
+    JOURNAL,
     OFFSETS,
     SAMPLES,
     StreamSpec,
@@ -27,8 +29,14 @@ from fastcap.archive.layout import (
     shard_tensors,
 )
 from fastcap.archive.recovery import Damage, scan
-from fastcap.errors import ArchiveError, ArchiveFormatError, MissingSampleError
+from fastcap.errors import (
+    ArchiveError,
+    ArchiveFormatError,
+    ArgumentTypeError,
+    MissingSampleError,
+)
 
+_BLOCK_IDS = 1 << 20
 OPEN_SHARDS = 64
 """How many shards stay mapped."""
 
@@ -105,7 +113,7 @@ class Archive:
     @property
     def ids(self) -> list[tuple[int, int]]:
         """The samples that are there, as ranges `(start, stop)` of their ids."""
-        return self._index.ranges()
+        return list(self._index.ranges)
 
     def __len__(self) -> int:
         """How many samples are there."""
@@ -142,6 +150,11 @@ class Archive:
         for spec in self.meta.streams:
             if spec.name == name:
                 return Samples(self, spec)
+        if not isinstance(name, str):
+            raise ArgumentTypeError(
+                f"archive[{name!r}]: an archive is read by stream and then by sample, as in "
+                f"archive['layers.0'][{name!r}]. It has {self.streams[:20]}."
+            )
         close = difflib.get_close_matches(name, self.streams)
         hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise ArchiveError(f"{str(self.path)!r} has no {name!r}. {hint}It has {self.streams[:20]}.")
@@ -155,6 +168,11 @@ class Archive:
         problems = [
             Problem(damage.directory, damage.reason, damage.group.samples)
             for damage in self.damages
+        ]
+        problems += [
+            Problem(writer.directory / JOURNAL, writer.journal.describe_damage(), ())
+            for writer in self.writers
+            if writer.journal.is_damaged
         ]
         for writer in self.writers:
             for group in writer.groups:
@@ -200,9 +218,9 @@ class Archive:
             tensors = self._files.tensors(path)
         except SafetensorError as error:
             raise ArchiveFormatError(f"{path} is no safetensors file: {error}.") from error
-        rows = group.samples
-        expected = torch.cat([torch.arange(start, stop) for start, stop in rows])
-        if not torch.equal(tensors[SAMPLES], expected):
+        except (MemoryError, RuntimeError) as error:
+            raise ArchiveError(f"Cannot map {path}: {error}.") from error
+        if not _holds(tensors[SAMPLES], group.samples):
             raise ArchiveFormatError(f"{path} holds other samples than its journal says.")
         for name in record.streams:
             if self.meta.stream(name).is_ragged:
@@ -215,8 +233,13 @@ class Archive:
         if path in self._shards:
             self._shards.move_to_end(path)
             return self._shards[path]
-        self._check(path, run.group, record)
-        shard = self._shards[path] = self._map(path, run.group, record)
+        try:
+            self._check(path, run.group, record)
+            shard = self._shards[path] = self._map(path, run.group, record)
+        except ArchiveError:
+            raise
+        except OSError as error:
+            raise ArchiveError(f"Cannot read {path}: {error.strerror or error}.") from error
         while len(self._shards) > OPEN_SHARDS:
             self._shards.popitem(last=False)
         return shard
@@ -229,11 +252,30 @@ class Archive:
             return shard[spec.name][first:last]
         edges = shard[spec.name + OFFSETS][first : last + 1].tolist()
         rows = [shard[spec.name][a:b] for a, b in pairwise(edges)]
-        return [bytes(row.numpy()).decode() for row in rows] if spec.is_text else rows
+        return [_decode(row, spec, self.path) for row in rows] if spec.is_text else rows
 
     def __repr__(self) -> str:
         total = "" if self.n_samples is None else f" of {self.n_samples}"
         return f"Archive({str(self.path)!r}, samples: {len(self)}{total}, sites: {self.sites})"
+
+
+def _decode(row: Tensor, spec: StreamSpec, path: Path) -> str:
+    try:
+        return bytes(row.numpy()).decode()
+    except UnicodeDecodeError as error:
+        raise ArchiveFormatError(f"A text of {spec.name!r} in {path} is not UTF-8.") from error
+
+
+def _holds(samples: Tensor, ranges: tuple[tuple[int, int], ...]) -> bool:
+    """Whether the ids of a shard are these ranges; compared in blocks, as files may be sparse."""
+    row = 0
+    for first, last in ranges:
+        for start in range(first, last, _BLOCK_IDS):
+            stop = min(start + _BLOCK_IDS, last)
+            if not torch.equal(samples[row : row + stop - start], torch.arange(start, stop)):
+                return False
+            row += stop - start
+    return row == len(samples)
 
 
 def _check_offsets(offsets: Tensor, n_rows: int, path: Path) -> None:
@@ -246,8 +288,9 @@ class Samples:
     """One stream of an archive, by sample id.
 
     An int gives one sample; a slice a stack `(n, *shape)`, or a list where samples have different
-    numbers of rows. Values are read-only views of the mapped file: writing to one changes neither
-    the file nor what others read. A slice that crosses shards is a copy.
+    numbers of rows. Values are views of the mapped file, and are meant to be read: writing to one
+    never changes the file, but others that this `Archive` gives would show it, so `clone()` what
+    you want to change. A slice that crosses groups is a copy.
 
     Attributes:
         spec: Name, dtype and shape.
@@ -283,7 +326,12 @@ class Samples:
         """
         if isinstance(key, slice):
             return self._slice(key)
-        sample = self._absolute(key)
+        try:
+            sample = self._absolute(operator.index(key))
+        except TypeError:
+            raise ArgumentTypeError(
+                f"Samples are read by an int or a slice of their ids; got {key!r}."
+            ) from None
         for run in self._archive._index.runs(sample, sample + 1):
             return self._archive._values(run, self.spec)[0]
         raise self._missing(sample)
@@ -319,7 +367,7 @@ class Samples:
 
     def _end(self) -> int:
         """One more than the largest id there can be."""
-        ids = self._archive.ids
+        ids = self._archive._index.ranges
         return max(self._archive.n_samples or 0, ids[-1][1] if ids else 0)
 
     def _missing(self, sample: int) -> MissingSampleError:

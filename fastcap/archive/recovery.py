@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastcap.archive.files import Files
+from fastcap.archive.files import Entry, Files
 from fastcap.archive.journal import JOURNAL_LIMIT, GroupRecord, Journal, parse_journal
 from fastcap.archive.layout import JOURNAL, META, SHARD_NAME, UNFINISHED, WRITER_NAME
 from fastcap.archive.meta import Meta, read_meta
@@ -80,9 +80,9 @@ def scan(root: Path, files: Files, is_settled: bool = False) -> Scan:
     meta = read_meta(root, files)
     try:
         writers = [
-            _scan_writer(root / entry.name, meta, files, is_settled)
+            _scan_entry(root, entry, meta, files, is_settled)
             for entry in files.entries(root)
-            if entry.is_dir and WRITER_NAME.fullmatch(entry.name)
+            if WRITER_NAME.fullmatch(entry.name)
         ]
     except ArchiveError:
         raise
@@ -92,10 +92,23 @@ def scan(root: Path, files: Files, is_settled: bool = False) -> Scan:
     return Scan(root, meta, writers)
 
 
+def _scan_entry(
+    root: Path, entry: Entry, meta: Meta, files: Files, is_settled: bool
+) -> WriterState:
+    if not entry.is_dir:
+        raise ArchiveFormatError(
+            f"{root / entry.name} has the name of a writer's directory, and is none. Links are not "
+            "followed: move the directory itself here."
+        )
+    return _scan_writer(root / entry.name, meta, files, is_settled)
+
+
 def _scan_writer(directory: Path, meta: Meta, files: Files, is_settled: bool) -> WriterState:
     entries = files.entries(directory)
     names = {entry.name for entry in entries if entry.is_file}
     path = directory / JOURNAL
+    if JOURNAL not in names and any(entry.name == JOURNAL for entry in entries):
+        raise ArchiveFormatError(f"{path} is no regular file, and links are not followed.")
     journal, is_live = Journal(), None
     if JOURNAL in names:
         is_locked = files.is_locked(path)  # before it is read: what a dead writer wrote is all
@@ -179,8 +192,8 @@ def clean(root: Path, files: Files) -> list[Leftover]:
     """
     removed = []
     for writer in scan(root, files, is_settled=True).writers:
-        if writer.is_live is not False:
-            continue
+        if writer.is_live is not False or writer.journal.is_damaged:
+            continue  # a damaged journal does not tell which of its files were committed
         for leftover in writer.leftovers:
             try:
                 files.remove(leftover.path)

@@ -106,7 +106,8 @@ def _sample(tensor: Tensor) -> Tensor:
     """The bytes of some elements, on the tensor's device: a strided view, whatever its layout."""
     per_dim = max(1, round(SAMPLED_ELEMENTS ** (1 / max(1, tensor.ndim))))
     steps = tuple(slice(None, None, -(-max(1, size) // per_dim)) for size in tensor.shape)
-    return tensor.detach()[steps].contiguous().reshape(-1).view(torch.uint8)
+    sample = tensor.detach()[steps].resolve_conj().resolve_neg()
+    return sample.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _digests(samples: list[tuple[str, Tensor]]) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,12 @@ POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_po
 OWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 """Inputs that do not depend on what the tokenizer says of itself."""
 
+PROBES = (
+    'The quick brown fox doesn\'t jump over 13 lazy dogs; SHE SAID: "why?"',
+    "  def f(x):\n\treturn x**2  # naïve façade \u2013 東京 🙂\u00a0\u200b",
+)
+"""Texts that tokenizers take apart differently."""
+
 
 class Collator:
     """Makes one batch of several texts or chats: token ids, mask, and what else the model takes.
@@ -141,6 +147,22 @@ class Collator:
         items = each_item(texts, text_key)
         while batch := list(islice(items, batch_size)):
             yield self(batch)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What batches depend on: the settings, and what the tokenizer makes of a few texts."""
+        tokenizer = self._tokenizer
+        return {
+            "tokenizer": type(tokenizer).__name__.removesuffix("Fast"),
+            "n_tokens": len(tokenizer),
+            "tokens_of_probes": [tokenizer(text)["input_ids"] for text in PROBES],
+            "pad_token_id": tokenizer.pad_token_id,
+            "chat_template": getattr(tokenizer, "chat_template", None),
+            "max_tokens": self._max_tokens,
+            "padding_side": self._padding_side,
+            "truncation_side": tokenizer.truncation_side,
+            "add_generation_prompt": self._add_generation_prompt,
+            "inputs": self.inputs,
+        }
 
     def _render(self, chat: Any) -> str:
         if not getattr(self._tokenizer, "chat_template", None):

@@ -11,12 +11,10 @@ import torch
 from torch import nn
 
 from fastcap.errors import LoadError, MissingExtraError
+from fastcap.locate import dtype_argument
 
 Name = str | os.PathLike[str]
 """A model id, or the path of a folder."""
-
-RENAMED_DTYPE = (4, 56)
-"""The release of transformers that renamed `torch_dtype` to `dtype`."""
 
 
 def load(
@@ -66,8 +64,7 @@ def load_model(
 ) -> nn.Module:
     """The model alone, in eval mode; see `load`."""
     transformers = _transformers()
-    release = tuple(int(number) for number in transformers.__version__.split(".")[:2])
-    options["dtype" if release >= RENAMED_DTYPE else "torch_dtype"] = dtype
+    options[dtype_argument(transformers)] = dtype
     make = transformers.AutoModel.from_pretrained
     model: nn.Module = _from_pretrained("model", make, name, options)
     return model.eval().to(device)

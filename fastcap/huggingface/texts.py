@@ -57,16 +57,26 @@ def read_texts(path: str | os.PathLike[str], text_key: str = "text") -> Iterator
 
 
 def _parse(line: str, text_key: str, where: str) -> str | Chat:
+    found = parse_object(line, where)
+    if text_key not in found:
+        raise ArgumentError(
+            f"{where}: no {text_key!r}, but the keys {sorted(found)}. Say which key holds the text "
+            "with text_key=."
+        )
+    return as_item(found[text_key], f"{where}, {text_key!r}")
+
+
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object of one line; `where` is what the errors call it."""
     try:
         found = json.loads(line)
     except json.JSONDecodeError as error:
         raise ArgumentError(f"{where}: not JSON ({error}): {_short(line)}.") from None
-    if not isinstance(found, dict) or text_key not in found:
-        has = f"the keys {sorted(found)}" if isinstance(found, dict) else f"a {_kind(found)}"
+    if not isinstance(found, dict):
         raise ArgumentError(
-            f"{where}: no {text_key!r}, but {has}. Say which key holds the text with text_key=."
+            f'{where}: a {_kind(found)}, not a JSON object such as {{"text": ...}}.'
         )
-    return _checked(found[text_key], f"{where}, {text_key!r}")
+    return found
 
 
 def each_item(texts: Texts, text_key: str = "text") -> Iterator[str | Chat]:
@@ -105,7 +115,7 @@ def _unpacked(texts: Texts, text_key: str) -> Iterator[str | Chat]:
         if isinstance(item, os.PathLike):
             yield from read_texts(item, text_key)
         else:
-            yield _checked(item, f"texts[{index}]")
+            yield as_item(item, f"texts[{index}]")
 
 
 def is_chat(item: str | Chat) -> bool:
@@ -113,7 +123,8 @@ def is_chat(item: str | Chat) -> bool:
     return not isinstance(item, str)
 
 
-def _checked(item: Any, where: str) -> str | Chat:
+def as_item(item: Any, where: str) -> str | Chat:
+    """Check that something is a text or a chat; `where` is what the errors call it."""
     if isinstance(item, str):
         return item
     if isinstance(item, Mapping) and "role" in item:

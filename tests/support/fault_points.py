@@ -7,16 +7,30 @@ about to run. Recovering from equal disks is done once, and counts for every poi
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from random import Random
 
 from tests.support.disk import Disk, Loss
 from tests.support.fault_judging import find_lost, find_problem
-from tests.support.fault_play import History, fresh_disk, judge_error, play, resume
+from tests.support.fault_play import (
+    History,
+    fresh_disk,
+    judge_error,
+    live,
+    numbered_names,
+    play,
+    resume,
+)
 from tests.support.fault_programs import Program
-from tests.support.filesystem import ERRORS, Effect, Fault, SimulatedFiles, Watch, crash
+from tests.support.filesystem import ERRORS, Crash, Effect, Fault, SimulatedFiles, Watch, crash
+
+N_MOST = 200
+"""More file calls than any run of a program has."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,8 @@ class Depth:
         power_seeds: Power cuts at each operation.
         second_power_seeds: The same in a recovery.
         error_seeds: Of each error at each operation; odd ones last until a process begins.
+        deaths: In each operation, while another run goes on.
+        step_share: Of the places in another run where a process takes a step.
         share: Of the first faults, drawn by `seed`.
         second_share: Of the recoveries whose every operation has a second fault.
     """
@@ -34,6 +50,8 @@ class Depth:
     power_seeds: int = 8
     second_power_seeds: int = 2
     error_seeds: int = 2
+    deaths: int = 8
+    step_share: float = 0.25
     share: float = 1.0
     second_share: float = 1.0
     seed: int = 0
@@ -43,6 +61,9 @@ class Depth:
 
     def goes_on(self, *what: object) -> bool:
         return self._draws(self.second_share, ("second", *what))
+
+    def steps(self, *what: object) -> bool:
+        return self._draws(self.share * self.step_share, ("step", *what))
 
     def _draws(self, share: float, what: object) -> bool:
         return share >= 1 or zlib.crc32(repr((self.seed, what)).encode()) < share * (1 << 32)
@@ -96,6 +117,13 @@ class _Recorder:
         return look
 
 
+def _pick_places(n_places: int, seed: int) -> list[int]:
+    """Some of the operations of a run: half of them are where it looks at what others do."""
+    draw = Random(seed)
+    early = draw.sample(range(12), min(12, n_places // 2))
+    return [*early, *draw.sample(range(12, 60), min(48, n_places - len(early)))]
+
+
 class Player:
     """Plays the points of one program.
 
@@ -113,7 +141,14 @@ class Player:
         self._known: dict[object, str | None] = {}
 
     def play_all(self) -> Tally:
-        for play_some in (self._play_well, self._play_crashes, self._play_errors, self._play_races):
+        for play_some in (
+            self._play_well,
+            self._play_deaths,
+            self._play_crashes,
+            self._play_errors,
+            self._play_races,
+            self._play_overlaps,
+        ):
             try:
                 play_some()
             except _EnoughError:
@@ -183,7 +218,9 @@ class Player:
         history = History()
         watch = recorder.watch(history) if goes_on else None
         try:
-            resume(self._program, SimulatedFiles(disk, watch=watch), 100 * (depth + 1), history)
+            resume(
+                self._program, self._program.process(disk, watch=watch), 100 * (depth + 1), history
+            )
         except Exception as error:  # noqa: BLE001 - any way to fail is a finding
             return f"running it again failed: {error!r}"
         problem = find_problem(self._program, disk)
@@ -234,6 +271,8 @@ class Player:
 
     def _play_races(self) -> None:
         """At each operation another process does the whole of it."""
+        if not self._program.has_links:
+            return
         n_operations = play(self._program, fresh_disk(self._program)).n_operations
         for operation in range(n_operations):
             if self._depth.takes(str(self._program), operation, "race"):
@@ -241,7 +280,7 @@ class Player:
 
     def _play_race(self, operation: int) -> None:
         disk = fresh_disk(self._program)
-        other = SimulatedFiles(disk)
+        other = self._program.process(disk)
         names: list[str] = []
 
         def watch(history: History) -> Watch:
@@ -254,11 +293,87 @@ class Player:
 
         history = play(self._program, disk, watch=watch)
         where = f"another run at operation {operation}, {names[0]}"
+        self._judge_two("another run", where, disk, history)
+
+    def _play_overlaps(self) -> None:
+        """A process stands somewhere, and takes a step while another runs."""
+        if not self._program.has_links:
+            return
+        n_steps = sum(1 for _ in self._first_life(fresh_disk(self._program), History())[1])
+        for begun in range(n_steps + 1):
+            for operation in range(N_MOST):
+                if self._depth.steps(
+                    str(self._program), begun, operation
+                ) and not self._play_overlap(begun, operation):
+                    break
+
+    def _play_overlap(self, begun: int, operation: int) -> bool:
+        """Whether the other run has so many operations."""
+        disk, history, names = fresh_disk(self._program), History(), list[str]()
+
+        def look(number: int, name: str, _: Effect) -> None:
+            if number == operation:
+                names.append(name)
+                next(life, None)
+
+        with numbered_names(1):
+            _, life = self._first_life(disk, history)
+            for _ in range(begun):
+                next(life, None)
+            resume(self._program, self._program.process(disk, watch=look), 500, history)
+            list(life)
+        if names:
+            where = f"a step after {begun}, at operation {operation} of another run, {names[0]}"
+            self._judge_two("a step of another", where, disk, history)
+        return bool(names)
+
+    def _play_deaths(self) -> None:
+        """A process is at a file call; another runs, and in the midst of that the call is done and
+        its process dies.
+        """
+        if not self._program.has_links:
+            return
+        life = self._program.stages[0][0]
+        alone = replace(self._program, stages=((life,),))
+        n_operations = play(alone, fresh_disk(self._program)).n_operations
+        for operation in reversed(range(n_operations)):
+            for second in _pick_places(self._depth.deaths, operation):
+                if self._depth.takes(str(self._program), operation, second, "death"):
+                    self._play_death(operation, second)
+
+    def _play_death(self, operation: int, second: int) -> None:
+        disk, history = fresh_disk(self._program), History()
+
+        def stop(number: int, _: str, effect: Effect) -> None:
+            def die(inner: int, _: str, __: Effect) -> None:
+                if inner == second:
+                    with suppress(OSError):  # what it asked for is there by now
+                        effect.apply(disk)
+                    files.kill()
+
+            if number == operation:
+                resume(self._program, self._program.process(disk, watch=die), 500, history)
+                files.kill()
+
+        with numbered_names(1), suppress(Crash):
+            files, life = self._first_life(disk, history, stop)
+            list(life)
+        where = f"a death in operation {operation}, at operation {second} of another run"
+        self._judge_two("a death of another", where, disk, history)
+
+    def _judge_two(self, kind: str, where: str, disk: Disk, history: History) -> None:
         wrong = [*history.wrong, *map(repr, history.errors)]
         problem = next(iter(wrong), None) or find_lost(self._program, disk, history.saved)
         if problem is None:
             problem = self._recover(disk, history.saved, where, 0)
-        self._note("another run", where, problem)
+        self._note(kind, where, problem)
+
+    def _first_life(
+        self, disk: Disk, history: History, watch: Watch | None = None
+    ) -> tuple[SimulatedFiles, Iterator[None]]:
+        files = self._program.process(disk, watch=watch)
+        clock = itertools.count().__next__
+        return files, live(self._program, self._program.stages[0][0], files, history, clock)
 
     def _play_second_errors(
         self, before: Disk, saved: list[int], where: str, n_operations: int
@@ -267,7 +382,8 @@ class Player:
         for operation in range(n_operations):
             kind = ERRORS[operation % len(ERRORS)]
             disk = before.copy()
-            files = SimulatedFiles(disk, Fault(operation, kind, operation, operation % 3 == 0))
+            fault = Fault(operation, kind, operation, operation % 3 == 0)
+            files = self._program.process(disk, fault)
             history = History()
             problem = None
             try:

@@ -1,0 +1,78 @@
+"""`fastcap sites`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from fastcap import locate, site_tree
+from fastcap.cli.command import command, to_stderr
+from fastcap.errors import ArgumentError, FastcapError
+from fastcap.listing import SiteInfo, list_sites
+
+
+@command
+def sites(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:attribute (a module, or a function that returns one), or a local "
+            "folder that transformers can load.",
+        ),
+    ],
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(help="Only modules of these names or patterns: several values, in quotes."),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:attribute",
+            help="A batch, or a function that returns one: run it, and show calls, shapes, dtypes.",
+        ),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=0, help="Show names of up to this many segments.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+) -> None:
+    """List the modules of a model whose values can be captured.
+
+    Numbered layers that look the same are one line, such as layers.{0..31}. Quote patterns: shells
+    expand braces and stars. Give MODEL before --sites, which takes several values.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the list
+        found = locate.load_model(model, with_weights=example is not None)
+        batch = None if example is None else locate.load_example(example)
+        listed = _list(found, batch, sites or ["**"], inputs)
+    shown = listed if depth is None else site_tree.at_most(listed, depth)
+    if json:
+        typer.echo(site_tree.to_json(shown))
+        return
+    for line in site_tree.to_lines(shown):
+        typer.echo(line)
+    if len(shown) < len(listed):
+        to_stderr(f"Not shown, deeper than --depth {depth}: {len(listed) - len(shown)}.")
+
+
+def _list(
+    model: nn.Module, example: Any, patterns: list[str], inputs: list[str] | None
+) -> Sequence[SiteInfo]:
+    try:
+        return list_sites(model, example, sites=patterns, inputs=inputs)
+    except FastcapError:
+        raise
+    except Exception as error:
+        raise ArgumentError(
+            f"Running the model on --example failed with {locate.in_one_line(error)}."
+        ) from error

@@ -1,0 +1,80 @@
+"""From samples with labels to batches with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcap.errors import ArgumentError, BatchError
+
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+class LabelCollator:
+    """A `collate_fn` for samples such as those of `LineFile`.
+
+    Args:
+        collate: Makes a batch of a list of texts or chats, such as
+            `fastcap.huggingface.Collator`.
+        text_key: The key of a sample that holds its text.
+        labels: Keys of a sample that are kept: numbers as a tensor of shape `(n_samples,)`, bool,
+            int64 or float64; texts as a list.
+
+    Raises:
+        ArgumentError: A label with the name of one of the model's inputs.
+        BatchError: A sample without a key, or a label that is neither number nor text.
+
+    Example:
+        >>> collate = LabelCollator(lambda texts: {"input_ids": torch.zeros(len(texts), 3)},
+        ...                         labels=["label"])
+        >>> collate([{"text": "One.", "label": 1}, {"text": "Two.", "label": 0}])["label"]
+        tensor([1, 0])
+    """
+
+    def __init__(
+        self,
+        collate: Callable[[list[Any]], Mapping[str, Any]],
+        *,
+        text_key: str = "text",
+        labels: Sequence[str] = (),
+    ) -> None:
+        self._collate = collate
+        self._text_key = text_key
+        self._labels = [labels] if isinstance(labels, str) else list(labels)
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch that `collate` makes, with its labels."""
+        batch = dict(self._collate(self._column(samples, self._text_key)))
+        if taken := sorted(set(self._labels) & set(batch)):
+            raise ArgumentError(
+                f"Labels cannot be called {taken}: batches have inputs of these names. Rename them."
+            )
+        return batch | {label: self._values(samples, label) for label in self._labels}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a batch depends on."""
+        return {"collate": self._collate, "text_key": self._text_key, "labels": self._labels}
+
+    def _values(self, samples: Sequence[Mapping[str, Any]], label: str) -> Tensor | list[str]:
+        values = self._column(samples, label)
+        kinds = {type(value) for value in values}
+        if kinds == {str}:
+            return values
+        if not kinds <= _DTYPES.keys():
+            wrong = next(value for value in values if type(value) not in _DTYPES)
+            raise BatchError(
+                f"The label {label!r} is {wrong!r:.40}, a {type(wrong).__name__}, in a batch. "
+                "Labels are numbers for all samples, or texts for all samples."
+            )
+        return torch.tensor(values, dtype=_DTYPES[max(kinds, key=list(_DTYPES).index)])
+
+    @staticmethod
+    def _column(samples: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+        for sample in samples:
+            if not isinstance(sample, Mapping) or key not in sample:
+                has = sorted(sample) if isinstance(sample, Mapping) else type(sample).__name__
+                raise BatchError(f"A sample has no {key!r}; it is or has {has}.")
+        return [sample[key] for sample in samples]

@@ -1,0 +1,240 @@
+"""Which samples run together, and which of the batches are still to be run.
+
+Values depend on the batch a sample is in (float32 rows differ between batch sizes), so the grid is
+part of an archive: whoever continues it runs the original batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from fastcap.errors import ArgumentError, ResultError
+from fastcap.extraction.interruption import leave_signals_to_parent
+from fastcap.forward import count_rows
+from fastcap.representations import as_dataset, length_of
+from fastcap.spec import as_count
+
+
+class Receiver(Protocol):
+    """Told of every batch before it runs."""
+
+    def expect(self, samples: range, batch: Any, n_batch: int) -> None:
+        """The next pass is over `n_batch` samples, of which these ids are wanted."""
+
+
+class Earlier(Protocol):
+    """What is done already."""
+
+    def has(self, start: int, stop: int) -> bool:
+        """Whether all samples from `start` up to `stop` are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How samples are cut into batches: batch `b` begins with sample `b * batch_size`.
+
+    Attributes:
+        batch_size: Samples per batch; the last may have fewer.
+        n_data: Samples of the data; `None` where it does not say.
+        max_samples: How many are wanted; `None` for all.
+    """
+
+    batch_size: int
+    n_data: int | None
+    max_samples: int | None
+
+    @property
+    def n_samples(self) -> int | None:
+        """Samples of the whole run; `None` while that is not known."""
+        if self.n_data is None or self.max_samples is None:
+            return self.n_data
+        return min(self.n_data, self.max_samples)
+
+    def wanted(self, batch: int, n_batch: int) -> range:
+        """The ids that are wanted of a batch of `n_batch` samples."""
+        start = batch * self.batch_size
+        stop = start + n_batch
+        return range(start, stop if self.max_samples is None else min(stop, self.max_samples))
+
+    def numbers(self) -> Iterator[int]:
+        """The batches that hold anything wanted; without end where that is not known."""
+        limits = [n for n in (self.n_data, self.max_samples) if n is not None]
+        if not limits:
+            return count()
+        return iter(range(-(-min(limits) // self.batch_size)))
+
+    def n_batch(self, batch: int) -> int:
+        """Samples of a batch, where the data says how many it has."""
+        assert self.n_data is not None
+        return min(self.batch_size, self.n_data - batch * self.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Batches of one process: those whose number is `rank` modulo `world_size`."""
+
+    rank: int
+    world_size: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self.world_size == 1
+
+    def has(self, batch: int) -> bool:
+        return batch % self.world_size == self.rank
+
+
+def make_grid(dataset: Any, batch_size: int, max_samples: int | None) -> Grid:
+    """The grid of a dataset.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: A number out of range, or an empty dataset.
+    """
+    n_data = length_of(dataset)
+    if n_data == 0:
+        raise ArgumentError("The dataset is empty: there is nothing to extract.")
+    if max_samples is not None:
+        max_samples = as_count("max_samples", max_samples)
+    return Grid(as_count("batch_size", batch_size), n_data, max_samples)
+
+
+def make_share(rank: int, world_size: int) -> Share:
+    """One of several processes.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: Numbers out of range.
+    """
+    rank = as_count("rank", rank, at_least=0)
+    world_size = as_count("world_size", world_size)
+    if rank >= world_size:
+        raise ArgumentError(
+            f"rank={rank}, but there are world_size={world_size} processes, counted from 0."
+        )
+    return Share(rank, world_size)
+
+
+class Batches:
+    """The batches that one process still has to run.
+
+    Args:
+        dataset: Map-style or iterable, or a list.
+        grid: How it is cut.
+        share: Which batches are this process's.
+        earlier: What is done already; `None` for nothing.
+        num_workers: Processes that load the data.
+        collate_fn: Makes a batch of samples; `None` for torch's.
+
+    Attributes:
+        n_total: Samples of the data, once all of it has been seen that did not say before.
+        n_run: Batches that have been run.
+        loading_secs: Seconds spent on loading, or on waiting for the processes that load.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        grid: Grid,
+        share: Share,
+        earlier: Earlier | None,
+        num_workers: int,
+        collate_fn: Callable[[list[Any]], Any] | None,
+    ) -> None:
+        num_workers = as_count("num_workers", num_workers, at_least=0)
+        self._grid = grid
+        self._share = share
+        self._earlier = earlier
+        dataset = as_dataset(dataset, num_workers)
+        self._by_number = grid.n_data is not None and not isinstance(dataset, IterableDataset)
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            worker_init_fn=leave_signals_to_parent,
+            **({"batch_sampler": self} if self._by_number else {"batch_size": grid.batch_size}),
+        )
+        self.n_total: int | None = None
+        self.n_run = 0
+        self.loading_secs = 0.0
+
+    def run(self, receiver: Receiver) -> Iterator[Any]:
+        """Each batch, announced to its receiver."""
+        found = self._some() if self._by_number else self._all()
+        for batch, wanted, n_batch in found:
+            receiver.expect(wanted, batch, n_batch)
+            self.n_run += 1
+            yield batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The indices of each batch to run, for a `DataLoader`."""
+        for number in self._missing():
+            start = number * self._grid.batch_size
+            yield list(range(start, start + self._grid.n_batch(number)))
+
+    def _missing(self) -> Iterator[int]:
+        for number in self._grid.numbers():
+            if self._share.has(number) and not self._is_done(number, self._grid.n_batch(number)):
+                yield number
+
+    def _is_done(self, number: int, n_batch: int) -> bool:
+        wanted = self._grid.wanted(number, n_batch)
+        return self._earlier is not None and self._earlier.has(wanted.start, wanted.stop)
+
+    def _loaded(self) -> Iterator[Any]:
+        started = time.monotonic()
+        for batch in self._loader:
+            self.loading_secs += time.monotonic() - started
+            yield batch
+            started = time.monotonic()
+
+    def _some(self) -> Iterator[tuple[Any, range, int]]:
+        for number, batch in zip(self._missing(), self._loaded(), strict=True):
+            n_batch = self._grid.n_batch(number)
+            yield batch, self._grid.wanted(number, n_batch), n_batch
+
+    def _all(self) -> Iterator[tuple[Any, range, int]]:
+        """Load every batch, to know the numbers of those that are missing."""
+        n_seen = 0
+        numbers = self._grid.numbers()
+        batches = iter(self._loaded())
+        for number, batch in zip(numbers, batches, strict=False):
+            n_batch = count_rows(batch) or 0
+            if n_batch != self._grid.batch_size:
+                self._check_last(number, n_batch, batches)
+            wanted = self._grid.wanted(number, n_batch)
+            n_seen = wanted.stop
+            if self._share.has(number) and not self._is_done(number, n_batch):
+                yield batch, wanted, n_batch
+        self.n_total = n_seen
+
+    def _check_last(self, number: int, n_batch: int, following: Iterator[Any]) -> None:
+        """Only the last batch may have other than `batch_size` samples, and only fewer.
+
+        Raises:
+            ResultError: It is another.
+        """
+        size = self._grid.batch_size
+        if n_batch > size or next(following, None) is not None:
+            raise ResultError(
+                f"Batch {number} has {n_batch} samples instead of {size}, and is not the last: the "
+                "ids of what follows cannot be told. collate_fn must keep every sample, as one "
+                "row. An IterableDataset that shares its samples out among workers ends with a "
+                "short batch for each: use num_workers=1."
+            )
+
+    def check_any(self) -> None:
+        """A share without a batch has nothing to show for itself.
+
+        Raises:
+            ArgumentError: This process had nothing to run, and nobody has begun the archive.
+        """
+        if self.n_run == 0 and self._earlier is None:
+            raise ArgumentError(
+                f"There is no batch for rank {self._share.rank} of {self._share.world_size}: the "
+                "data has too few samples. Use fewer processes, a smaller batch_size or more data."
+            )

@@ -1,0 +1,234 @@
+"""`extract`: from a dataset to an archive on disk, as much as there is, and again after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcap.archive.files import LocalFiles
+from fastcap.archive.layout import StreamSpec
+from fastcap.archive.limits import GROUP_SECS, GroupLimits
+from fastcap.archive.meta import new_meta
+from fastcap.archive.reader import Archive
+from fastcap.archive.writer import Writer
+from fastcap.budget import make_limits
+from fastcap.engine import Engine
+from fastcap.errors import ArchiveError, ArgumentError
+from fastcap.extraction.batches import Batches, make_grid, make_share
+from fastcap.extraction.beside import Beside
+from fastcap.extraction.earlier import open_earlier
+from fastcap.extraction.interruption import Interruption
+from fastcap.extraction.writing import ArchiveResult, OnCommit
+from fastcap.fingerprint import describe_creator, describe_run
+from fastcap.forward import BatchCaller, Forward, evaluation_mode
+from fastcap.progress import Progress, Report, open_report
+from fastcap.rates import Counters
+from fastcap.rows import MaskOfBatch, RowSource
+from fastcap.sites import Sites, as_site_names, bind_sites
+from fastcap.spec import Positions, Reduce, as_count, make_selection
+from fastcap.stopping import EarlyStop
+from fastcap.streams import Stream
+
+
+def extract(
+    model: nn.Module,
+    dataset: Any,
+    sites: Sites,
+    out: str | os.PathLike[str],
+    *,
+    device: torch.device | str | int | None = None,
+    batch_size: int = 32,
+    max_samples: int | None = None,
+    positions: Positions = None,
+    reduce: Reduce = None,
+    dtype: torch.dtype | None = None,
+    seq_dim: int | None = None,
+    mask: MaskOfBatch = None,
+    inputs: Iterable[str] | None = None,
+    forward: Forward | None = None,
+    labels: Sequence[str] = (),
+    stop_after_last_site: bool = False,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    progress: Progress = False,
+    on_commit: OnCommit | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    group_bytes: int | None = None,
+    group_secs: float = GROUP_SECS,
+    device_bytes: int | None = None,
+    host_bytes: int | None = None,
+) -> Archive:
+    """Run a dataset through the model and write what its sites produce to an archive on disk.
+
+    Memory stays constant, however many samples there are. Samples are committed in groups: what is
+    committed survives a crash, a kill, a full disk. The same call goes on where an earlier one
+    ended, by running the original batches that are not committed yet; another configuration is
+    refused. Ctrl-C, SIGTERM and SIGUSR1 end the run after the pass under way, and commit what is
+    complete: that takes as long as writing what is in the slots, and syncing two groups at most.
+
+    Args:
+        model: Any module, on `device`.
+        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`; in the
+            same order each time.
+        sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
+            of the model; see `docs/concepts.md`.
+        out: The archive's directory; made if it is not there, continued if it is.
+        device: Where batches are moved; by default where the model's parameters are.
+        batch_size: Samples per pass.
+        max_samples: Where to stop. The last batch is run whole and cropped.
+        positions: As for `fastcap.stream`. With `"unpadded"`, each sample has as many rows as it
+            has real tokens.
+        reduce: As for `fastcap.stream`.
+        dtype: The dtype to store.
+        seq_dim: The dimension `positions` count along; 1 unless given.
+        mask: A callable on the batch that says which tokens are real; see `fastcap.stream`.
+        inputs: Keys of the batch passed to the model by name beside `input_ids`.
+        forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
+        labels: Keys of the batch that are stored beside the activations, as `label:<key>`: a
+            number, a row of numbers, or a text per sample.
+        stop_after_last_site: Whether to end passes once every site has fired; see `fastcap.stream`.
+        num_workers: Processes that load the data.
+        collate_fn: Makes a batch of samples, as for `torch.utils.data.DataLoader`.
+        progress: `True` for a bar, or a callable given the samples done and the samples expected.
+        on_commit: Called with each `fastcap.archive.writer.Commit`: the ids, paths and bytes that
+            are on disk now, such as to upload them. Runs in another thread; the next commit waits
+            for it, and an error it raises ends the run.
+        rank: Which of `world_size` processes this is. Process `rank` runs the batches whose number
+            is `rank` modulo `world_size`; all write to one archive.
+        world_size: How many processes share the batches.
+        group_bytes: Bytes after which a group is committed; 1 GiB, or 32 MiB per stream if more.
+        group_secs: Seconds after which it is committed anyway.
+        device_bytes: Staging memory on the accelerator, in bytes.
+        host_bytes: Slot memory on the host, in bytes.
+
+    Returns:
+        The archive, open for reading.
+
+    Raises:
+        SiteNotFoundError: A site is no module of the model.
+        ArgumentError, ArgumentTypeError: An argument out of range or of the wrong type.
+        ArchiveConfigError: `out` holds a run of another model, other data or another selection.
+        ArchiveWriteError: A file call failed (a full disk); what was committed is intact.
+        ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
+        KeyboardInterrupt, SystemExit: A signal came, and what was complete is committed.
+        Whatever the model or the dataset raises, unchanged, after committing what was complete.
+
+    Example:
+        >>> import tempfile, torch, fastcap
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
+        >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]
+        >>> archive = fastcap.extract(model, dataset, ["1"], tempfile.mkdtemp(), batch_size=2)
+        >>> archive["1"][4].shape
+        torch.Size([3, 2])
+    """
+    names = as_site_names(sites, model)
+    if not names:
+        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
+    selection = make_selection(positions, reduce, dtype, seq_dim)
+    limits = make_limits(device_bytes, host_bytes)
+    share = make_share(rank, world_size)
+    groups = _make_groups(group_bytes, group_secs)
+    grid = make_grid(dataset, batch_size, max_samples)
+    call = BatchCaller(model, device, inputs, forward)
+    beside = Beside(labels)
+    bound = bind_sites(model, names)
+    config = describe_run(
+        model,
+        dataset,
+        [each.site.name for each in bound],
+        selection,
+        batch_size=grid.batch_size,
+        n_samples=grid.n_samples,
+        inputs=inputs,
+        forward=forward,
+        mask=mask,
+        collate_fn=collate_fn,
+        labels=labels,
+    )
+    creator = describe_creator(_device_name(call.device))
+    root = Path(out)
+    there = open_earlier(root, config, creator, share.rank)
+    if there is not None and there.is_complete:
+        return there
+    batches = Batches(dataset, grid, share, there, num_workers, collate_fn)
+
+    def open_writer(streams: tuple[StreamSpec, ...], checksums: Executor) -> Writer:
+        meta = new_meta(streams, grid.n_samples, grid.batch_size, config, creator)
+        return Writer(root, meta, rank=share.rank, limits=groups, checksums=checksums)
+
+    rows = RowSource(selection, mask_of_batch=mask)
+    engine = Engine(model, bound, selection, limits, rows=rows)
+    early_stop = EarlyStop(model, len(bound), stop_after_last_site)
+    result = ArchiveResult(open_writer, engine.site_names, beside, on_commit)
+    n_before = 0 if there is None else len(there)
+    n_expected = grid.n_samples if share.is_whole else None
+    with (
+        Interruption() as interruption,
+        contextlib.closing(result),
+        open_report(progress, n_expected, n_before) as report,
+        evaluation_mode(model),
+    ):
+        run = Stream(batches.run(result), engine, call, model, 0, early_stop, consumer=result)
+        advance = partial(_advance, report, engine, batches, result)
+        _drive(run, result, interruption, advance)
+        result.finish(batches.n_total)
+        advance()
+    interruption.end(root, n_before + result.n_committed, grid.n_samples)
+    batches.check_any()
+    return Archive(root, LocalFiles())
+
+
+def _drive(
+    run: Stream, result: ArchiveResult, interruption: Interruption, advance: Callable[[], object]
+) -> None:
+    """Run the passes. What is complete is committed on an error too, as long as files can be
+    written and nobody insists on stopping at once.
+    """
+    try:
+        with run:
+            for _ in run:
+                advance()
+                if interruption.is_asked:
+                    break
+    except (KeyboardInterrupt, ArchiveError):
+        raise
+    except BaseException:
+        result.finish()
+        raise
+
+
+def _advance(report: Report, engine: Engine, batches: Batches, result: ArchiveResult) -> None:
+    counted = engine.statistics()
+    report(
+        Counters(
+            n_samples=result.n_done,
+            written_bytes=result.written_bytes,
+            copied_bytes=counted.copied_bytes,
+            waited_secs=counted.waited_secs,
+            joined_secs=counted.joined_secs,
+            loading_secs=batches.loading_secs,
+            committing_secs=result.held_secs,
+            file_secs=result.write_secs + result.commit_secs,
+        )
+    )
+
+
+def _make_groups(group_bytes: int | None, group_secs: float) -> GroupLimits:
+    if not isinstance(group_secs, int | float) or not group_secs > 0:
+        raise ArgumentError(f"group_secs must be a number of seconds above 0; got {group_secs!r}.")
+    n_bytes = None if group_bytes is None else as_count("group_bytes", group_bytes)
+    return GroupLimits(n_bytes, secs=group_secs)
+
+
+def _device_name(device: torch.device) -> str:
+    name: str = getattr(torch.get_device_module(device), "get_device_name", str)(device)
+    return name

@@ -1,0 +1,217 @@
+"""From what one pass showed to the bytes, the memory and the time of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastcap.archive.files import LocalFiles
+from fastcap.budget import Budget, Limits, plan_budget, settled_budget
+from fastcap.devices import open_device
+from fastcap.errors import ArgumentError, ResultError
+from fastcap.host_memory import available_bytes
+from fastcap.lanes.direct import QUEUED_BYTES
+from fastcap.planning.advice import PASSES_UNDER_WAY
+from fastcap.planning.costs import Into, Load, costs_of
+from fastcap.planning.machine import Machine
+from fastcap.planning.measure import PassSecs, nearest_folder
+from fastcap.planning.observe import Call, Observed
+from fastcap.planning.place import Place
+from fastcap.planning.plans import MemoryPlan, Plan, SitePlan, Size
+from fastcap.spec import UNPADDED, Selection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What was asked, checked; see `fastcap.plan`."""
+
+    selection: Selection
+    n_samples: int
+    into: Into
+    lends: bool
+    keeps_all: bool
+    folder: Path
+    limits: Limits
+
+    @property
+    def archive_folder(self) -> Path | None:
+        """Where the disk matters."""
+        return self.folder if self.into == "archive" else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """The captures of one device, and the memory that they take their way through."""
+
+    calls: tuple[Call, ...]
+    budget: Budget | None
+    free_bytes: int | None
+
+    @property
+    def staging_bytes(self) -> int:
+        return 0 if self.budget is None else self.budget.chunk_bytes * self.budget.n_chunks
+
+    @property
+    def slot_bytes(self) -> int:
+        return 0 if self.budget is None else self.budget.chunk_bytes * self.budget.n_slots
+
+    def lends(self, call: Call) -> bool:
+        """Whether a record would be lent out of a slot instead of copied."""
+        is_as_sent = call.delivered_bytes == call.link_bytes
+        n_bytes, budget = call.delivered_bytes, self.budget
+        if budget is None or not is_as_sent:
+            return False
+        return budget.chunk_bytes <= 2 * n_bytes <= 2 * budget.chunk_bytes
+
+
+def assemble(
+    run: Run, observed: Observed, place: Place, machine: Machine, passes: PassSecs
+) -> Plan:
+    """The plan.
+
+    Raises:
+        ArgumentError: Nothing says how many samples the example has.
+        ResultError: Unless into a loop, a site whose first dimension is not the batch.
+    """
+    batch_size = observed.n_rows
+    if not batch_size:
+        raise ArgumentError(
+            "Cannot tell how many samples the example has: it holds no tensor and no list, or an "
+            "empty one. Give a dict, tensor or list with at least one sample."
+        )
+    is_even = _check_rows(run, observed, batch_size)
+    sites = tuple(
+        _site(name, calls, run.keeps_all, place.is_direct) for name, calls in observed.calls.items()
+    )
+    size = Size(run.n_samples, batch_size)
+    lanes = _lanes(run, observed, place, size)
+    load = _load(run, sites, lanes, place, size, passes)
+    return Plan(
+        sites=sites,
+        silent=observed.silent,
+        size=size,
+        into=run.into,
+        selection=run.selection,
+        is_exact=run.selection.positions != UNPADDED and (is_even or size.is_whole),
+        memory=_memory(run, sites, lanes, size),
+        machine=machine,
+        costs=costs_of(load, machine),
+        forward_secs=passes.forward,
+        assumed=place.assumed,
+    )
+
+
+def _check_rows(run: Run, observed: Observed, batch_size: int) -> bool:
+    """Whether the rows of every site are samples."""
+    for name, calls in observed.calls.items():
+        shape = calls[-1].shape
+        if shape[:1] == (batch_size,):
+            continue
+        if run.into != "loop" and run.selection.positions != UNPADDED:
+            raise ResultError(
+                f"Site {name!r} produced shape {shape} for a batch of {batch_size} samples: its "
+                "first dimension is not the batch, so its rows cannot be matched to samples. Leave "
+                "it out, or plan to receive it batch by batch with into='loop'."
+            )
+        return False
+    return True
+
+
+def _site(name: str, calls: Sequence[Call], keeps_all: bool, is_direct: bool) -> SitePlan:
+    last = calls[-1]
+    kept = calls if keeps_all else calls[-1:]
+    return SitePlan(
+        name=name,
+        produced=last.produced,
+        shape=last.shape,
+        dtype=last.dtype,
+        n_calls=len(calls),
+        pass_bytes=sum(call.delivered_bytes for call in kept),
+        link_bytes=sum(call.delivered_bytes if is_direct else call.link_bytes for call in calls),
+    )
+
+
+def _lanes(run: Run, observed: Observed, place: Place, size: Size) -> list[_Lane]:
+    """One for each device that values live on, as the engine has them."""
+    calls = [call for found in observed.calls.values() for call in found]
+    by_device: dict[torch.device, list[Call]] = {}
+    for call in calls:
+        by_device.setdefault(call.device, []).append(call)
+    lanes = []
+    for torch_device, found in by_device.items():
+        device = place.device if torch_device.type == "meta" else open_device(torch_device)
+        if device is not None and device.direct:
+            lanes.append(_Lane(tuple(found), None, None))
+            continue
+        free_bytes = None if device is None else device.free_bytes()
+        known = run.limits, free_bytes, available_bytes()
+        sent = [call.link_bytes for call in found]
+        budget = (
+            plan_budget(*known)
+            if size.n_passes == 1
+            else settled_budget(*known, sum(sent), max(sent))
+        )
+        lanes.append(_Lane(tuple(found), budget, free_bytes))
+    return lanes
+
+
+def _memory(run: Run, sites: Sequence[SitePlan], lanes: Sequence[_Lane], size: Size) -> MemoryPlan:
+    pass_bytes = sum(site.pass_bytes for site in sites)
+    free_bytes = [lane.free_bytes for lane in lanes if lane.budget is not None]
+    known = [n_bytes for n_bytes in free_bytes if n_bytes is not None]
+    folder = run.archive_folder
+    return MemoryPlan(
+        device_bytes=sum(lane.staging_bytes for lane in lanes),
+        slot_bytes=sum(lane.slot_bytes for lane in lanes),
+        result_bytes=_result_bytes(run, lanes, size, pass_bytes),
+        archive_bytes=0 if folder is None else size.total(pass_bytes),
+        free_device_bytes=sum(known) if known and len(known) == len(free_bytes) else None,
+        available_host_bytes=available_bytes(),
+        free_disk_bytes=LocalFiles().free_bytes(nearest_folder(run.folder)),
+    )
+
+
+def _result_bytes(run: Run, lanes: Sequence[_Lane], size: Size, pass_bytes: int) -> int:
+    """Host memory beside the slots: a result, or the records on their way to somewhere else."""
+    if run.into == "memory":
+        return size.total(pass_bytes)
+    if run.into == "loop":
+        calls = [(lane, call) for lane in lanes for call in lane.calls]
+        lent_bytes = sum(c.delivered_bytes for lane, c in calls if run.lends and lane.lends(c))
+        return min(size.n_passes, PASSES_UNDER_WAY) * max(0, pass_bytes - lent_bytes)
+    # Files are written out of slots, and on the CPU out of what hooks have copied.
+    copied = [call.delivered_bytes for ln in lanes if ln.budget is None for call in ln.calls]
+    return max(sum(copied), min(QUEUED_BYTES, size.total(sum(copied))))
+
+
+def _load(
+    run: Run,
+    sites: Sequence[SitePlan],
+    lanes: Sequence[_Lane],
+    place: Place,
+    size: Size,
+    passes: PassSecs,
+) -> Load:
+    link_bytes = sum(site.link_bytes for site in sites)
+    calls = [call for lane in lanes for call in lane.calls]
+    largest_bytes = max((call.link_bytes for call in calls), default=0)
+    staged = [lane for lane in lanes if lane.budget is not None]
+    chunk_bytes = max((lane.budget.chunk_bytes for lane in staged if lane.budget), default=0)
+    staging_bytes = sum(lane.staging_bytes for lane in staged)
+    return Load(
+        n_passes=size.n_passes,
+        n_calls=len(calls),
+        link_bytes=size.total(link_bytes),
+        read_bytes=size.total(sum(call.read_bytes for call in calls)),
+        result_bytes=size.total(sum(site.pass_bytes for site in sites)),
+        last_bytes=min(link_bytes, chunk_bytes),
+        stall_bytes=max(0, largest_bytes - staging_bytes),
+        into=run.into,
+        lends=run.lends,
+        is_direct=place.is_direct,
+        forward_secs=passes.forward,
+        launch_secs=passes.launch,
+    )

@@ -1,0 +1,81 @@
+"""From an example to a batch of the size that the run will have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcap.errors import ArgumentError
+from fastcap.forward import count_rows
+from fastcap.tokens import count_tokens
+
+
+def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> Any:
+    """The example with its samples, and its tokens, repeated or cropped to these numbers.
+
+    Args:
+        example: A batch as `stream` takes it; `None` for token ids alone.
+        batch_size: Samples; `None` for what the example has, and for 1 without one.
+        n_tokens: Tokens per sample; `None` for what the example has.
+
+    Raises:
+        ArgumentError: There is nothing to repeat: no example and no number of tokens, or an example
+            whose samples or tokens cannot be told.
+    """
+    if example is None:
+        if n_tokens is None:
+            raise ArgumentError(
+                "Nothing says what the model is called with. Give an example batch, or, for a "
+                "model of token ids, the tokens of each sample (n_tokens=, --tokens)."
+            )
+        ids = torch.zeros(batch_size or 1, n_tokens, dtype=torch.int64)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    n_rows, length = count_rows(example), _length(example)
+    if batch_size not in (None, n_rows):
+        if not n_rows:
+            raise ArgumentError(
+                f"The example cannot be repeated to batch_size={batch_size}: nothing in it says "
+                f"how many samples it has. Give one of {batch_size} samples, and leave batch_size= "
+                "out."
+            )
+        example = _resized(example, 0, n_rows, int(batch_size or 0))
+    if n_tokens not in (None, length):
+        if not length:
+            raise ArgumentError(
+                f"The example cannot be repeated to n_tokens={n_tokens}: it has no (batch, "
+                "sequence) token ids. Give one of the length wanted, and leave n_tokens= out."
+            )
+        example = _resized(example, 1, length, int(n_tokens or 0))
+    return example
+
+
+def _length(batch: Any) -> int | None:
+    """Token ids per sample, where the batch begins with a tensor of them."""
+    if isinstance(batch, Mapping):
+        batch = batch.get("input_ids")
+    elif isinstance(batch, list | tuple) and batch:
+        batch = batch[0]
+    return count_tokens(batch)
+
+
+def _resized(value: Any, dim: int, length: int, wanted: int) -> Any:
+    """Every tensor of this length along `dim`, repeated or cropped along it."""
+    if isinstance(value, Tensor):
+        if value.ndim <= dim or value.shape[dim] != length:
+            return value
+        return value.index_select(dim, torch.arange(wanted, device=value.device) % length)
+    if isinstance(value, Mapping):
+        return {key: _resized(item, dim, length, wanted) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        if dim == 0 and len(value) == length and not any(_is_nested(item) for item in value):
+            return [value[index % length] for index in range(wanted)]
+        items = [_resized(item, dim, length, wanted) for item in value]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    return value
+
+
+def _is_nested(item: Any) -> bool:
+    return isinstance(item, Tensor | Mapping | list | tuple)

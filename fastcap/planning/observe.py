@@ -1,0 +1,188 @@
+"""What one pass captures, without keeping a byte of it: the engine's own selection, and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcap.devices.cpu import SynchronousDevice
+from fastcap.errors import DeviceError, FastcapError
+from fastcap.forward import BatchCaller, count_rows, uncompiled
+from fastcap.hooks import attach, detach, modes_off
+from fastcap.lanes.base import narrower
+from fastcap.listing import unchanged
+from fastcap.parts import check_capturable, describe_miss, take_part
+from fastcap.rows import MaskOfBatch, RowSource
+from fastcap.selector import Selector
+from fastcap.silence import explain_silence
+from fastcap.sites import BoundSite
+from fastcap.spec import Selection
+from fastcap.tokens import TokenCounter
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One captured value.
+
+    Attributes:
+        produced: The shape of what the site produced.
+        shape: The shape after selection.
+        selected_dtype: The dtype after positions and `reduce`.
+        dtype: The dtype to deliver.
+        device: Where the site's value is.
+    """
+
+    produced: tuple[int, ...]
+    shape: tuple[int, ...]
+    selected_dtype: torch.dtype
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def link_bytes(self) -> int:
+        """Bytes that cross the link: narrowed before it, widened after it."""
+        return prod(self.shape) * narrower(self.selected_dtype, self.dtype).itemsize
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that a pack reads."""
+        return prod(self.shape) * self.selected_dtype.itemsize
+
+    @property
+    def delivered_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One pass.
+
+    Attributes:
+        n_rows: Samples in its batch; `None` where nothing says so.
+        calls: What each site captured, call by call, in the order the sites were asked. Sites that
+            captured nothing are not in it.
+        silent: Why the others did not, in sentences.
+    """
+
+    n_rows: int | None
+    calls: dict[str, tuple[Call, ...]]
+    silent: tuple[str, ...]
+
+
+def observe(
+    model: nn.Module,
+    bound: Sequence[BoundSite],
+    selection: Selection,
+    mask: MaskOfBatch,
+    call: BatchCaller,
+    batch: Any,
+) -> Observed:
+    """Run one pass and note what would be captured. The model is as before afterwards.
+
+    Raises:
+        SelectionError, UnsupportedTensorError: As the run would.
+        DeviceError: A model without data cannot run this batch.
+        Whatever the model raises, unchanged.
+    """
+    observer = _Observer(model, bound, selection, mask)
+    prepared = call.prepare(batch)
+    try:
+        with unchanged(model, call.device), uncompiled(), torch.no_grad():
+            observer.run(batch, lambda: call(prepared))
+    except FastcapError:
+        raise
+    except Exception as error:
+        if call.device.type != "meta":
+            raise
+        raise DeviceError(
+            "The model is on the meta device, without data, and cannot run the example there: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}. Load its weights, or "
+            "give an example whose pass looks at no values (leave attention_mask out of inputs=)."
+        ) from error
+    return Observed(count_rows(prepared), observer.calls(), observer.silent())
+
+
+class _Observer:
+    """Takes the engine's place behind the hooks; see `fastcap.hooks.Receiver`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bound: Sequence[BoundSite],
+        selection: Selection,
+        mask: MaskOfBatch,
+    ) -> None:
+        self._model = model
+        self._bound = list(bound)
+        self._dtype = selection.dtype
+        self._selector = Selector(selection)
+        self._rows = RowSource(selection, mask_of_batch=mask)
+        self._of_batch: Any = None
+        self._tokens = TokenCounter()
+        self._counts_tokens = (
+            selection.positions is not None
+            and selection.seq_dim is None
+            and not selection.needs_mask
+        )
+        self._calls: list[list[Call]] = [[] for _ in bound]
+        self._misses: dict[int, str] = {}
+
+    def run(self, batch: Any, forward: Any) -> None:
+        """Call `forward` with hooks on the sites."""
+        self._of_batch = self._rows.of_batch(batch)
+        readers: list[RowSource | TokenCounter] = [self._rows]
+        if self._counts_tokens:
+            readers.append(self._tokens)
+        handles = []
+        try:
+            for reader in readers:
+                handles += reader.before(self._model)
+            handles += attach(self._bound, self)
+            for reader in readers:
+                handles += reader.after(self._model)
+            forward()
+        finally:
+            detach(handles)
+
+    def receive(self, index: int, value: Any) -> None:
+        site = self._bound[index].site
+        tensor = take_part(value, site)
+        if tensor is None:
+            self._misses[index] = describe_miss(value, site)
+            return
+        with modes_off():
+            self._calls[index].append(self._call(index, tensor))
+
+    def _call(self, index: int, value: Tensor) -> Call:
+        site = self._bound[index].site
+        if not value.is_meta:
+            check_capturable(value, site)
+        if self._rows.is_asked:
+            rows = self._rows(self._of_batch, site)
+            device = SynchronousDevice(value.device)
+            selected = self._selector(value, site, self._tokens, rows, device)
+        else:
+            selected = self._selector(value, site, self._tokens)
+        dtype = self._dtype or selected.dtype
+        return Call(
+            tuple(value.shape), tuple(selected.shape), selected.dtype, dtype, selected.device
+        )
+
+    def calls(self) -> dict[str, tuple[Call, ...]]:
+        return {
+            bound.site.name: tuple(calls)
+            for bound, calls in zip(self._bound, self._calls, strict=True)
+            if calls
+        }
+
+    def silent(self) -> tuple[str, ...]:
+        return tuple(
+            self._misses.get(index) or explain_silence(self._model, bound, True)
+            for index, bound in enumerate(self._bound)
+            if not self._calls[index]
+        )

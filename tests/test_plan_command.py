@@ -1,0 +1,342 @@
+"""`fastcap plan`: one screen that can be read, JSON that can be used, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+from fastcap.cli import app
+from fastcap.cli.command import spread
+from fastcap.planning import read_machine
+from tests.support.datasets import make_ids
+from tests.support.models import LanguageModel
+
+HERE = __name__
+
+
+def make() -> nn.Module:
+    return LanguageModel(n_layers=12)
+
+
+def make_wide() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(
+            nn.Embedding(32_000, 4096), *[nn.Linear(4096, 4096) for _ in range(32)]
+        )
+
+
+def batch() -> dict[str, Any]:
+    return {"input_ids": make_ids(2, 7), "answer": torch.tensor([[1, 2], [3, 4]])}
+
+
+def wrong_batch() -> Tensor:
+    return torch.ones(2, 3)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app.make_app(), spread(["plan", *arguments]))
+
+
+def printed(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert result.stdout.count("\n") <= 40
+    return result.stdout
+
+
+def error_of(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("fastcap: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("fastcap: ").removesuffix("\n")
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 64 GB of memory and 500 GB of disk."""
+    monkeypatch.setattr("fastcap.planning.assemble.available_bytes", lambda: 64 * 10**9)
+    monkeypatch.setattr("fastcap.archive.files.LocalFiles.free_bytes", lambda *_: 500 * 10**9)
+
+
+def test_a_plan_is_one_screen() -> None:
+    text = printed(
+        f"{HERE}:make", "--sites", "layers.*.mlp", "norm", "--samples", "1000", "--tokens", "9"
+    )
+    assert (
+        text
+        == """\
+1,000 samples in 1,000 passes of 1, all positions, into memory
+
+site                one pass    dtype    calls  per sample   in all
+layers.{0..11}.mlp  1 x 9 x 16  float32     12     6.91 kB  6.91 MB
+norm                1 x 9 x 16  float32      1       576 B   576 kB
+In all: 7,488 B per sample, 7,488,000 B (7.49 MB)
+
+memory               needed  there is
+  result            7.49 MB
+host memory in all  7.49 MB     64 GB  fits
+
+time       at least  work
+compute   not known  1,000 passes; forward pass not measured
+consumer  not known  7.49 MB into fresh memory; rate not known
+hooks     not known  13,000 calls; cost of one not known
+The run: not known.
+What is not known can be measured (--measure, measure=True) or given.
+"""
+    )
+
+
+def test_a_run_that_does_not_fit_comes_with_ways_out() -> None:
+    rates = Path(__file__).with_name("support") / "machine.json"
+    text = printed(
+        f"{HERE}:make_wide",
+        *("--sites", "{1..32}", "--samples", "2048", "--tokens", "4096", "--batch-size", "8"),
+        *("--machine", str(rates), "--forward-secs", "1.2", "--device", "cuda"),
+    )
+    assert (
+        text
+        == """\
+2,048 samples in 256 passes of 8, all positions, into memory
+
+site     one pass         dtype    calls  per sample  in all
+{1..32}  8 x 4096 x 4096  float32     32     2.15 GB  4.4 TB
+In all: 2,147,483,648 B per sample, 4,398,046,511,104 B (4.4 TB)
+
+memory                   needed   there is
+staging, on the device  1.07 GB  not known
+  slots                 2.15 GB
+  result                 4.4 TB
+host memory in all       4.4 TB      64 GB  DOES NOT FIT
+
+time      at least  work
+compute      5 min  256 passes of 1.2 s, and packs
+link          80 s  4.4 TB at 55 GB/s
+consumer     7 min  4.4 TB into fresh memory at 10 GB/s  <- bound
+hooks      81.9 ms  8,192 calls of 10 us
+The run: 7 min, 1.43 times the passes alone; consumer is the bound.
+
+The model has no data, so its forward pass is not measured.
+
+Does not fit: 4.4 TB of host memory, and there is 64 GB.
+  slice: positions=-1 takes 1.07 GB, fits
+  cast: dtype=torch.bfloat16 takes 2.2 TB, still does not fit
+  fewer: 28 of 2,048 samples fit
+  archive: 4.4 TB on disk instead (fastcap.extract), still does not fit
+  stream: 51.5 GB at a time instead (fastcap.stream), fits
+"""
+    )
+
+
+def test_json_is_the_whole_plan() -> None:
+    found = json.loads(
+        printed_json(
+            f"{HERE}:make",
+            *("--sites", "layers.{0,1}", "--samples", "10", "--example", f"{HERE}:batch"),
+            *("--positions", "answer", "--dtype", "bfloat16", "--into", "archive", "--folder", "x"),
+        )
+    )
+    assert found["total_bytes"] == found["captured_bytes"] == 2 * 10 * 2 * 16 * 2
+    assert found["size"] == {"n_samples": 10, "batch_size": 2}
+    assert found["sites"][0] == {
+        "name": "layers.0",
+        "produced": [2, 7, 16],
+        "shape": [2, 2, 16],
+        "dtype": "bfloat16",
+        "n_calls": 1,
+        "pass_bytes": 128,
+        "link_bytes": 128,
+    }
+    assert found["selection"] == {
+        "positions": "answer",
+        "reduce": None,
+        "dtype": "bfloat16",
+        "seq_dim": None,
+    }
+    assert (found["into"], found["fits"], found["is_exact"]) == ("archive", True, True)
+    assert found["memory"]["archive_bytes"] == 1280
+
+
+def printed_json(*arguments: str) -> str:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def measured_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOST_BYTES", "DISK_BYTES", "BLOCK_BYTES"):
+        monkeypatch.setattr(f"fastcap.planning.measure.{name}", 1 << 20)
+    monkeypatch.setattr("fastcap.planning.measure.N_HOOK_PASSES", 2)
+
+
+@pytest.mark.usefixtures("measured_in_no_time")
+def test_a_measured_machine_can_be_used_for_another_plan(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text(printed_json(*OPTIONS, "--measure"))
+    again = json.loads(printed_json(*OPTIONS, "--machine", str(path)))
+    assert again["machine"] == json.loads(path.read_text())["machine"]
+    assert again["machine"]["fresh_bytes_per_sec"] > 0
+    assert read_machine(path).link_bytes_per_sec is None
+
+
+def test_positions_of_every_kind_can_be_written() -> None:
+    for text, n_positions in [("-1", 1), ("0,2,-1", 3), (":4", 4), ("1:6:2", 3), ("last", 1)]:
+        found = json.loads(
+            printed_json(
+                *(f"{HERE}:make", "--sites", "norm", "--samples", "1", "--tokens", "7"),
+                *("--positions", text),
+            )
+        )
+        assert found["total_bytes"] == n_positions * 16 * 4, text
+
+
+def test_the_mean_can_be_asked_for() -> None:
+    options = (f"{HERE}:make", "--sites", "norm", "--samples", "1", "--tokens", "7")
+    assert "the mean of each" in printed(*options, "--reduce", "mean")
+
+
+OPTIONS = (f"{HERE}:make", "--sites", "norm", "--samples", "4", "--tokens", "5")
+
+
+def test_a_model_here_can_be_planned_for_an_accelerator_elsewhere() -> None:
+    text = printed(*OPTIONS, "--device", "cuda")
+    assert "staging, on the device  16.8 MB  not known" in text
+    assert "The model has no data, so its forward pass is not measured.\n" in text
+    assert "staging" not in printed(*OPTIONS, "--device", "cpu")
+
+
+# A local folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ids: Any = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 32}
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=16, **ids)
+    model: Any = GPT2LMHeadModel(config)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    return tmp_path
+
+
+PLANNED = ("--sites", "transformer.h.*", "--samples", "8", "--tokens", "6", "--batch-size", "4")
+
+
+def test_a_folder_is_planned_without_weights_in_the_dtype_they_would_have(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    text = printed(str(folder), *PLANNED)
+    assert "transformer.h.{0..1}  4 x 6 x 16  bfloat16" in text
+    assert "In all: 384 B per sample, 3,072 B (3.07 kB)" in text
+    assert "The model has no data, so its forward pass is not measured. Planned for an" in text
+    assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.usefixtures("measured_in_no_time")
+def test_the_weights_of_a_folder_are_read_to_measure_them(folder: Path) -> None:
+    text = printed(str(folder), *PLANNED, "--measure")
+    assert "times the passes alone;" in text
+    (folder / "model.safetensors").unlink()
+    assert "forward pass not measured" in printed(str(folder), *PLANNED, "--measure")
+
+
+# Errors
+
+
+def test_something_has_to_say_what_the_model_is_called_with() -> None:
+    assert error_of(f"{HERE}:make", "--sites", "norm", "--samples", "4") == (
+        "Nothing says what the model is called with. Give an example batch, or, for a model of "
+        "token ids, the tokens of each sample (n_tokens=, --tokens)."
+    )
+
+
+def test_positions_that_cannot_be_read_are_refused() -> None:
+    assert error_of(*OPTIONS, "--positions", "1:x") == (
+        "--positions '1:x' cannot be read. Give an int (-1), a slice (0:64), a list (0,5,-1), "
+        "last, unpadded, or the key of the batch that holds positions."
+    )
+    assert error_of(*OPTIONS, "--positions", "1-2").startswith(
+        "positions='1-2' is the key of positions in the batch, and the batch has none"
+    )
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    for text in ("float33", "nn", "torch.Tensor"):
+        assert error_of(*OPTIONS, "--dtype", text) == (
+            f"--dtype {text!r} is no dtype of torch. Give one such as float32, float16 or bfloat16."
+        )
+
+
+def test_an_unknown_reduction_is_refused() -> None:
+    assert error_of(*OPTIONS, "--reduce", "max").startswith("reduce must be 'mean', or a callable")
+
+
+@pytest.mark.parametrize(
+    "options", [("--device", "gpu", "--measure"), ("--device", "xpu", "--measure")]
+)
+def test_a_device_that_is_not_there_is_refused(options: tuple[str, ...]) -> None:
+    text = error_of(*OPTIONS, *options)
+    assert text.startswith(f"--device {options[1]!r}: the model cannot be moved there: ")
+
+
+def test_an_unknown_destination_is_refused() -> None:
+    assert error_of(*OPTIONS, "--into", "tape") == (
+        "into must be 'memory', 'loop' or 'archive'; got 'tape'."
+    )
+
+
+def test_a_site_that_does_not_exist_is_refused() -> None:
+    options = ("--samples", "4", "--tokens", "5")
+    assert error_of(f"{HERE}:make", "--sites", "nor", *options).startswith(
+        "Module 'nor' not found in model."
+    )
+
+
+def test_a_model_that_cannot_be_called_with_the_example_is_one_line() -> None:
+    options = ("--sites", "norm", "--samples", "4", "--example", f"{HERE}:wrong_batch")
+    assert error_of(f"{HERE}:make", *options).startswith(
+        "Running the model on the example failed with RuntimeError: "
+    )
+
+
+def test_rates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    options = (*OPTIONS, "--machine")
+    advice = "fastcap plan MODEL ... --measure --json > machine.json"
+    path = tmp_path / "machine.json"
+    assert error_of(*options, str(path)) == (
+        f"The machine's rates cannot be read from {str(path)!r} (No such file or directory). "
+        f"Write the file with: {advice}"
+    )
+    path.write_text("fast")
+    assert error_of(*options, str(path)).startswith(
+        f"The machine's rates cannot be read from {str(path)!r} (no JSON: "
+    )
+    path.write_text('{"speed": 1}')
+    assert error_of(*options, str(path)) == (
+        f"{str(path)!r} holds no rates of a machine. Its keys are link_bytes_per_sec, "
+        "device_bytes_per_sec, pack_secs, fresh_bytes_per_sec, warm_bytes_per_sec, "
+        f"disk_bytes_per_sec, hook_secs; write the file with: {advice}"
+    )
+    path.write_text('{"link_bytes_per_sec": "55"}')
+    assert error_of(*options, str(path)) == (
+        "link_bytes_per_sec must be a positive number, or None where it is not known; got '55'."
+    )
+
+
+def test_a_disk_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("fastcap.archive.files.LocalFiles.create", create)
+    options = (*OPTIONS, "--measure")
+    assert error_of(*options, "--into", "archive", "--folder", "/tmp/nowhere/acts") == (
+        "The disk at '/tmp' cannot be measured: Permission denied. Give a folder that can be "
+        "written, or leave the measurement out."
+    )
