@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
+PEERS := .venv-peers
+PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check bench races mutants gpu-test clean
+.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test gpu-bench clean
 
 setup: $(SETUP)
 
@@ -28,6 +30,18 @@ check: $(SETUP)
 
 bench: $(SETUP)
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.suite
+
+bench-peers: $(PEERS)/.setup-done
+	$(PEERS)/bin/python -m benchmarks.peers
+
+# An environment of its own: peers bring packages that fastcap has no use for. SAELens needs an older
+# TransformerLens than the one that is measured, which therefore lies beside it.
+$(PEERS)/.setup-done: benchmarks/peers/constraints.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c benchmarks/peers/constraints.txt nnsight sae-lens
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --target $(PEERS)/transformer-lens-4 transformer-lens==4.3.0
+	touch $@
 
 PROGRAMS ?= 10000
 SCHEDULES ?= 10
@@ -39,8 +53,18 @@ races: $(SETUP)
 mutants: $(SETUP)
 	$(BIN)/python -m tests.mutants --write
 
+SECOND ?= 0.03
+KILLS ?= 1000
+
+faults: $(SETUP)
+	$(BIN)/python -m tests.faults --second $(SECOND) --kills $(KILLS) --seed $(SEED) --mutants --out benchmarks/results
+
 gpu-test: $(SETUP)
 	$(BIN)/python -m pytest -m gpu
 
+# Not through setup: a GPU machine without a network brings its own torch and numpy.
+gpu-bench:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(OUT),--out $(OUT))
+
 clean:
-	rm -rf .venv
+	rm -rf .venv $(PEERS)

@@ -1,15 +1,21 @@
 """What capturing costs: time beside the same loop without capture, memory beside the result.
 
 python -m benchmarks.run                  one workload, in interleaved rounds, with a report
+python -m benchmarks.suite                every workload of the grid that this machine can run
 python -m benchmarks.imports              what `import fastcap` adds to `import torch`
+make bench-peers                          beside other libraries, in an environment of their own
+python -m benchmarks.gpu                  everything that is to be measured on a GPU, in one report
 pytest benchmarks --benchmark-enable      small workloads, for comparing two commits
 
 models      the decoder that is captured from
 workloads   how much of it, and what each workload isolates
-ways        the ways to capture the same sites of the same samples
-timing      interleaved rounds, ratios and their intervals
+grid        the workloads of the suite: three sizes of model, seven of each
+ways        the documented calls and fastcap, over one dataset, batch by batch if need be
 memory      each way's peak, in a process of its own
-floors      what this machine's memory and link can do
-machine     what it ran on, and at which commit
-report      the card, the table, the JSON and the Markdown
+checkout    which code was measured
+report      the card, the table, the JSON and the Markdown of one workload
+peers/      nnsight, TransformerLens and SAELens beside fastcap
+
+Timing, intervals, floors, equality and the suite's ways are those of `fastcap.bench`, which has
+them for everybody.
 """

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fastcap
-from benchmarks.machine import PROJECT, describe_checkout, describe_machine
-from benchmarks.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
+from benchmarks.checkout import PROJECT, describe_checkout
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
 
 N_SITES = 4
 BATCH_SIZE = 16

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 import fastcap
-from benchmarks.machine import describe_checkout, describe_machine
+from benchmarks.checkout import describe_checkout
 from benchmarks.models import Decoder, ModelShape, build_model
-from benchmarks.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
 
 SHAPE = ModelShape(n_layers=12, width=256, n_heads=4, hidden=1024, vocab_size=1024)
 SITE = "layers.5"

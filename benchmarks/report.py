@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.floors import Floors, Prediction, predict
-from benchmarks.machine import Checkout, Machine
+from benchmarks.checkout import Checkout
 from benchmarks.memory import Peak, over_hookless
-from benchmarks.timing import Ratio, paired_ratio
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT
 from benchmarks.workloads import Workload
+from fastcap.bench.floors import Floors, Prediction, predict
+from fastcap.bench.machine import Machine
+from fastcap.bench.report import INTERVAL, aligned, floor_text
+from fastcap.bench.timing import Ratio, paired_ratio
 from fastcap.host_memory import format_bytes
 
 PEAK = "Peak added: the high-water mark over that of hookless, freed memory being returned at once."
-INTERVAL = "95 % interval: Student's t on the logarithms of the rounds' paired ratios"
 
 SLICES = "Within a round the ways alternate batch by batch, each over its own copy of the model."
 
@@ -72,7 +73,7 @@ class Outcome:
 
     def prediction(self, setting: Setting) -> Prediction:
         hookless_secs = statistics.median(self.secs[HOOKLESS])
-        return predict(setting.workload, setting.floors, hookless_secs)
+        return predict(setting.workload.result_bytes, setting.floors, hookless_secs)
 
     def peak_over_result(self, setting: Setting) -> dict[str, float]:
         """What capturing adds to the peak, in results; empty when it was not measured."""
@@ -95,14 +96,20 @@ def _card_rows(setting: Setting) -> Iterable[tuple[str, str]]:
     dtype, weights = _dtype_name(workload.dtype), format_bytes(setting.model_bytes)
     per_pass = workload.result_bytes * workload.batch_size // workload.n_samples
     n_sites, batch = len(workload.sites), workload.batch_size
-    tokens = "all tokens" if workload.position is None else f"token {workload.position} only"
+    tokens = _token_text(workload)
     yield "workload", workload.name
     yield "model", f"{shape.n_layers} layers of width {shape.width}, {dtype}, {weights} on {place}"
     yield "data", f"{workload.n_samples} samples of {workload.n_tokens} tokens, {batch} per pass"
     yield "capture", f"{n_sites} sites, {tokens}"
     yield "result", f"{format_bytes(workload.result_bytes)}, {format_bytes(per_pass)} per pass"
     yield from _machine_rows(setting)
-    yield "floors", _floor_text(setting.floors)
+    yield "floors", floor_text(setting.floors)
+
+
+def _token_text(workload: Workload) -> str:
+    if isinstance(workload.positions, slice):
+        return f"tokens {workload.positions.start} to {workload.positions.stop}"
+    return "all tokens" if workload.positions is None else f"token {workload.positions} only"
 
 
 def _machine_rows(setting: Setting) -> Iterable[tuple[str, str]]:
@@ -116,17 +123,6 @@ def _machine_rows(setting: Setting) -> Iterable[tuple[str, str]]:
     yield "torch", f"{versions}, threads: {setting.n_threads}"
     changes = f", with {len(checkout.changes)} changed paths" if checkout.changes else ""
     yield "commit", f"{checkout.commit or 'unknown: not a git checkout'}{changes}"
-
-
-def _floor_text(floors: Floors) -> str:
-    rates = {
-        "copy into warm memory": floors.warm_gb_per_sec,
-        "into fresh memory from NumPy": floors.fresh_numpy_gb_per_sec,
-        "from torch": floors.fresh_torch_gb_per_sec,
-        "into rested memory": floors.rested_gb_per_sec,
-        "link": floors.link_gb_per_sec,
-    }
-    return ", ".join(f"{name} {rate:.2f} GB/s" for name, rate in rates.items() if rate is not None)
 
 
 # After
@@ -149,19 +145,7 @@ def table(setting: Setting, outcome: Outcome) -> str:
         )
         for way, secs in outcome.secs.items()
     ]
-    return _aligned([header, *rows])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return aligned([header, *rows])
 
 
 def remarks(setting: Setting, outcome: Outcome) -> list[str]:
@@ -240,7 +224,8 @@ def document(setting: Setting, outcome: Outcome) -> dict[str, Any]:
 
 
 def _workload_fields(workload: Workload) -> dict[str, Any]:
-    return {**asdict(workload), "dtype": _dtype_name(workload.dtype)}
+    fields = asdict(workload)
+    return {**fields, "dtype": _dtype_name(workload.dtype), "positions": _token_text(workload)}
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -21,19 +21,20 @@ from pathlib import Path
 import torch
 
 from benchmarks import memory, report
-from benchmarks.floors import measure_floors
-from benchmarks.machine import RESULTS, Checkout, describe_checkout, describe_machine
+from benchmarks.checkout import RESULTS, Checkout, describe_checkout
 from benchmarks.models import model_bytes
 from benchmarks.slices import play_round
-from benchmarks.timing import (
+from benchmarks.ways import ORACLE, WAYS, Values, Verifier
+from benchmarks.workloads import WORKLOADS, Case, Workload, build_case
+from fastcap.bench.floors import measure_floors
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import (
     FEWEST_ROUNDS,
     Round,
     measure_rounds,
     run_one_after_another,
     synchroniser,
 )
-from benchmarks.ways import ORACLE, WAYS, Values, Verifier
-from benchmarks.workloads import WORKLOADS, Case, Workload, build_case
 
 CANNOT_START = 2
 
@@ -65,7 +66,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workload", choices=WORKLOADS, default="acceptance")
-    parser.add_argument("--rounds", type=_as_rounds, default=7, help="timed rounds (default 7)")
+    parser.add_argument("--rounds", type=as_rounds, default=7, help="timed rounds (default 7)")
     parser.add_argument("--out", type=Path, default=Path(RESULTS), help="folder for the results")
     parser.add_argument(
         "--allow-dirty", action="store_true", help="measure a working tree with changes"
@@ -76,7 +77,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _as_rounds(text: str) -> int:
+def as_rounds(text: str) -> int:
+    """A number of rounds, on a command line."""
     n_rounds = int(text)
     if n_rounds < FEWEST_ROUNDS:
         raise argparse.ArgumentTypeError(f"an interval needs at least {FEWEST_ROUNDS} rounds")

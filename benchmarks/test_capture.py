@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -11,9 +10,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.models import ModelShape, build_model, model_bytes
-from benchmarks.ways import CAPTURING, HOOKLESS, ORACLE, ROOT, WAYS, Verifier, same_bytes
+from benchmarks.ways import CAPTURING, HOOKLESS, ORACLE, ROOT, WAYS, Verifier
 from benchmarks.workloads import WORKLOADS, Case, Workload, blocks, build_case
 from fastcap import reference
+from fastcap.bench.equality import same_bytes
 
 TINY = WORKLOADS["tiny"]
 SMALL_WORKLOADS = (
@@ -21,17 +21,8 @@ SMALL_WORKLOADS = (
     replace(TINY, name="tiny-bf16", dtype=torch.bfloat16),
     # The last batch is short: rows of the result that no whole batch fills.
     replace(TINY, name="tiny-uneven", n_samples=10),
-    replace(TINY, name="tiny-last-token", sites=blocks(2), position=-1),
+    replace(TINY, name="tiny-last-token", sites=blocks(2), positions=-1),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small operations are slower on several threads, and much slower on busy ones."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @cache

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from benchmarks.early_stop import SHAPE, SITE, make_batches, measure, run, share_before
 from benchmarks.models import build_model
+from fastcap.bench import timing
 
 
 def test_both_ways_give_the_same_values() -> None:
@@ -21,7 +23,8 @@ def test_the_floor_is_about_half_for_a_site_in_the_middle() -> None:
     assert 0.45 < share < 0.5
 
 
-def test_figures_name_what_was_measured() -> None:
+def test_figures_name_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "give_back_memory", lambda: None)
     figures = measure(1, make_batches(2, (1, 8)))
     assert figures["site"] == SITE
     assert figures["rounds"] == 1

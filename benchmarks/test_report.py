@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.floors import Floors
-from benchmarks.machine import Checkout, Machine
+from benchmarks.checkout import Checkout
 from benchmarks.memory import Peak
 from benchmarks.workloads import WORKLOADS
+from fastcap.bench.floors import Floors
+from fastcap.bench.machine import Machine
 
 SETTING = report.Setting(
     workload=WORKLOADS["tiny"],

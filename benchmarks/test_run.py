@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, run, timing
-from benchmarks.floors import Floors
-from benchmarks.machine import Checkout, describe_checkout, describe_machine
+from benchmarks import memory, run
+from benchmarks.checkout import Checkout, describe_checkout
 from benchmarks.memory import Peak
 from benchmarks.workloads import WORKLOADS
+from fastcap.bench import timing
+from fastcap.bench.floors import Floors
+from fastcap.bench.machine import describe_machine
 
 PEAKS = {"hookless": Peak(1000, 900), "incumbent": Peak(4000, 900), "fastcap": Peak(2000, 900)}
 

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 import fastcap
 from benchmarks.workloads import Case
 from fastcap import reference
+from fastcap.bench.equality import same_bytes
 from fastcap.spec import make_selection
 
 Values = dict[str, Tensor]
@@ -61,10 +62,10 @@ def incumbent_steps(case: Case) -> Steps:
         for handle in handles:
             handle.remove()
     whole = {site: torch.cat(values) for site, values in parts.items()}
-    position = case.workload.position
-    if position is None:
+    positions = case.workload.positions
+    if positions is None:
         return whole
-    return {site: acts[:, position].contiguous() for site, acts in whole.items()}
+    return {site: acts[:, positions].contiguous() for site, acts in whole.items()}
 
 
 STEPPED: Mapping[str, Callable[[Case], Steps]] = MappingProxyType(
@@ -93,7 +94,7 @@ def oracle(case: Case) -> Values:
         case.batches(),
         case.workload.sites,
         lambda model, batch: _run(model, batch, device),
-        selection=make_selection(case.workload.position),
+        selection=make_selection(case.workload.positions),
     )
 
 
@@ -104,7 +105,7 @@ def with_fastcap(case: Case) -> Values:
         case.workload.sites,
         case.workload.device,
         case.workload.batch_size,
-        positions=case.workload.position,
+        positions=case.workload.positions,
     )
 
 
@@ -167,18 +168,3 @@ class Verifier:
 
     def is_equal(self) -> dict[str, bool]:
         return {way: not problems for way, problems in self.problems.items()}
-
-
-def same_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
-    """Whether two results have the same names, shapes, dtypes and bytes."""
-    return list(expected) == list(found) and all(
-        (want.shape, want.dtype) == (found[name].shape, found[name].dtype)
-        and torch.equal(_as_words(want), _as_words(found[name]))
-        for name, want in expected.items()
-    )
-
-
-def _as_words(value: Tensor) -> Tensor:
-    """The bytes as the widest integers they divide into: NaN payloads and signed zeros count."""
-    raw = value.contiguous().reshape(-1).view(torch.uint8)
-    return raw.view(torch.int64) if raw.numel() % 8 == 0 else raw

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import fastcap.bench
 from benchmarks.models import Decoder, ModelShape, build_model
 
 Sample = dict[str, Tensor]
@@ -26,7 +27,8 @@ class Workload:
         batch_size: Samples per pass.
         sites: Modules whose output is captured; all of the residual width.
         dtype: Of the model, and so of the result.
-        position: The one token that is wanted of each sample; `None` for all.
+        positions: The one token that is wanted of each sample, or a slice of them; `None` for
+            all.
         device: Where the model is.
         limit_secs: When to start no further round of a run, beyond the fewest.
     """
@@ -38,14 +40,18 @@ class Workload:
     batch_size: int
     sites: tuple[str, ...]
     dtype: torch.dtype = torch.float32
-    position: int | None = None
+    positions: int | slice | None = None
     device: str = "cpu"
     limit_secs: float | None = None
 
     @property
     def result_bytes(self) -> int:
         """Bytes of all sites' results together."""
-        n_tokens = self.n_tokens if self.position is None else 1
+        n_tokens = self.n_tokens
+        if isinstance(self.positions, int):
+            n_tokens = 1
+        elif self.positions is not None:
+            n_tokens = len(range(n_tokens)[self.positions])
         n_values = self.n_samples * n_tokens * self.shape.width * len(self.sites)
         return n_values * self.dtype.itemsize
 
@@ -82,7 +88,7 @@ ALL_WORKLOADS = (
     Workload("narrow", NARROW, 1024, 256, 64, everywhere(4)),
     # Many sites and almost no bytes. Isolates the cost per hook and per pass, and whether what is
     # not selected is left alone.
-    Workload("last-token", MEDIUM, 128, 256, 32, blocks(8), position=-1),
+    Workload("last-token", MEDIUM, 128, 256, 32, blocks(8), positions=-1),
     # Half the bytes per value and another matrix kernel. Isolates anything that costs per element
     # rather than per byte, such as a hidden conversion to float32.
     Workload(
@@ -124,6 +130,16 @@ class Case:
     def batches(self) -> Iterator[Sample]:
         """The samples in order, as the documented calls batch them."""
         yield from DataLoader(self.dataset, batch_size=self.workload.batch_size)  # type: ignore[arg-type]
+
+    def question(self) -> fastcap.bench.Case:
+        """The same for `fastcap.bench`, with batches that are made already."""
+        return fastcap.bench.make_case(
+            self.model,
+            self.batches(),
+            self.workload.sites,
+            positions=self.workload.positions,
+            device=self.workload.device,
+        )
 
 
 def build_case(workload: Workload) -> Case:

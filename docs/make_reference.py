@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fastcap
-from fastcap import datasets, errors, huggingface, planning
+from fastcap import bench, datasets, errors, huggingface, planning
 
 TARGET = Path(__file__).parent / "reference.md"
 RETURNED = (
@@ -44,6 +44,9 @@ def render() -> str:
         lines += _render_name(f"fastcap.huggingface.{name}", getattr(huggingface, name))
     for name in datasets.__all__:
         lines += _render_name(f"fastcap.datasets.{name}", getattr(datasets, name))
+    for name in bench.__all__:
+        if callable(getattr(bench, name)):
+            lines += _render_name(f"fastcap.bench.{name}", getattr(bench, name))
     lines += ["## fastcap.errors", "", "```text", inspect.getdoc(errors) or "", "```", ""]
     return "\n".join(lines)
 

@@ -125,8 +125,3 @@ def halved(budget: Budget) -> Budget | None:
     if budget.chunk_bytes > MiB:
         return Budget(budget.chunk_bytes // 2, 1, budget.n_slots)
     return None
-
-
-def aligned(n_bytes: int) -> int:
-    """`n_bytes` rounded up to where the next record may start."""
-    return -(-n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

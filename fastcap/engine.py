@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from fastcap.budget import DEFAULT_HOST_BYTES, Limits
 from fastcap.devices import open_device
 from fastcap.devices.base import Destination
-from fastcap.hooks import attach, detach, modes_off
+from fastcap.hooks import attach, detach, modes_are_on, modes_off
 from fastcap.lanes.base import Capture, Lane
 from fastcap.lanes.direct import DirectLane
 from fastcap.lanes.staged import StagedLane
@@ -229,17 +229,18 @@ class Engine:
         value = take_part(output, site)
         if value is None:
             self._report(site, describe_miss(output, site))
-        elif is_fake(value):
+        elif type(value) is not Tensor and is_fake(value):
             self._report(site, f"Nothing is captured at site {site.name!r}: its value is fake.")
-        else:
+        elif modes_are_on():
             with modes_off():
-                self._capture(current, index, value)
+                self._capture(current, site, index, value)
+        else:
+            self._capture(current, site, index, value)
         self._fired.add(index)
         if current.firings is not None:
             current.firings.note(index)
 
-    def _capture(self, current: Pass, index: int, value: Tensor) -> None:
-        site = self._sites[index]
+    def _capture(self, current: Pass, site: Site, index: int, value: Tensor) -> None:
         check_capturable(value, site)
         lengths = None
         if self._rows.is_asked:
@@ -258,9 +259,6 @@ class Engine:
             lane.replan()  # its second call: one pass, or one turn of a loop, is known
         capture = lane.capture(value, dtype, target, index)
         capture.lengths = lengths
-        self._file(current, site, lane, capture)
-
-    def _file(self, current: Pass, site: Site, lane: Lane, capture: Capture) -> None:
         previous = current.file(site.name, lane, capture)
         if previous is not None:
             previous[0].drop(previous[1])

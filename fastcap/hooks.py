@@ -134,11 +134,14 @@ def _run(hook: Hook, *args: Any) -> None:
     hook(*args)
 
 
+def modes_are_on() -> bool:
+    """Whether the user has dispatch modes that would see what fastcap does (R10)."""
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
 def modes_off() -> AbstractContextManager[Any]:
-    """Hide what fastcap does from the user's dispatch modes (R10); free when there are none."""
-    if torch._C._len_torch_dispatch_stack() == 0:
-        return nullcontext()
-    return _disable_current_modes()
+    """Hide what fastcap does from the user's dispatch modes (R10)."""
+    return _disable_current_modes() if modes_are_on() else nullcontext()
 
 
 def calls_on_stack(module: nn.Module) -> int:
@@ -147,10 +150,11 @@ def calls_on_stack(module: nn.Module) -> int:
     The stack is asked and nothing counted: the hook after a call does not run when a
     KeyboardInterrupt ends it (R8).
     """
+    call = nn.Module._call_impl.__code__
     frame: FrameType | None = sys._getframe(1)
     n_calls = 0
     while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is module:
+        if frame.f_code is call and frame.f_locals["self"] is module:
             n_calls += 1
         frame = frame.f_back
     return n_calls

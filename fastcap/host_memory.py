@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,8 +103,16 @@ def bytes_tensor(array: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> Tensor:
     The storage keeps the array alive through every view, NumPy view and saved tensor; a finalizer
     on the array therefore runs when the last of them is gone (R6).
     """
-    with torch.inference_mode(False):
+    with normal_mode():
         return torch.from_numpy(array)
+
+
+_NOTHING = nullcontext()
+
+
+def normal_mode() -> AbstractContextManager[Any]:
+    """What is made in the block is no inference-mode tensor (R10); free outside inference mode."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
 
 
 def format_bytes(n_bytes: float) -> str:

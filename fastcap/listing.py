@@ -103,7 +103,7 @@ def list_sites(
     call = BatchCaller(model, device, inputs, forward)
     batch = call.prepare(example)
     seen = _Observer(list(modules.items()), count_rows(batch))
-    with seen.attached(), unchanged(model, call.device), uncompiled(model), torch.no_grad():
+    with seen.attached(), unchanged(model, call.device), uncompiled(), torch.no_grad():
         call(batch)
     return tuple(
         SiteInfo(name, type(module).__name__, *seen.at(index))

@@ -11,20 +11,27 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 from math import prod
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fastcap.budget import aligned
+from fastcap.budget import ALIGNMENT_BYTES
 from fastcap.devices.base import AnyDevice, HostBuffer, Staging, Ticket
 from fastcap.errors import HostMemoryError
-from fastcap.host_memory import bytes_tensor, empty_bytes
+from fastcap.host_memory import bytes_tensor, empty_bytes, normal_mode
 
 Fence: TypeAlias = Any
 """A fence of the device at hand; opaque here."""
+
+
+SMALL_BYTES = 1 << 17
+"""Where giving a record to a host worker begins to cost the caller less than the copy would."""
+
+MANY_RECORDS = 32
+"""A record of which a chunk holds more is small, too."""
 
 
 class Piece:
@@ -64,13 +71,13 @@ class Chunk:
         self.copied: Fence = device.fence()
         device.mark(self.copied, device.current_queue())
 
-    def has_room(self, n_bytes: int) -> bool:
-        return aligned(self.fill_bytes) + n_bytes <= self.n_bytes
-
-    def reserve(self, n_bytes: int) -> int:
-        """Take the next `n_bytes`; returns their offset."""
-        offset = aligned(self.fill_bytes)
-        self.fill_bytes = offset + n_bytes
+    def reserve(self, n_bytes: int) -> int | None:
+        """Take the next `n_bytes`; returns their offset, or `None` when there is no room."""
+        offset = self.fill_bytes + -self.fill_bytes % ALIGNMENT_BYTES
+        end = offset + n_bytes
+        if end > self.n_bytes:
+            return None
+        self.fill_bytes = end
         return offset
 
     def open_to(self, compute_queue: Hashable) -> None:
@@ -110,6 +117,7 @@ class StagingRing:
     def __init__(self, device: AnyDevice, chunk_bytes: int, n_chunks: int) -> None:
         self._chunks: deque[Chunk] = deque()
         self.chunk_bytes = chunk_bytes
+        self.small_bytes = min(SMALL_BYTES, chunk_bytes // MANY_RECORDS)
         try:
             for _ in range(n_chunks):
                 self._chunks.append(Chunk(device, chunk_bytes))
@@ -283,15 +291,14 @@ class HostBuffers:
         self._idle: deque[Tensor] = deque()
         self._idle_bytes = 0
 
-    def tensor(self, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """An uninitialised, contiguous CPU tensor whose storage is exactly its own.
 
         Raises:
             HostMemoryError: The operating system refused the memory.
         """
-        shape = tuple(shape)
         n_bytes = prod(shape) * dtype.itemsize
-        with torch.inference_mode(False):  # R10
+        with normal_mode():  # R10
             if n_bytes < self.SMALLEST_BYTES:
                 return torch.empty(shape, dtype=dtype, device="cpu")
             memory = self._take(n_bytes)

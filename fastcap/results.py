@@ -50,6 +50,8 @@ class MemoryResult:
         self._max_samples = max_samples
         self._check_memory = check_memory
         self._rows: dict[str, _Rows] | None = None
+        self._first_rows: dict[str, _Rows] = {}
+        self._placed: set[str] = set()
         self._misfits: dict[str, tuple[int, ...]] = {}
         self._unsettled: deque[tuple[Lane, Capture]] = deque()
         self._n_batch = 0
@@ -66,6 +68,7 @@ class MemoryResult:
     def begin(self, n_batch: int) -> None:
         """A pass over `n_batch` samples is about to run; the last one is run whole and cropped."""
         self._misfits.clear()
+        self._placed.clear()
         self._n_batch = self._n_kept = n_batch
         if self._max_samples is not None:
             self._n_kept = min(n_batch, self._max_samples - self.n_done)
@@ -75,16 +78,35 @@ class MemoryResult:
     def place(
         self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
     ) -> tuple[Tensor, Tensor | None]:
-        """In the hook: the rows that are kept and, from the second pass on, where they go."""
+        """In the hook: the rows that are kept and, where that is known already, where they go."""
         self._misfits.pop(site, None)
+        self._placed.discard(site)  # by an earlier call in this pass
         if value.ndim == 0 or value.shape[0] != self._n_batch:
             self._misfits[site] = tuple(value.shape)  # an error if this call is the last one
             return value, None
         value = value[: self._n_kept]
-        rows = None if self._rows is None else self._rows.get(site)
-        if rows is None or (value.shape[1:], dtype) != (rows.view.shape[1:], rows.view.dtype):
+        rows = self._rows_for(site, value, dtype) if self._rows is None else self._rows.get(site)
+        if rows is None or not _fits(rows.view, value.shape, dtype):
             return value, None
+        self._placed.add(site)
         return value, rows.view[self.n_done : self.n_done + self._n_kept]
+
+    def _rows_for(self, site: str, value: Tensor, dtype: torch.dtype) -> _Rows | None:
+        """In the first pass: rows for all samples, if it is known how many there will be.
+
+        Whether all sites' rows fit in memory is seen at the end of the pass. Until then little but
+        address space is taken.
+        """
+        if self.n_expected is None:
+            return None
+        rows = self._first_rows.get(site)
+        if rows is None or not _fits(rows.view, value.shape, dtype):
+            try:
+                rows = _new_rows(value.shape[1:], dtype, max(self.n_expected, self._n_kept))
+            except HostMemoryError:  # raised at the end of the pass, and not into the model (R9)
+                return None
+            self._first_rows[site] = rows
+        return rows
 
     def end(self, finished: Pass) -> None:
         """The pass is over: check what it captured and start delivering it."""
@@ -92,11 +114,12 @@ class MemoryResult:
         if self._rows is None:
             self._allocate(finished)
         assert self._rows is not None
-        while self._unsettled and all(t.done() for t in self._unsettled[0][1].tickets):
+        while self._unsettled and self._unsettled[0][1].is_delivered:
             self._settle_next()
         for site, (lane, capture) in finished.captures.items():
-            rows = self._rows[site].view
-            lane.deliver(capture, rows[self.n_done : self.n_done + self._n_kept])
+            if site not in self._placed:
+                rows = self._rows[site].view
+                lane.deliver(capture, rows[self.n_done : self.n_done + self._n_kept])
             self._unsettled.append((lane, capture))
         self.n_done += self._n_kept
         self._n_passes += 1
@@ -175,7 +198,8 @@ class MemoryResult:
             for site, (_, capture) in first.captures.items()
         }
         if self.n_expected is not None:
-            self._rows = self._new_rows(specs, max(self.n_expected, self._n_kept))
+            self._rows = self._new_rows(specs, max(self.n_expected, self._n_kept), self._first_rows)
+            self._first_rows = {}
             return
         try:
             most = self._most_rows(specs)
@@ -210,14 +234,18 @@ class MemoryResult:
             grown[site].view[: self.n_done].copy_(rows.view[: self.n_done])
         self._rows = grown
 
-    def _new_rows(self, specs: _Specs, n_rows: int) -> dict[str, _Rows]:
+    def _new_rows(
+        self, specs: _Specs, n_rows: int, known: Mapping[str, _Rows] | None = None
+    ) -> dict[str, _Rows]:
         sizes = _sizes(specs, n_rows)
         if self._check_memory:
             self._refuse_too_large(sizes, n_rows)
         rows = {}
         for site, (shape, dtype) in specs.items():
-            memory = empty_bytes(sizes[site])
-            rows[site] = _Rows(memory, _typed(memory, dtype, (n_rows, *shape)))
+            found = None if known is None else known.get(site)
+            if found is None or not _fits(found.view, (n_rows, *shape), dtype):
+                found = _new_rows(shape, dtype, n_rows)
+            rows[site] = found
         return rows
 
     def _refuse_too_large(self, sizes: Mapping[str, int], n_rows: int) -> None:
@@ -236,6 +264,16 @@ class MemoryResult:
 
 def _sizes(specs: _Specs, n_rows: int) -> dict[str, int]:
     return {site: n_rows * prod(shape) * dtype.itemsize for site, (shape, dtype) in specs.items()}
+
+
+def _fits(rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether values of this shape, whatever its first dimension, are rows like these."""
+    return rows.shape[1:] == shape[1:] and rows.dtype == dtype
+
+
+def _new_rows(shape: tuple[int, ...], dtype: torch.dtype, n_rows: int) -> _Rows:
+    memory = empty_bytes(n_rows * prod(shape) * dtype.itemsize)
+    return _Rows(memory, _typed(memory, dtype, (n_rows, *shape)))
 
 
 def _typed(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -23,6 +23,7 @@ class Selector:
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
+        self._takes_all = selection == Selection()
         self._indices: dict[tuple[torch.device, int], Tensor] = {}
 
     def __call__(
@@ -52,6 +53,8 @@ class Selector:
         selection = self._selection
         if type(value) is not Tensor:
             value = value.as_subclass(Tensor)
+        if self._takes_all:
+            return value
         if rows is not None:
             assert device is not None
             dim = self._sequence_dim(value, site, tokens)
@@ -61,7 +64,9 @@ class Selector:
             value = self._take_positions(value, dim, site)
         if callable(selection.reduce):
             value = _apply_reduce(selection.reduce, value, site)
-        if selection.dtype is not None and not torch.can_cast(value.dtype, selection.dtype):
+        if selection.dtype not in (None, value.dtype) and not torch.can_cast(
+            value.dtype, selection.dtype
+        ):
             raise CastError(
                 f"Site {site.name!r} produced {value.dtype}, which dtype={selection.dtype} cannot "
                 "hold. Leave dtype= out, or say how to convert with reduce=, such as "
@@ -80,7 +85,8 @@ class Selector:
                 "seq_dim=."
             )
         n_tokens = tokens.n_tokens if asked is None else None
-        if n_tokens not in (None, value.shape[dim]) and tokens.is_within_pass():
+        is_other = n_tokens is not None and n_tokens != value.shape[dim]
+        if is_other and tokens.is_within_pass():
             raise SelectionError(
                 f"Site {site.name!r} produced shape {tuple(value.shape)}, but the pass has "
                 f"{n_tokens} tokens per sample, so dimension 1 does not count tokens. Name the "
@@ -90,17 +96,17 @@ class Selector:
 
     def _take_positions(self, value: Tensor, dim: int, site: Site) -> Tensor:
         positions: Any = self._selection.positions
-        length = value.shape[dim]
+        if isinstance(positions, int):
+            try:
+                return value.select(dim, positions)
+            except IndexError:
+                raise _out_of_range(value, dim, positions, site) from None
         if isinstance(positions, slice):
             return value[(slice(None),) * dim + (positions,)]
-        for position in (positions,) if isinstance(positions, int) else positions:
+        length = value.shape[dim]
+        for position in positions:
             if not -length <= position < length:
-                raise PositionError(
-                    f"Site {site.name!r} produced shape {tuple(value.shape)}: position {position} "
-                    f"is out of range for the {length} of dimension {dim}."
-                )
-        if isinstance(positions, int):
-            return value.select(dim, positions)
+                raise _out_of_range(value, dim, position, site)
         index = self._index(value.device, length)
         return as_indexable(value).index_select(dim, index).view(value.dtype)
 
@@ -116,6 +122,13 @@ class Selector:
                 index = torch.tensor(resolved, dtype=torch.int64, device=device)
             self._indices[device, length] = index
         return index
+
+
+def _out_of_range(value: Tensor, dim: int, position: int, site: Site) -> PositionError:
+    return PositionError(
+        f"Site {site.name!r} produced shape {tuple(value.shape)}: position {position} is out of "
+        f"range for the {value.shape[dim]} of dimension {dim}."
+    )
 
 
 def _apply_reduce(reduce: Callable[[Tensor], Tensor], value: Tensor, site: Site) -> Tensor:

@@ -162,7 +162,7 @@ class Stream(Iterator[BatchRecords]):
 
     def _forward(self, prepared: Any, firings: Firings | None) -> None:
         try:
-            with evaluation_mode(self._model), uncompiled(self._model), torch.no_grad():
+            with evaluation_mode(self._model), uncompiled(), torch.no_grad():
                 self._call(prepared)
         except Exception:
             if firings is None or not firings.is_stopped:
@@ -181,9 +181,9 @@ class Stream(Iterator[BatchRecords]):
             lane.flush()
         if self._consumer is not None:
             self._consumer.end(captured)
-        elif not self._zero_copy:
+        else:
             for lane, capture in captured.all():
-                lane.deliver(capture)
+                lane.deliver(capture, lend=self._zero_copy)
 
     def _deliver(self, finished: _Finished) -> BatchRecords:
         captured = finished.captured

@@ -87,8 +87,8 @@ def test_ids_and_slices_are_as_in_a_list(root: Path, seed: int) -> None:
     numbers = list(range(7))
 
     def end() -> int | None:
-        place: int | None = draw.choice([None, *range(-9, 10)])
-        return place
+        choices: list[int | None] = [None, *range(-9, 10)]
+        return draw.choice(choices)
 
     key: Any = slice(end(), end(), draw.choice([None, 1, 2, 3, -1, -2]))
     for spec in STREAMS:

@@ -197,9 +197,13 @@ def test_a_delivery_that_fails_says_so_and_raises_nothing(device: AnyDevice) -> 
 def test_place_copies_and_casts_at_once(device: AnyDevice) -> None:
     value = values_on(device, 3, 4).t()
     target = torch.empty(4, 3, dtype=torch.float64)
-    device.place(value, target)
-    assert target.equal(value.cpu().double())
+    assert device.place(value, torch.float64, target) is target
+    own = device.place(value, torch.float64)
     value.zero_()
+    assert own.is_contiguous()
+    assert own.is_cpu
+    assert own.dtype == torch.float64
+    assert target.equal(own)
     assert target.any()
 
 

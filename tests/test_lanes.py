@@ -59,6 +59,63 @@ def simulated(kind: str = "random", **options: Any) -> Iterator[SimulatedDevice]
         yield device
 
 
+# Who copies small records
+
+
+@pytest.fixture
+def delivered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What host workers of the simulated device are given."""
+    given: list[Any] = []
+    deliver = SimulatedDevice.deliver
+
+    def noted(self: SimulatedDevice, *arguments: Any) -> Any:
+        given.append(arguments)
+        return deliver(self, *arguments)
+
+    monkeypatch.setattr(SimulatedDevice, "deliver", noted)
+    return given
+
+
+@pytest.mark.parametrize("kind", ["random", *EXTREMES])
+def test_small_records_of_a_long_run_need_no_worker(kind: str, delivered: list[Any]) -> None:
+    model = Blocks(n_layers=8).eval()
+    samples = [{"input_ids": ids(1, seed=seed)[0]} for seed in range(40)]
+    expected = fastcap.extract_representations(model, samples, names(model), "cpu", 1, positions=-1)
+    with simulated(kind) as device:
+        found = fastcap.extract_representations(
+            model, samples, names(model), "cpu", 1, positions=-1, host_bytes=3 << 23
+        )
+        assert device.counters.copies == len(samples)
+    assert delivered == []
+    assert differences(expected, found) == []
+
+
+def test_other_records_are_given_to_workers(
+    monkeypatch: pytest.MonkeyPatch, delivered: list[Any]
+) -> None:
+    monkeypatch.setattr("fastcap.pool.SMALL_BYTES", 0)
+    model = Blocks()
+    with simulated():
+        for records in fastcap.stream(model, [ids(), ids(seed=1)], names(model)):
+            assert len(records) == 4
+    assert len(delivered) == 8
+
+
+def test_a_full_chunk_is_copied_before_the_next_record_comes() -> None:
+    model = Blocks()
+    n_bytes = ids().numel() * WIDTH * 4
+    with (
+        simulated("early") as device,
+        fastcap.ActivationStore(model, names(model), device_bytes=2 * 2 * n_bytes) as store,
+    ):
+        copies = []
+        for layer in model.layers:
+            layer.register_forward_hook(lambda *_: copies.append(device.counters.copies))
+        model(ids())
+        assert copies == [0, 1, 1, 2]  # two records fill a chunk
+        assert len(store.activations) == 4
+
+
 # Bytes and copies
 
 

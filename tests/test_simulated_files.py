@@ -177,6 +177,32 @@ def test_after_a_failed_sync_the_next_one_is_silent_and_data_are_lost() -> None:
     assert 0 < lost < len(SEEDS)
 
 
+def test_settling_shows_what_a_failed_sync_has_lost() -> None:
+    found = set()
+    for seed in SEEDS:
+        files = started()
+        file = files.create(A)
+        file.write_at(0, memoryview(b"x" * 100))
+        files.sync_dir(ROOT)
+        files.fault = Fault(files.n_operations, "EIO", seed)
+        with pytest.raises(OSError, match="Input/output error"):
+            file.sync()
+        files.fault = None
+        files.settle(A)
+        content = files.read(A, 100)
+        assert outcomes(files, A) == {content}
+        found.add(content)
+    assert found == {bytes(100), b"x" * 100}
+
+
+def test_settling_syncs_what_another_process_wrote() -> None:
+    files = started()
+    write(files, A, b"x" * 700, is_synced=False)
+    files.sync_dir(ROOT)
+    SimulatedFiles(files.disk).settle(A)
+    assert outcomes(files, A) == {b"x" * 700}
+
+
 def test_writing_again_after_a_failed_sync_makes_it_safe() -> None:
     for seed in SEEDS:
         files = started()
@@ -218,6 +244,8 @@ CALLS: dict[str, Callable[[SimulatedFiles], object]] = {
     "remove": lambda files: files.remove(A),
     "protect": lambda files: files.protect(A),
     "sync_dir": lambda files: files.sync_dir(ROOT),
+    "settle": lambda files: files.settle(A),
+    "is_dir": lambda files: files.is_dir(A),
     "entries": lambda files: files.entries(ROOT),
     "size": lambda files: files.size(A),
     "read": lambda files: files.read(A, 10),
@@ -381,6 +409,8 @@ def play(files: Files, root: Path) -> list[object]:
     said += [files.is_locked(folder / "c"), files.entries(root), files.read(a, 8) == shard[:8]]
     said.append(b"".join(bytes(block) for block in files.blocks(a)) == shard)
     said.append(files.tensors(a)["t"].tolist())
+    files.settle(a)
+    said += [files.read(a, 1000) == shard, files.is_dir(folder), files.is_dir(a)]
     files.protect(a)
     files.rename(folder / "c", folder / "d")
     files.publish(folder / "d", b)
@@ -389,6 +419,7 @@ def play(files: Files, root: Path) -> list[object]:
     said += [tell(lambda: files.make_dir(folder)), tell(lambda: files.make_dir(root / "x" / "y"))]
     said += [tell(lambda: files.create(b)), tell(lambda: files.create(root / "x" / "y"))]
     said += [tell(lambda: files.read(root / "x", 1)), tell(lambda: files.size(folder))]
+    said += [files.is_dir(root / "x"), tell(lambda: files.settle(root / "x"))]
     said += [tell(lambda: files.remove(root / "x")), tell(lambda: files.read(folder, 1))]
     said += [
         tell(lambda: files.entries(root / "x")),

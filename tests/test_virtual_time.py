@@ -93,12 +93,32 @@ def test_the_link_is_kept_busy_when_it_is_the_bound() -> None:
 
 
 @pytest.mark.parametrize("load", [COMPUTE_BOUND, LINK_BOUND], ids=["compute-bound", "link-bound"])
-def test_with_one_chunk_packs_and_copies_take_turns(load: Load) -> None:
-    """The copy of a chunk starts after its packs, and the next pack waits for it: the sum."""
+def test_with_one_chunk_only_packs_wait_for_copies(load: Load) -> None:
+    """A full chunk is copied at once: the next layer computes meanwhile, and its pack waits."""
     alone = replace(load, budget=Budget(64 * MiB, 1, 110))
     term = bounds(alone)
-    turns_secs = alone.n_passes * (term.compute + term.link)
+    pack_secs = term.compute - alone.forward_secs
+    turns_secs = alone.n_passes * (max(alone.forward_secs, term.link) + pack_secs)
     assert makespan(alone) == pytest.approx(turns_secs, rel=0.03)
+
+
+def test_with_one_chunk_a_burst_and_its_copies_take_turns() -> None:
+    """Nothing computes between the sites of a burst: each pack waits for the copy before it."""
+    alone = replace(BURSTY, budget=Budget(64 * MiB, 1, 110))
+    term = bounds(alone)
+    n_passes, n_layers = alone.n_passes, alone.n_layers
+    # The last copy of a pass is under way while the next pass computes.
+    hidden_secs = (n_passes - 1) * min(alone.forward_secs, term.link / n_layers)
+    pack_secs = 2 * alone.pass_bytes / alone.costs.memory_bytes_per_sec
+    turns_secs = n_passes * (alone.forward_secs + pack_secs + term.link) - hidden_secs
+    assert makespan(alone) == pytest.approx(turns_secs, rel=0.03)
+
+
+@pytest.mark.parametrize("site_bytes", [2 * MiB, 24 * MiB], ids=["small", "a third of a slot"])
+def test_a_lending_stream_of_records_too_small_to_lend_takes_no_longer(site_bytes: int) -> None:
+    """The workers copy them: in a model bound by its launches the calling thread has no time to."""
+    load = replace(LAUNCH_BOUND, site_bytes=site_bytes, budget=Budget(64 * MiB, 4, 64))
+    assert makespan(replace(load, lends=True)) <= 1.01 * makespan(replace(load, lends=False))
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ class _LocalFile:
 
     def lock(self) -> None:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Nobody else writes this file. Who looks whether it is locked holds it for a moment.
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -3,7 +3,7 @@
 app       the commands put together
 command   what all commands share: errors, exit codes, options of several values
 words     options that several commands have
-demo, extract, inspect, plan, sites   one command each: parse, call the library, print
+bench, demo, extract, inspect, plan, sites   one command each: parse, call the library, print
 """
 
 from __future__ import annotations

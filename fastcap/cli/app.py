@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fastcap import __version__
+from fastcap.cli.bench import bench
 from fastcap.cli.command import spread
 from fastcap.cli.demo import demo
 from fastcap.cli.extract import extract
@@ -14,7 +15,7 @@ from fastcap.cli.inspect import inspect
 from fastcap.cli.plan import plan
 from fastcap.cli.sites import sites
 
-COMMANDS = (demo, extract, inspect, plan, sites)
+COMMANDS = (bench, demo, extract, inspect, plan, sites)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -35,6 +35,7 @@ class Abilities:
 
     new_stream: Callable[[torch.device], Stream]
     new_event: Callable[[torch.device], Event]
+    new_timing_event: Callable[[torch.device], Event]
     current_stream: Callable[[torch.device], Stream]
     use_stream: Callable[[Stream], AbstractContextManager[Any]]
     pinned_bytes: Callable[[int], Tensor]
@@ -61,6 +62,7 @@ def _pinned_bytes(n_bytes: int) -> Tensor:
 GENERIC = Abilities(
     new_stream=lambda device: torch.Stream(device),
     new_event=lambda device: torch.Event(device),
+    new_timing_event=lambda device: torch.Event(device, enable_timing=True),
     current_stream=lambda device: torch.accelerator.current_stream(device),
     use_stream=_use_generic_stream,
     pinned_bytes=_pinned_bytes,
@@ -74,6 +76,7 @@ ABILITIES: dict[str, Abilities] = {
         new_stream=lambda device: torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
         # A blocking event lets a waiting host thread sleep instead of polling the driver's lock.
         new_event=lambda device: torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]
+        new_timing_event=lambda device: torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
         current_stream=lambda device: torch.cuda.current_stream(device),
         use_stream=lambda stream: torch.cuda.stream(stream),
         pinned_bytes=_pinned_bytes,
@@ -163,7 +166,7 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         return pinned.copy_(value).to(self.torch_device, non_blocking=True)
 
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
-        staging.view(dtype, offset, value.shape).copy_(value, non_blocking=True)
+        staging.view(dtype, offset, value.shape).copy_(value, True)  # does not block the host
 
     def copy(
         self,
@@ -186,3 +189,20 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
 @cache
 def _copy_stream(device: torch.device) -> Stream:
     return ABILITIES.get(device.type, GENERIC).new_stream(device)
+
+
+# For measuring only: nothing that captures waits for a whole device, or asks its name.
+
+
+def synchronise(device: torch.device) -> None:
+    """Block the host until everything queued on a device is done; on the CPU it is."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def describe(device: torch.device) -> tuple[str, int | None]:
+    """A device's name, and the bytes of its memory where torch says so."""
+    if device.type != "cuda":
+        return device.type, None
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, properties.total_memory

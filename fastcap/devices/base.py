@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -29,6 +29,8 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastcap.host_memory import normal_mode
 
 QueueT = TypeVar("QueueT", bound=Hashable)
 FenceT = TypeVar("FenceT")
@@ -76,14 +78,13 @@ class Buffer:
         self.n_bytes = memory.numel()
         self._typed: dict[torch.dtype, Tensor] = {torch.uint8: memory}
 
-    def view(self, dtype: torch.dtype, offset: int, shape: Sequence[int]) -> Tensor:
+    def view(self, dtype: torch.dtype, offset: int, shape: tuple[int, ...]) -> Tensor:
         """The dense tensor of `shape` whose first byte lies at `offset`, a multiple of itemsize."""
         typed = self._typed.get(dtype)
         if typed is None:
             usable = self.n_bytes - self.n_bytes % dtype.itemsize
-            with torch.inference_mode(False):  # R10: a cached view must not be an inference tensor
+            with normal_mode():  # R10: a cached view must not be an inference tensor
                 typed = self._typed[dtype] = self.bytes[:usable].view(dtype)
-        shape = tuple(shape)
         return typed.as_strided(shape, dense_strides(shape), offset // dtype.itemsize)
 
 
@@ -236,8 +237,14 @@ class Device(ABC, Generic[QueueT, FenceT]):
         """Block the host until a delivery is done, failed or not."""
 
     @abstractmethod
-    def place(self, value: Tensor, target: Tensor) -> None:
-        """Copy `value` straight into host memory, and return when it is there."""
+    def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
+        """Copy `value` straight into host memory, and return when it is there.
+
+        Args:
+            value: On the device.
+            dtype: The dtype to deliver.
+            target: Where to, of that dtype; `None` for memory that torch allocates.
+        """
 
     @abstractmethod
     def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:

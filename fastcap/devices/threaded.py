@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcap.devices.base import Bytes, Destination, Device, FenceT, HostBuffer, QueueT, Ticket
+from fastcap.host_memory import normal_mode
 
 N_WORKERS = min(4, os.cpu_count() or 1)  # guessed: enough to hide first touch, few enough to start
 
@@ -109,10 +110,15 @@ class ThreadedDevice(Device[QueueT, FenceT]):
             self._block_until(after)
         target.copy_(slot.view(dtype, offset, target.shape))
 
-    def place(self, value: Tensor, target: Tensor) -> None:
-        target.copy_(value)
+    def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
+        if target is None:
+            with normal_mode():  # R10
+                target = value.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+        else:
+            target.copy_(value)
         self.counters.copies += 1
         self.counters.copied_bytes += target.nbytes
+        return target
 
     def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:
         return slot.bytes.numpy()[offset : offset + n_bytes]

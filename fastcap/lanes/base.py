@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
+from fastcap.host_memory import normal_mode
 from fastcap.pool import Piece
 from fastcap.records import Statistics
+
+Target: TypeAlias = Tensor | Destination
+"""Where a value is delivered."""
 
 
 class Capture:
@@ -27,6 +31,8 @@ class Capture:
         tickets: Deliveries to `target` that host workers have been given.
         spilled: Memory for the whole value, once a piece of it had to leave its slot.
         route: Captures with one route are delivered in order.
+        is_lendable: Whether it fills enough of a slot to be lent out of it.
+        is_small: Whether it is not worth a host worker: whoever asks for it reads it.
         was_read: Whether somebody has asked for the value.
         dropped: Whether nobody wants the value any more.
         error: Why the value could not be captured; raised to whoever asks for it (R9).
@@ -37,6 +43,8 @@ class Capture:
         "dropped",
         "dtype",
         "error",
+        "is_lendable",
+        "is_small",
         "lengths",
         "n_bytes",
         "pieces",
@@ -55,16 +63,29 @@ class Capture:
         self.shape = shape
         self.wire_dtype = wire_dtype
         self.dtype = dtype
-        self.n_bytes = prod(shape) * wire_dtype.itemsize
+        self.n_bytes = shape.numel() * wire_dtype.itemsize
         self.route = route
         self.pieces: list[Piece] = []
         self.spilled: HostBuffer | None = None
-        self.target: Tensor | Destination | None = None
+        self.target: Target | None = None
         self.tickets: list[Ticket] = []
+        self.is_small = False
+        self.is_lendable = False
         self.was_read = False
         self.dropped = False
         self.error: Exception | None = None
         self.lengths: tuple[int, ...] | None = None
+
+    @property
+    def wants_worker(self) -> bool:
+        """Whether its target is known, and not for whoever asks for the value to fill."""
+        is_for_worker = not (self.is_small and isinstance(self.target, Tensor))
+        return self.target is not None and is_for_worker
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether every byte that was captured is where `target` says."""
+        return not self.pieces and all(ticket.done() for ticket in self.tickets)
 
 
 class Lane(Protocol):
@@ -78,7 +99,7 @@ class Lane(Protocol):
         """Where this lane's values come from."""
 
     def capture(
-        self, value: Tensor, dtype: torch.dtype, target: Tensor | Destination | None, route: int
+        self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
         """Take the bytes of `value` as they are now.
 
@@ -92,8 +113,14 @@ class Lane(Protocol):
     def drop(self, capture: Capture) -> None:
         """Nobody wants this value any more. May be called twice."""
 
-    def deliver(self, capture: Capture, target: Tensor | Destination | None = None) -> None:
-        """Start delivery, to `target` or to owned memory; `result` waits for it."""
+    def deliver(self, capture: Capture, target: Target | None = None, lend: bool = False) -> None:
+        """Start delivery, to `target` or to owned memory; `result` and `settle` finish it.
+
+        Args:
+            capture: What to deliver.
+            target: Where to, if that was not known when it was captured.
+            lend: Whether `result` will be asked to lend it: then it stays where it is, if it can.
+        """
 
     def settle(self, capture: Capture) -> None:
         """Wait until a value is where `deliver` was told to bring it.
@@ -132,6 +159,32 @@ def without_frames(error: Exception) -> Exception:
     return error
 
 
+def part_of(target: Target | None, piece: Piece) -> Target:
+    """The part of a capture's target that a piece's bytes become."""
+    assert target is not None
+    if piece.n_bytes == piece.owner.n_bytes:
+        return target
+    itemsize = piece.owner.wire_dtype.itemsize
+    first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
+    if not isinstance(target, Tensor):
+        return target.segment(first, last)
+    with normal_mode():
+        return target.view(-1)[first:last]
+
+
+def split(value: Tensor, capture: Capture, most_bytes: int) -> Iterator[tuple[Tensor, Piece]]:
+    """A value as pieces of at most `most_bytes`, in order."""
+    if capture.n_bytes <= most_bytes:
+        yield value, Piece(capture, 0, capture.n_bytes)
+        return
+    flat = value.reshape(-1)  # dense: a view where it can be, else a copy on the same queue
+    itemsize = capture.wire_dtype.itemsize
+    step = most_bytes // itemsize
+    for first in range(0, flat.numel(), step):
+        part = flat[first : first + step]
+        yield part, Piece(capture, first * itemsize, part.numel() * itemsize)
+
+
 def narrower(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:
     """The dtype that crosses the link: narrowing happens before the copy, widening after."""
-    return wanted if wanted.itemsize <= produced.itemsize else produced
+    return wanted if wanted is produced or wanted.itemsize <= produced.itemsize else produced

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.errors import FastcapError
-from fastcap.lanes.base import Capture, without_frames
+from fastcap.host_memory import normal_mode
+from fastcap.lanes.base import Capture, Target, without_frames
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
 
@@ -40,19 +41,18 @@ class DirectLane:
         return self._device
 
     def capture(
-        self, value: Tensor, dtype: torch.dtype, target: Tensor | Destination | None, route: int
+        self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
         capture = Capture(value.shape, dtype, dtype, route)
         try:
-            memory = target
-            if not isinstance(memory, Tensor):
+            memory = target if isinstance(target, Tensor) else None
+            if memory is None and capture.n_bytes >= HostBuffers.SMALLEST_BYTES:
                 memory = self._buffers.tensor(value.shape, dtype)
-            self._device.place(value, memory)
+            capture.target = self._device.place(value, dtype, memory)
         except FastcapError as error:
             capture.error = without_frames(error)
             return capture
-        capture.target = memory
-        if target is not None and target is not memory:
+        if target is not None and not isinstance(target, Tensor):
             self._hand_over(capture, target)
         self._n_captures += 1
         self._captured_bytes += capture.n_bytes
@@ -65,11 +65,11 @@ class DirectLane:
             if not capture.was_read:
                 self._superseded_bytes += capture.n_bytes
 
-    def _hand_over(self, capture: Capture, target: Tensor | Destination) -> None:
+    def _hand_over(self, capture: Capture, target: Destination) -> None:
         """Have a host worker bring a value from owned memory to a target that is none."""
         memory = capture.target
         assert isinstance(memory, Tensor)
-        with torch.inference_mode(False):
+        with normal_mode():
             buffer = HostBuffer(memory.view(-1).view(torch.uint8))
         self._make_room(memory.nbytes)
         ticket = self._device.deliver(buffer, 0, capture.dtype, target, None, capture.route)
@@ -92,7 +92,7 @@ class DirectLane:
                 self._queued_bytes -= queued_bytes
             self._device.join(ticket)  # its error is raised by `settle`
 
-    def deliver(self, capture: Capture, target: Tensor | Destination | None = None) -> None:
+    def deliver(self, capture: Capture, target: Target | None = None, lend: bool = False) -> None:
         if target is None or capture.target is target or capture.tickets or capture.error:
             return
         if not isinstance(target, Tensor):

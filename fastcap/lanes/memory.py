@@ -30,11 +30,11 @@ class LaneMemory:
 
     @property
     def ring(self) -> StagingRing:
-        return self._open()[0]
+        return (self._opened or self._open())[0]
 
     @property
     def slots(self) -> SlotPool:
-        return self._open()[1]
+        return (self._opened or self._open())[1]
 
     def _open(self) -> tuple[StagingRing, SlotPool]:
         if self._opened is None:

@@ -13,16 +13,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from fastcap.budget import Limits
-from fastcap.devices.base import AnyDevice, Destination, HostBuffer
+from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
 from fastcap.host_memory import empty_bytes
-from fastcap.lanes.base import Capture, narrower, without_frames
+from fastcap.lanes.base import Capture, Target, narrower, part_of, split, without_frames
 from fastcap.lanes.memory import LaneMemory
 from fastcap.pool import Chunk, HostBuffers, Piece, Slot
 from fastcap.records import Statistics
@@ -37,6 +38,7 @@ class StagedLane:
         self._lock = threading.Lock()
         self._moving = threading.RLock()
         self._memory = LaneMemory(device, limits)
+        self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
         self._largest_bytes = 0
         self._n_captures = 0
         self._captured_bytes = 0
@@ -52,7 +54,7 @@ class StagedLane:
     # captured → staged, in the hook
 
     def capture(
-        self, value: Tensor, dtype: torch.dtype, target: Tensor | Destination | None, route: int
+        self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
         if self._device.is_capturing():
             raise DeviceError(
@@ -61,10 +63,6 @@ class StagedLane:
             )
         capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route)
         capture.target = target
-        with self._lock:
-            self._n_captures += 1
-            self._captured_bytes += capture.n_bytes
-            self._largest_bytes = max(self._largest_bytes, capture.n_bytes)
         try:
             self._stage(value, capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
@@ -77,49 +75,57 @@ class StagedLane:
         return capture
 
     def _stage(self, value: Tensor, capture: Capture) -> None:
-        if capture.n_bytes == 0:
-            return
+        compute_queue = self._device.current_queue()  # R1
+        whole = Piece(capture, 0, capture.n_bytes)
         with self._lock:
-            chunk_bytes = self._memory.ring.chunk_bytes
-        compute_queue = self._device.current_queue()
-        if capture.n_bytes <= chunk_bytes:
-            self._stage_piece(compute_queue, value, Piece(capture, 0, capture.n_bytes))
-            return
-        flat = value.reshape(-1)  # dense: a view where it can be, else a copy on the same queue
-        itemsize = capture.wire_dtype.itemsize
-        step = chunk_bytes // itemsize
-        for first in range(0, flat.numel(), step):
-            part = flat[first : first + step]
-            piece = Piece(capture, first * itemsize, part.numel() * itemsize)
+            self._n_captures += 1
+            self._captured_bytes += whole.n_bytes
+            self._largest_bytes = max(self._largest_bytes, whole.n_bytes)
+            if whole.n_bytes == 0:
+                return
+            ring = self._memory.ring
+            capture.is_small = whole.n_bytes < ring.small_bytes
+            if capture.is_small and isinstance(capture.target, Tensor):
+                self._small.append(capture)
+            capture.is_lendable = ring.chunk_bytes <= 2 * whole.n_bytes <= 2 * ring.chunk_bytes
+            if self._pack(compute_queue, value, whole):
+                return
+        for part, piece in split(value, capture, ring.chunk_bytes):
             self._stage_piece(compute_queue, part, piece)
 
     def _stage_piece(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> None:
         while True:
             with self._lock:
-                chunk = self._chunk_with_room(piece.n_bytes)
-                if chunk is not None:
-                    self._pack(compute_queue, value, piece, chunk)
+                if self._pack(compute_queue, value, piece):
                     return
-            self._make_room()
+                is_flushed = self._flush_open()
+            if not is_flushed:
+                self._make_room()
 
-    def _chunk_with_room(self, n_bytes: int) -> Chunk | None:
-        ring = self._memory.ring
-        if not ring.open.has_room(n_bytes) and not self._flush_open():
-            return None
-        return ring.open
-
-    def _pack(self, compute_queue: Hashable, value: Tensor, piece: Piece, chunk: Chunk) -> None:
-        capture = piece.owner
+    def _pack(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> bool:
+        """Reserve, pack and link: one step, under the lock; `False` when the chunk has no room."""
+        chunk, capture = self._memory.ring.open, piece.owner
+        offset = chunk.reserve(piece.n_bytes)
+        if offset is None:
+            return False
         chunk.open_to(compute_queue)
-        piece.offset = chunk.reserve(piece.n_bytes)
-        self._device.pack(value, chunk.staging, piece.offset, capture.wire_dtype)
+        self._device.pack(value, chunk.staging, offset, capture.wire_dtype)
+        piece.offset = offset
         piece.home = chunk
         chunk.pieces[piece] = None
         capture.pieces.append(piece)
+        if chunk.fill_bytes + piece.n_bytes > chunk.n_bytes:  # no room for another like this one:
+            self._flush_open()  # copy now, if a slot is free, and not when the next one comes
+        return True
 
     # staged → copying
 
     def flush(self) -> None:
+        if self._small and self._moving.acquire(blocking=False):
+            try:
+                self._read_small(waits=False)
+            finally:
+                self._moving.release()
         while True:
             with self._lock:
                 if not self._memory.is_open or self._flush_open():
@@ -145,7 +151,7 @@ class StagedLane:
         for piece in list(chunk.pieces):
             piece.home = slot
             slot.pieces[piece] = None
-            if piece.owner.target is not None:
+            if piece.owner.wants_worker:
                 self._hand_over(piece)
         chunk.reset()
         ring.advance()
@@ -153,29 +159,29 @@ class StagedLane:
 
     # landed → delivered
 
-    def deliver(self, capture: Capture, target: Tensor | Destination | None = None) -> None:
-        if capture.error is not None or capture.dropped:
+    def deliver(self, capture: Capture, target: Target | None = None, lend: bool = False) -> None:
+        if capture.error is not None or capture.dropped or capture.target is not None:
             return
-        if capture.target is None:
-            if target is None:
-                target = self._buffers.tensor(capture.shape, capture.dtype)
-            with self._lock:
-                capture.target = target
-                for piece in [p for p in capture.pieces if not isinstance(p.home, Chunk)]:
-                    self._hand_over(piece)
+        if target is None:
+            if capture.is_small or (lend and capture.is_lendable):
+                return  # until somebody asks
+            target = self._buffers.tensor(capture.shape, capture.dtype)
+        with self._lock:
+            capture.target = target
+            if not capture.wants_worker:
+                self._small.append(capture)
+                return
+            for piece in [p for p in capture.pieces if not isinstance(p.home, Chunk)]:
+                self._hand_over(piece)
 
     def _hand_over(self, piece: Piece) -> None:
         """Give a piece to a host worker. Its slot is in use until the ticket is done."""
         capture, home = piece.owner, piece.home
         assert isinstance(home, Slot | HostBuffer)
         buffer, after = (home.buffer, home.landed) if isinstance(home, Slot) else (home, None)
+        target = part_of(capture.target, piece)
         ticket = self._device.deliver(
-            buffer,
-            piece.offset,
-            capture.wire_dtype,
-            _part(capture.target, piece),
-            after,
-            capture.route,
+            buffer, piece.offset, capture.wire_dtype, target, after, capture.route
         )
         capture.tickets.append(ticket)
         if isinstance(home, Slot):
@@ -188,10 +194,12 @@ class StagedLane:
         capture.was_read = True
         with self._moving:
             self._put_on_its_way(capture)
-            if capture.target is None and not capture.dropped:
-                lent = self._lend(capture) if lend else None
-                capture.target = self._read(capture) if lent is None else lent
-            self._join(capture)
+            if not capture.dropped:
+                if capture.target is None and lend:
+                    capture.target = self._lend(capture)
+                if capture.target is None:
+                    capture.target = self._buffers.tensor(capture.shape, capture.dtype)
+            self._finish(capture)
             target = None if capture.dropped else capture.target
             assert target is None or isinstance(target, Tensor)
             return target
@@ -202,9 +210,12 @@ class StagedLane:
         capture.was_read = True
         with self._moving:
             self._put_on_its_way(capture)
-            self._join(capture)
+            self._finish(capture)
 
-    def _join(self, capture: Capture) -> None:
+    def _finish(self, capture: Capture) -> None:
+        """Read what no worker was given, and wait for what one was."""
+        if capture.pieces:
+            self._read(capture)
         for ticket in capture.tickets:
             self._device.join(ticket)
             if (error := ticket.error()) is not None:
@@ -214,22 +225,31 @@ class StagedLane:
         while any(isinstance(piece.home, Chunk) for piece in list(capture.pieces)):
             self.flush()
 
-    def _read(self, capture: Capture) -> Tensor:
-        """Move a value into memory of its own, in this thread."""
-        target = self._buffers.tensor(capture.shape, capture.dtype)
+    def _read_small(self, waits: bool) -> None:
+        """Read the small values that are out of staging; unless it `waits`, those that landed."""
+        while self._small:
+            homes = [piece.home for piece in self._small[0].pieces]
+            if any(isinstance(home, Chunk) for home in homes):
+                return
+            slots = [home for home in homes if isinstance(home, Slot)]
+            if not (waits or all(self._device.done(slot.landed) for slot in slots)):
+                return
+            self._read(self._small.popleft())
+
+    def _read(self, capture: Capture) -> None:
+        """Move a value to its target, in this thread."""
         with self._reading(capture.pieces) as pieces:
             for piece, home in pieces:
-                self._read_piece(piece, home, capture.wire_dtype, _elements(target, piece))
+                self._read_piece(piece, home)
         self._unlink_all(capture)
-        return target
 
-    def _read_piece(
-        self, piece: Piece, home: Slot | HostBuffer, dtype: torch.dtype, target: Tensor
-    ) -> None:
+    def _read_piece(self, piece: Piece, home: Slot | HostBuffer) -> None:
+        target = part_of(piece.owner.target, piece)
+        assert isinstance(target, Tensor)  # anything else is for workers
         if isinstance(home, Slot):
             self._device.wait(home.landed)  # R5: each piece by its own fence
             home = home.buffer
-        self._device.read(home, piece.offset, dtype, target)
+        self._device.read(home, piece.offset, piece.owner.wire_dtype, target)
 
     def _lend(self, capture: Capture) -> Tensor | None:
         """The bytes of a slot without a copy, where the slot is worth it; else `None`."""
@@ -273,7 +293,8 @@ class StagedLane:
         capture.dropped = True
         if not capture.was_read:
             self._superseded_bytes += capture.n_bytes
-        self._unlink_all(capture)
+        if capture.pieces:
+            self._unlink_all(capture)
         capture.spilled = None
 
     def _unlink_all(self, capture: Capture) -> None:
@@ -282,10 +303,10 @@ class StagedLane:
                 self._unlink(piece)
 
     def _unlink(self, piece: Piece) -> None:
-        if isinstance(piece.home, Chunk | Slot):
-            piece.home.pieces.pop(piece, None)
-        piece.home = None
-        with contextlib.suppress(ValueError):  # another thread was first
+        home, piece.home = piece.home, None
+        if home is not None and not isinstance(home, HostBuffer):
+            home.pieces.pop(piece, None)
+        if piece in piece.owner.pieces:  # else another thread was first
             piece.owner.pieces.remove(piece)
 
     def _make_room(self) -> None:
@@ -312,6 +333,11 @@ class StagedLane:
     def _spill(self, piece: Piece, slot: Slot) -> None:
         """Move a wanted piece out of its slot, so that the value outlives the slot (R7)."""
         capture = piece.owner
+        if capture.target is not None and not capture.wants_worker:
+            self._read_piece(piece, slot)
+            with self._lock:
+                self._unlink(piece)
+            return
         spilled = capture.spilled  # another thread may drop the capture meanwhile
         if spilled is None:
             # Sized for the whole record, which may still be packing its later pieces.
@@ -328,6 +354,8 @@ class StagedLane:
     # Memory and counts
 
     def replan(self) -> None:
+        if self._memory.is_sized:  # for good: asked without the lock, since hooks ask every time
+            return
         # Memory of another size is faster and not more exact, and this is in a hook (R9).
         with contextlib.suppress(DeviceMemoryError, HostMemoryError), self._moving:
             with self._lock:
@@ -359,6 +387,8 @@ class StagedLane:
 
     def close(self) -> None:
         with self._moving:
+            self._read_small(waits=True)
+            self._small.clear()
             self._device.close()
             with self._lock:
                 for piece in self._memory.staged():
@@ -368,23 +398,3 @@ class StagedLane:
                     )
                     self._unlink(piece)
                 self._memory.close()
-
-
-def _part(target: Tensor | Destination | None, piece: Piece) -> Tensor | Destination:
-    """The part of a target that a piece's bytes become."""
-    assert target is not None
-    if isinstance(target, Tensor):
-        return _elements(target, piece)
-    return target.segment(*_bounds(piece))
-
-
-def _elements(target: Tensor, piece: Piece) -> Tensor:
-    """The part of a contiguous tensor that a piece's bytes become."""
-    first, last = _bounds(piece)
-    with torch.inference_mode(False):
-        return target.view(-1)[first:last]
-
-
-def _bounds(piece: Piece) -> tuple[int, int]:
-    itemsize = piece.owner.wire_dtype.itemsize
-    return piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize

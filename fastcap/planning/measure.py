@@ -79,7 +79,7 @@ def measure_forward(call: BatchCaller, model: nn.Module, batch: Any, device: Any
     prepared = call.prepare(batch)
     forward_secs: list[float] = []
     launch_secs: list[float] = []
-    with unchanged(model, call.device), uncompiled(model), torch.no_grad():
+    with unchanged(model, call.device), uncompiled(), torch.no_grad():
         call(prepared)
         _finish(device)
         while len(forward_secs) < N_REPEATS and sum(forward_secs) < FORWARD_SECS:
@@ -138,7 +138,7 @@ def _host(device: AnyDevice, is_direct: bool) -> dict[str, float]:
 
     def write(target: Tensor) -> float:
         if is_direct:
-            return _secs(lambda: device.place(value, target), device)
+            return _secs(lambda: device.place(value, value.dtype, target), device)
         return _secs(lambda: _deliver(device, source, target), device)
 
     fresh, warm = [], []

@@ -92,7 +92,7 @@ def observe(
     observer = _Observer(model, bound, selection, mask)
     prepared = call.prepare(batch)
     try:
-        with unchanged(model, call.device), uncompiled(model), torch.no_grad():
+        with unchanged(model, call.device), uncompiled(), torch.no_grad():
             observer.run(batch, lambda: call(prepared))
     except FastcapError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,9 @@ class LoggedStream:
     def wait_event(self, event: LoggedEvent) -> None:
         self.log.append(f"{self.name} waits for {event.name}")
 
+    def synchronize(self) -> None:
+        self.log.append(f"host waits for {self.name}")
+
 
 @dataclass(eq=False)
 class LoggedEvent:
@@ -35,13 +39,18 @@ class LoggedEvent:
     name: str
     log: list[str]
     recorded_on: list[str] = field(default_factory=list)
+    secs: float = 0.0
 
     def record(self, stream: LoggedStream) -> None:
+        self.secs = time.perf_counter()
         self.recorded_on.append(stream.name)
         self.log.append(f"{self.name} on {stream.name}")
 
     def query(self) -> bool:
         return True
+
+    def elapsed_time(self, later: LoggedEvent) -> float:
+        return 1e3 * (later.secs - self.secs)  # milliseconds, as torch has it
 
     def synchronize(self) -> None:
         self.log.append(f"host waits for {self.name}")
@@ -61,6 +70,7 @@ class LoggedStreams:
         return Abilities(
             new_stream=self._new_stream,
             new_event=self._new_event,
+            new_timing_event=self._new_event,
             current_stream=lambda device: self.current,
             use_stream=self._use,
             pinned_bytes=lambda n_bytes: torch.empty(n_bytes, dtype=torch.uint8),

@@ -43,7 +43,8 @@ def masked_samples(n_samples: int, n_tokens: int = 6) -> list[Sample]:
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    return torch.utils.data.default_collate(list(samples))
+    batch: Sample = torch.utils.data.default_collate(list(samples))
+    return batch
 
 
 def with_mask(model: nn.Module, batch: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Collection, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from fastcap.errors import FastcapError
 from tests.support.disk import Disk, FileNode, Loss
 from tests.support.fault_play import ROOT, TOTAL, present
 from tests.support.fault_programs import Program, expected
-from tests.support.filesystem import SimulatedFiles
 
 WRITER = re.compile(r"w-\d{5}-\d+-[0-9a-f]{8}")
 
@@ -24,7 +23,7 @@ WRITER = re.compile(r"w-\d{5}-\d+-[0-9a-f]{8}")
 def find_lost(program: Program, disk: Disk, saved: Collection[int]) -> str | None:
     """What was acknowledged and cannot be read, or can be read and is wrong."""
     try:
-        archive = Archive(ROOT, SimulatedFiles(disk))
+        archive = Archive(ROOT, program.process(disk))
         if TOTAL in saved and archive.n_samples != program.n_samples:
             return f"the total is lost: {archive.n_samples}"
         missing = sorted(set(saved) - present(archive) - {TOTAL})
@@ -42,7 +41,7 @@ def find_lost(program: Program, disk: Disk, saved: Collection[int]) -> str | Non
 def find_incomplete(program: Program, disk: Disk) -> str | None:
     """Whether every sample is there once, right, and nothing else is wrong."""
     try:
-        archive = Archive(ROOT, SimulatedFiles(disk))
+        archive = Archive(ROOT, program.process(disk))
         if archive.ids != [(0, program.n_samples)] or len(archive) != program.n_samples:
             return f"the archive has {archive.ids} of {program.n_samples} samples"
         if not archive.is_complete:
@@ -79,14 +78,14 @@ def _is_same(found: Any, wanted: torch.Tensor) -> bool:
     )
 
 
-def find_leftover(disk: Disk) -> str | None:
+def find_leftover(disk: Disk, has_locks: bool = True) -> str | None:
     """A file that belongs to nothing, from what the disk holds and without the package's help.
 
     What a writer left before the machine was started again may stay: nobody can know from another
-    machine that such a writer is dead.
+    machine that such a writer is dead. Without locks nobody can know it at all.
     """
     files = {
-        PurePosixPath(path): disk.file(number)
+        Path(path): disk.file(number)
         for path, number in disk.walk()
         if isinstance(disk.nodes[number], FileNode) and path.startswith(str(ROOT))
     }
@@ -95,17 +94,20 @@ def find_leftover(disk: Disk) -> str | None:
             continue
         if path.parent.parent != ROOT or not WRITER.fullmatch(path.parent.name):
             return f"a file that belongs to nothing: {path}"
-        journal = files.get(path.parent / "journal.jsonl")
-        lines = list(valid_lines(bytes(journal.data))) if journal else []
-        named = {file["name"] for line in lines[1:] for file in line.get("files", ())}
         if path.name == "journal.jsonl":
             continue
-        if path.name in named:
+        journal = files.get(path.parent / "journal.jsonl")
+        lines = list(valid_lines(bytes(journal.data))) if journal else []
+        if path.name in {file["name"] for line in lines[1:] for file in line.get("files", ())}:
             if not node.is_protected:
                 return f"a committed file can be written: {path}"
-        elif (not lines and disk.boot == 0) or (lines and lines[0]["machine"] == disk.machine):
+        elif has_locks and _is_known_dead(lines, disk):
             return f"a file that no journal names: {path}"
     return None
+
+
+def _is_known_dead(lines: list[dict[str, Any]], disk: Disk) -> bool:
+    return bool(lines[0]["machine"] == disk.machine if lines else disk.boot == 0)
 
 
 def valid_lines(content: bytes) -> Iterator[dict[str, Any]]:
@@ -118,7 +120,7 @@ def valid_lines(content: bytes) -> Iterator[dict[str, Any]]:
 
 def find_problem(program: Program, disk: Disk) -> str | None:
     """After a run that went to its end: everything is there, and stays there."""
-    problem = find_incomplete(program, disk) or find_leftover(disk)
+    problem = find_incomplete(program, disk) or find_leftover(disk, program.has_locks)
     if problem is None:
         after = disk.copy()
         after.cut_power(Loss(Loss.ALL))

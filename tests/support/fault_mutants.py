@@ -31,11 +31,13 @@ class Mutant:
     Attributes:
         drops: What is left out, in words.
         changes: How.
+        shown_by: The program that is played first.
         survives: Why nothing shows it, where that is so.
     """
 
     drops: str
     changes: tuple[Change, ...]
+    shown_by: str = ""
     survives: str = ""
 
     @contextmanager
@@ -46,8 +48,10 @@ class Mutant:
             yield
 
 
-def _mutant(drops: str, *edits: tuple[str, str, str], survives: str = "") -> Mutant:
-    return Mutant(drops, tuple(Change(*edit) for edit in edits), survives)
+def _mutant(
+    drops: str, *edits: tuple[str, str, str], shown_by: str = "", survives: str = ""
+) -> Mutant:
+    return Mutant(drops, tuple(Change(*edit) for edit in edits), shown_by, survives)
 
 
 def retry(sync: Callable[[], None]) -> None:
@@ -76,6 +80,8 @@ def rename_late(writer: Writer, group: Group, records: Sequence[FileRecord]) -> 
         writer._files.sync_dir(group.directory)
 
 
+LOOK = "is_locked = files.is_locked(path)  # before it is read: what a dead writer wrote is all"
+READ = "journal = _read_journal(path, meta, files, is_settled)"
 FORGET = "del self._uncommitted[0]"
 
 MUTANTS = (
@@ -125,6 +131,7 @@ MUTANTS = (
     _mutant(
         "cutting what a failed pass has written",
         (FINISH, "self._file.truncate(self.n_bytes)", "pass"),
+        shown_by="passes that fail",
     ),
     _mutant(
         "taking write permission away", (FINISH, "self._files.protect(self.unfinished)", "pass")
@@ -136,6 +143,7 @@ MUTANTS = (
             'digits + b" " == b"%08x " % zlib.crc32(text) and line[8:9] == b" "',
             "True",
         ),
+        shown_by="batches of one",
     ),
     _mutant(
         "the rest of a short write",
@@ -168,7 +176,9 @@ MUTANTS = (
     ),
     _mutant("sync of the archive's directory", (MAKE, "self._files.sync_dir(self.root)", "pass")),
     _mutant(
-        "sync of the new writer's directory", (MAKE, "self._files.sync_dir(directory)", "pass")
+        "sync of the new writer's directory",
+        (MAKE, "self._files.sync_dir(directory)", "pass"),
+        shown_by="only the total is new",
     ),
     _mutant(
         "sync of the directories above",
@@ -204,6 +214,15 @@ MUTANTS = (
         (SCAN_WRITER, "is_locked = files.is_locked(path)", "is_locked = False"),
     ),
     _mutant(
+        "looking at the lock before the journal is read, not after it",
+        (
+            SCAN_WRITER,
+            LOOK + "\n        " + READ,
+            f"{READ}; {LOOK}",
+        ),
+        shown_by="a group is committed while the next is written",
+    ),
+    _mutant(
         "keeping what a journal names",
         (SCAN_WRITER, "sorted(names - named)", "sorted(names)"),
     ),
@@ -218,6 +237,7 @@ MUTANTS = (
             "is_settled=True",
             "is_settled=False",
         ),
+        shown_by="large and small streams",
     ),
     _mutant(
         "reading no further than what was synced",
@@ -258,8 +278,9 @@ class Kill:
 def hunt(mutant: Mutant, depth: Depth) -> Kill:
     """Play programs on a mutant until a judge refuses something."""
     n_points = 0
+    programs = sorted(PROGRAMS, key=lambda program: program.name != mutant.shown_by)
     with mutant.applied():
-        for program in PROGRAMS:
+        for program in programs:
             try:
                 tally = play_program(program, depth, stop_at_first=True)
             except Exception as error:  # noqa: BLE001 - any way to fail is a finding

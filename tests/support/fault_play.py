@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+from fastcap.archive.groups import Group
 from fastcap.archive.reader import Archive
 from fastcap.archive.recovery import clean
 from fastcap.archive.writer import Writer
@@ -76,9 +77,9 @@ def play(
     clock = itertools.count().__next__
     with numbered_names(1):
         for stage in program.stages:
-            processes = [SimulatedFiles(disk, fault, observer, log) for _ in stage]
+            processes = [program.process(disk, fault, observer, log) for _ in stage]
             lives = [
-                (files, _live(program, life, files, history, clock))
+                (files, live(program, life, files, history, clock))
                 for life, files in zip(stage, processes, strict=True)
             ]
             if not _take_turns(lives, processes, disk) or history.errors:
@@ -109,9 +110,10 @@ def _take_turns(
     return is_well
 
 
-def _live(
+def live(
     program: Program, life: Life, files: SimulatedFiles, history: History, clock: Callable[[], int]
 ) -> Iterator[None]:
+    """A process that stops after every batch and every commit."""
     writer = None
     try:
         done = tidy(files) if life.is_resume else set()
@@ -138,29 +140,46 @@ def _live(
 def _write(
     program: Program, life: Life, writer: Writer, done: set[int], history: History
 ) -> Iterator[None]:
-    n_to_commit = len(life.batches) - life.n_left
+    waiting: Group | None = None
     for number, batch in enumerate(life.batches):
         todo = [sample for sample in program.samples(batch) if sample not in done]
-        if todo and life.has_failed_passes:
-            _fail_pass(program, writer)
         if todo:
-            writer.append(todo, *program.values(todo))
+            _write_batch(program, life, writer, todo)
             yield
-        if number < n_to_commit and _is_due(writer, life, number, n_to_commit):
-            commit(writer, history)
+        commit_waiting(writer, history, waiting)
+        waiting = None
+        if _is_due(writer, life, number):
+            if life.is_late:
+                waiting = writer.take_group()
+            else:
+                commit(writer, history)
             yield
+    commit_waiting(writer, history, waiting)
     if life.total:
         record_total(program, writer, history)
 
 
-def _is_due(writer: Writer, life: Life, number: int, n_to_commit: int) -> bool:
-    if number + 1 == n_to_commit:
-        return True
+def _write_batch(program: Program, life: Life, writer: Writer, samples: list[int]) -> None:
+    if life.has_failed_passes:
+        _fail_pass(program, writer)
+    writer.append(samples, *program.values(samples))
+
+
+def _is_due(writer: Writer, life: Life, number: int) -> bool:
+    n_to_commit = len(life.batches) - life.n_left
+    if number + 1 >= n_to_commit:
+        return number + 1 == n_to_commit
     return (number + 1) % life.per_commit == 0 if life.per_commit else writer.is_full
 
 
-def commit(writer: Writer, history: History) -> None:
-    done = writer.commit()
+def commit_waiting(writer: Writer, history: History, group: Group | None) -> None:
+    """Commit a group that was taken, if one was."""
+    if group is not None:
+        commit(writer, history, group)
+
+
+def commit(writer: Writer, history: History, group: Group | None = None) -> None:
+    done = writer.commit(group)
     if done is not None:
         history.saved.extend(i for start, stop in done.samples for i in range(start, stop))
 
@@ -253,9 +272,10 @@ def _judge_dead(
 
 def _missing_in(error: OSError, failure: OSError) -> Iterator[str]:
     text = str(error)
-    if str(failure.filename) not in text and str(Path(failure.filename).parent) not in text:
-        yield f"the error does not name {failure.filename}: {text}"
-    if failure.strerror not in text:
+    path = Path(failure.filename)
+    if str(path) not in text and str(path.parent) not in text:
+        yield f"the error does not name {path}: {text}"
+    if str(failure.strerror) not in text:
         yield f"the error does not say {failure.strerror!r}: {text}"
     if isinstance(error, ArchiveWriteError):
         if "free" not in text:

@@ -7,6 +7,7 @@ about to run. Recovering from equal disks is done once, and counts for every poi
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -14,9 +15,20 @@ from dataclasses import dataclass, field
 
 from tests.support.disk import Disk, Loss
 from tests.support.fault_judging import find_lost, find_problem
-from tests.support.fault_play import History, fresh_disk, judge_error, play, resume
+from tests.support.fault_play import (
+    History,
+    fresh_disk,
+    judge_error,
+    live,
+    numbered_names,
+    play,
+    resume,
+)
 from tests.support.fault_programs import Program
 from tests.support.filesystem import ERRORS, Effect, Fault, SimulatedFiles, Watch, crash
+
+N_MOST = 200
+"""More file calls than any run of a program has."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,9 @@ class Player:
         history = History()
         watch = recorder.watch(history) if goes_on else None
         try:
-            resume(self._program, SimulatedFiles(disk, watch=watch), 100 * (depth + 1), history)
+            resume(
+                self._program, self._program.process(disk, watch=watch), 100 * (depth + 1), history
+            )
         except Exception as error:  # noqa: BLE001 - any way to fail is a finding
             return f"running it again failed: {error!r}"
         problem = find_problem(self._program, disk)
@@ -234,6 +248,8 @@ class Player:
 
     def _play_races(self) -> None:
         """At each operation another process does the whole of it."""
+        if not self._program.has_links:
+            return
         n_operations = play(self._program, fresh_disk(self._program)).n_operations
         for operation in range(n_operations):
             if self._depth.takes(str(self._program), operation, "race"):
@@ -241,7 +257,7 @@ class Player:
 
     def _play_race(self, operation: int) -> None:
         disk = fresh_disk(self._program)
-        other = SimulatedFiles(disk)
+        other = self._program.process(disk)
         names: list[str] = []
 
         def watch(history: History) -> Watch:
@@ -260,6 +276,58 @@ class Player:
             problem = self._recover(disk, history.saved, where, 0)
         self._note("another run", where, problem)
 
+    def _play_overlaps(self) -> None:
+        """A process stands somewhere, and takes a step, or dies after it, while another runs."""
+        if not self._program.has_links:
+            return
+        n_steps = sum(1 for _ in self._first_life(fresh_disk(self._program), History())[1])
+        for begun in range(n_steps + 1):
+            for dies in (False, True):
+                self._play_overlaps_after(begun, dies)
+
+    def _play_overlaps_after(self, begun: int, dies: bool) -> None:
+        for operation in itertools.count():
+            if self._depth.takes(str(self._program), begun, operation, dies, "overlap"):
+                if not self._play_overlap(begun, operation, dies):
+                    return
+            elif operation > N_MOST:
+                return
+
+    def _play_overlap(self, begun: int, operation: int, dies: bool) -> bool:
+        """Whether the other run has so many operations."""
+        disk, history, names = fresh_disk(self._program), History(), list[str]()
+        with numbered_names(1):
+            files, life = self._first_life(disk, history)
+            for _ in range(begun):
+                next(life, None)
+
+            def look(number: int, name: str, _: Effect) -> None:
+                if number == operation:
+                    names.append(name)
+                    next(life, None)
+                    if dies:
+                        files.kill()
+
+            other = self._program.process(disk, watch=look)
+            resume(self._program, other, 500, history)
+            if not names:
+                return False
+            if not dies:
+                list(life)
+        verb = "and dies" if dies else "and goes on"
+        where = f"a step after {begun} {verb}, at operation {operation} of a run, {names[0]}"
+        wrong = [*history.wrong, *map(repr, history.errors)]
+        problem = next(iter(wrong), None) or find_lost(self._program, disk, history.saved)
+        if problem is None:
+            problem = self._recover(disk, history.saved, where, 0)
+        self._note("a step of another", where, problem)
+        return True
+
+    def _first_life(self, disk: Disk, history: History) -> tuple[SimulatedFiles, Iterator[None]]:
+        files = self._program.process(disk)
+        clock = itertools.count().__next__
+        return files, live(self._program, self._program.stages[0][0], files, history, clock)
+
     def _play_second_errors(
         self, before: Disk, saved: list[int], where: str, n_operations: int
     ) -> None:
@@ -267,7 +335,8 @@ class Player:
         for operation in range(n_operations):
             kind = ERRORS[operation % len(ERRORS)]
             disk = before.copy()
-            files = SimulatedFiles(disk, Fault(operation, kind, operation, operation % 3 == 0))
+            fault = Fault(operation, kind, operation, operation % 3 == 0)
+            files = self._program.process(disk, fault)
             history = History()
             problem = None
             try:

@@ -12,6 +12,8 @@ from torch import Tensor
 from fastcap.archive.layout import StreamSpec
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.meta import Meta
+from tests.support.disk import Disk
+from tests.support.filesystem import Fault, SimulatedFiles, Watch
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Life:
         is_resume: Whether it tidies first, and leaves out what is there.
         total: Whether it records at its end how many samples there are.
         dies: Whether it ends as a killed process does, with its writer open.
+        is_late: Whether a group is committed only when the next batch is written.
         has_failed_passes: Whether each batch is first written in part, by a pass that fails.
     """
 
@@ -36,6 +39,7 @@ class Life:
     is_resume: bool = True
     total: bool = False
     dies: bool = False
+    is_late: bool = False
     has_failed_passes: bool = False
 
 
@@ -52,6 +56,9 @@ class Program:
         limits: Sizes of groups and files, tiny.
         is_sized: Whether the archive knows `n_samples` from the start.
         has_root: Whether the directory is there before.
+        has_locks: Whether the file system has locks.
+        has_links: Whether it has hard links. Without them, two runs that begin at the very same
+            moment could publish two metas, so that is not played.
     """
 
     name: str
@@ -62,9 +69,21 @@ class Program:
     limits: GroupLimits = GroupLimits()  # noqa: RUF009 - frozen
     is_sized: bool = True
     has_root: bool = False
+    has_locks: bool = True
+    has_links: bool = True
 
     def __str__(self) -> str:
         return self.name
+
+    def process(
+        self,
+        disk: Disk,
+        fault: Fault | None = None,
+        watch: Watch | None = None,
+        log: list[str] | None = None,
+    ) -> SimulatedFiles:
+        """A process on the kind of file system that the program runs on."""
+        return SimulatedFiles(disk, fault, watch, log, self.has_locks, self.has_links)
 
     def meta(self, archive: str = "5d1f") -> Meta:
         """What a writer brings; each brings an id of its own."""
@@ -233,6 +252,26 @@ PROGRAMS = (
         (A, R, WIDE),
         _one(0, 1, has_failed_passes=True),
         limits=MIXED,
+    ),
+    Program(
+        "a group is committed while the next is written",
+        (A, R),
+        _one(0, 1, 2, is_late=True),
+        n_samples=6,
+        limits=ALONE,
+    ),
+    Program(
+        "no locks",
+        (A, WIDE),
+        ((Life((0,)),), (Life((0, 1)),)),
+        limits=MIXED,
+        has_locks=False,
+    ),
+    Program(
+        "no links",
+        (A,),
+        ((Life((0,)),), (Life((0, 1)),)),
+        has_links=False,
     ),
     Program("two ranks at once", (A,), ((Life((0,)), Life((1,), rank=1)),)),
     Program(

@@ -110,6 +110,7 @@ class SimulatedFiles:
         watch: Called before each operation with its number, name and effect.
         log: Where operations are noted; processes that share one are counted together.
         has_locks: Whether the file system knows locks.
+        has_links: Whether a file can have two names.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class SimulatedFiles:
         watch: Watch | None = None,
         log: list[str] | None = None,
         has_locks: bool = True,
+        has_links: bool = True,
     ) -> None:
         self.disk = Disk() if disk is None else disk
         self.fault = fault
@@ -127,6 +129,7 @@ class SimulatedFiles:
         self.failures: list[OSError] = []
         self._watch = watch
         self._has_locks = has_locks
+        self._has_links = has_links
         self._handles: set[object] = set()
 
     @property
@@ -164,8 +167,13 @@ class SimulatedFiles:
         self._do("rename", target, Effect("rename", (source, target)))
 
     def publish(self, source: Path, target: Path) -> None:
-        self._do("link", target, Effect("link", (source, target)))
-        self._do("remove", source, Effect("unlink", (source,)))
+        if self._has_links:
+            self._do("link", target, Effect("link", (source, target)))
+            self._do("remove", source, Effect("unlink", (source,)))
+        elif target.name in self._live_disk.directory_at(target.parent).names:
+            raise fails(errno.EEXIST, target)
+        else:
+            self._do("rename", target, Effect("rename", (source, target)))
 
     def remove(self, path: Path) -> None:
         self._do("remove", path, Effect("unlink", (path,)))

@@ -329,7 +329,7 @@ MUTANTS = [
     _mutant(
         "R10",
         "results are made in the inference mode of whoever asks",
-        (f"{POOL}:HostBuffers.tensor", "with torch.inference_mode(False):", "if True:"),
+        (f"{POOL}:HostBuffers.tensor", "with normal_mode():", "if True:"),
     ),
     _mutant(
         "R10",
@@ -340,6 +340,7 @@ MUTANTS = [
     _mutant(
         "R11",
         "reserve, pack and link are not one step",
+        (f"{STAGED}:StagedLane._stage", "with self._lock:", "if True:"),
         (f"{STAGED}:StagedLane._stage_piece", "with self._lock:", "if True:"),
         scenario=scenarios.a_capture_is_one_step,
     ),
@@ -427,7 +428,13 @@ NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
     "lanes.staged:StagedLane.capture is_capturing": scenarios.a_graph_capture_is_refused,
     "lanes.memory:LaneMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
 }
-SURVIVING = {"pool:SlotPool.is_reusable done": IN_ORDER}
+SURVIVING = {
+    "pool:SlotPool.is_reusable done": IN_ORDER,
+    "lanes.staged:StagedLane._read_small done": (
+        "a small value is read behind its own fence all the same. Asking first only keeps the "
+        "thread that asks from waiting."
+    ),
+}
 
 
 def deletions() -> list[Mutant]:

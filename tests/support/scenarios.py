@@ -265,7 +265,7 @@ def an_unwanted_chunk_changes_queues() -> None:
     device, model = SimulatedDevice(Schedule("late")), echo()
     with (
         running_on(device),
-        fastcap.ActivationStore(model, ["0"], device_bytes=512, host_bytes=512) as store,
+        fastcap.ActivationStore(model, ["0"], device_bytes=2048, host_bytes=1024) as store,
     ):
         for value, queue in enumerate((device.compute, device.new_queue("other"))):
             store.clear()

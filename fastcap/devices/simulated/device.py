@@ -333,9 +333,11 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
             ticket.mark = self._mark(queue)
         return ticket
 
-    def place(self, value: Tensor, target: Tensor) -> None:
+    def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
         with self.muted():
-            target.copy_(value)
+            if target is None:
+                return value.clone(memory_format=torch.contiguous_format).to(dtype)
+            return target.copy_(value)
 
     def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:
         with self._runner.turn():

@@ -219,10 +219,13 @@ class TimedDevice(Device[Timeline, Moment]):
         queue = self.workers[worker % len(self.workers)]
         return TimedTicket(self, queue.run(ready, secs))
 
-    def place(self, value: Tensor, target: Tensor) -> None:
+    def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
         """What a synchronous hook does: wait for the model, then copy while it stands still."""
         self.synchronise()
+        if target is None:
+            target = torch.empty(value.shape, dtype=dtype, device="cpu")
         self.host_secs += target.nbytes / self.costs.pageable_bytes_per_sec
+        return target
 
     def lend(self, slot: HostBuffer, offset: int, n_bytes: int) -> Bytes:
         return slot.bytes.numpy()[offset : offset + n_bytes]

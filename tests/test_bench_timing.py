@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from benchmarks import timing
-from benchmarks.timing import (
+from fastcap.bench import timing
+from fastcap.bench.timing import (
     log_interval,
     measure_rounds,
     paired_ratio,

@@ -1,0 +1,208 @@
+"""One GPU as the micro-benchmarks use it. The only module here that names `torch.cuda`."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MiB, GiB = 1 << 20, 1 << 30
+CALIBRATION_CYCLES = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is moved, and how often.
+
+    Attributes:
+        copy_bytes: Of one large copy.
+        part_bytes: Of one copy among several.
+        smallest_bytes: Of the smallest copy that is timed.
+        sleep_secs: How long a window is held open.
+        matrix: Rows and columns of one matrix product.
+        repeats: Of a measurement whose best or median counts.
+        attempts: To reproduce a race.
+        calls: Of something that takes the host microseconds.
+        passes: That must all be alike.
+        replays: Of a CUDA graph.
+    """
+
+    copy_bytes: int = GiB
+    part_bytes: int = 256 * MiB
+    smallest_bytes: int = 16 << 10
+    sleep_secs: float = 0.05
+    matrix: int = 8192
+    repeats: int = 5
+    attempts: int = 20
+    calls: int = 2000
+    passes: int = 1000
+    replays: int = 1000
+
+
+FULL = Sizes()
+TINY = Sizes(
+    copy_bytes=1 << 16,
+    part_bytes=1 << 16,
+    smallest_bytes=1 << 14,
+    sleep_secs=1e-4,
+    matrix=16,
+    repeats=2,
+    attempts=2,
+    calls=4,
+    passes=12,
+    replays=3,
+)
+"""For the dry run."""
+
+
+class Gpu:
+    """Streams, events, clocks and pinned memory of the current CUDA device.
+
+    Attributes:
+        cuda: `torch.cuda`, or what stands in for it.
+        device: Where tensors are made.
+        pins: Whether host memory is pinned.
+    """
+
+    pins = True
+    cuda: Any = torch.cuda
+
+    def __init__(self, device: str = "cuda") -> None:
+        self.device = torch.device(device)
+
+    def running(self) -> AbstractContextManager[Any]:
+        """What has to hold while anything is measured."""
+        return contextlib.nullcontext()
+
+    # Memory
+
+    def random(self, n_bytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Device memory whose every byte is drawn, so that no copy can be right by accident."""
+        raw = torch.randint(256, (n_bytes,), dtype=torch.uint8, device=self.device)
+        if dtype.is_floating_point:
+            raw &= 0x3F  # no NaN and no infinity in either half of an element
+        return raw.view(dtype)
+
+    def empty(self, n_bytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        return torch.empty(n_bytes, dtype=torch.uint8, device=self.device).view(dtype)
+
+    def pinned(self, n_bytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.pins).view(dtype)
+
+    # Order
+
+    def mark(self, stream: Any = None) -> Any:
+        """An event at the end of what a stream has been given; of the current one by default."""
+        event = self.cuda.Event()
+        event.record(self.cuda.current_stream() if stream is None else stream)
+        return event
+
+    def side_stream(self) -> Any:
+        """A new stream, behind everything given to the current one."""
+        stream = self.cuda.Stream()
+        stream.wait_event(self.mark())
+        return stream
+
+    def synchronise(self) -> None:
+        self.cuda.synchronize()
+
+    def sleep(self, secs: float) -> None:
+        """Keep the current stream busy."""
+        self.cuda._sleep(max(1, int(secs * self._cycles_per_sec)))
+
+    @cached_property
+    def _cycles_per_sec(self) -> float:
+        self.cuda._sleep(CALIBRATION_CYCLES)
+        secs = self.secs(lambda: self.cuda._sleep(CALIBRATION_CYCLES))
+        return CALIBRATION_CYCLES / secs
+
+    # Time
+
+    def secs(self, run: Callable[[], object], n_times: int = 1) -> float:
+        """Seconds of one of `n_times` runs on the current stream, by the GPU's clock."""
+        start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(n_times):
+            run()
+        end.record()
+        self.synchronise()
+        return float(start.elapsed_time(end)) / 1e3 / n_times
+
+    def best_secs(self, run: Callable[[], object], repeats: int, n_times: int = 1) -> float:
+        """The shortest of some repeats, after one that does not count."""
+        run()
+        return min(self.secs(run, n_times) for _ in range(repeats))
+
+    def host_secs(self, run: Callable[[], object], n_times: int = 1) -> float:
+        """Seconds of the host for one of `n_times` runs, whatever the GPU still has to do."""
+        self.synchronise()
+        started = time.perf_counter()
+        for _ in range(n_times):
+            run()
+        elapsed = time.perf_counter() - started
+        self.synchronise()
+        return elapsed / n_times
+
+    def median_host_secs(self, run: Callable[[], object], repeats: int, n_times: int) -> float:
+        run()
+        return statistics.median(self.host_secs(run, n_times) for _ in range(repeats))
+
+    # Graphs and processes
+
+    def record(self, body: Callable[[], object]) -> Callable[[], object]:
+        """Capture a CUDA graph; returns what replays it."""
+        side = self.side_stream()
+        with self.cuda.stream(side):
+            for _ in range(3):  # libraries allocate in their first calls, which a graph cannot
+                body()
+        self.cuda.current_stream().wait_stream(side)
+        graph = self.cuda.CUDAGraph()
+        with self.cuda.graph(graph):
+            body()
+        replay: Callable[[], object] = graph.replay
+        return replay
+
+    def python(self, script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run a script in a process of its own."""
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+    # What it is
+
+    def free_bytes(self) -> int:
+        return int(self.cuda.mem_get_info()[0])
+
+    def card(self) -> dict[str, str]:
+        """Name, memory and driver, as the driver's own tool has them where it is there."""
+        properties = self.cuda.get_device_properties(self.cuda.current_device())
+        return {
+            "gpu": f"{properties.name}, {properties.total_memory / 1e9:.1f} GB, "
+            f"{properties.multi_processor_count} multiprocessors",
+            "driver": _driver_version() or "unknown: nvidia-smi did not answer",
+            "cuda": str(torch.version.cuda),
+        }
+
+
+def _driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout else None

@@ -1,0 +1,166 @@
+"""The grid's twin: the same cells on a device with a virtual clock.
+
+fastcap's engine runs as it is, on assumed rates of an H200 and assumed times of the models. What
+comes out is what the engine makes of them; beside it stands what the cost model says. Neither is a
+measurement. An archive's workers are given the disk's rate, since nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+import fastcap
+from benchmarks.gpu.destinations import (
+    ARCHIVE,
+    FRESH,
+    HOOK,
+    LOOP,
+    PINNED,
+    SLOTS,
+    slot_budget,
+)
+from benchmarks.gpu.grid import Group
+from fastcap.bench.report import aligned
+from fastcap.budget import Limits, plan_budget
+from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.host_memory import format_bytes
+from tests.support.runs import running_on
+from tests.support.virtual import (
+    Load,
+    bounds,
+    budget_of,
+    hookless_secs,
+    makespan,
+    model_of,
+    predicted_secs,
+    synchronous_secs,
+)
+
+COSTS = Costs()
+DISK_BYTES_PER_SEC = 2.5e9
+FREE_BYTES = 100 << 30  # of the GPU and of its host: no budget is cut for want of memory
+DESTINATIONS = (SLOTS, LOOP, FRESH, ARCHIVE, HOOK)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualCell:
+    """One destination on the virtual clock, in seconds of one pass.
+
+    Attributes:
+        group: Model and selection.
+        destination: Where values go.
+        hookless_secs: Without capture.
+        secs: On the virtual clock, with everything landed.
+        model_secs: What the cost model says; `None` for a synchronous hook, which it is not about.
+        bound: The term that sets it.
+    """
+
+    group: Group
+    destination: str
+    hookless_secs: float
+    secs: float
+    model_secs: float | None
+    bound: str
+
+
+def load_of(group: Group, destination: str) -> Load:
+    """A cell as the virtual clock has it."""
+    subject, costs = group.subject, COSTS
+    n_sites = subject.shape.n_layers
+    limits = Limits(**slot_budget(group.pass_bytes, n_sites)) if destination == SLOTS else Limits()
+    site_bytes = group.pass_bytes // n_sites
+    budget = plan_budget(limits, FREE_BYTES, FREE_BYTES, group.pass_bytes, site_bytes)
+    if destination == ARCHIVE:
+        of_worker = DISK_BYTES_PER_SEC / costs.n_workers
+        costs = replace(costs, host_bytes_per_sec=of_worker)
+    return Load(
+        n_passes=group.n_passes,
+        n_layers=n_sites,
+        site_bytes=site_bytes,
+        forward_secs=subject.likely_forward_secs,
+        launch_secs=subject.likely_launch_secs,
+        budget=budget,
+        lends=destination in (SLOTS, LOOP),
+        costs=costs,
+    )
+
+
+def play(groups: Sequence[Group]) -> list[VirtualCell]:
+    """Every group's destinations, and the synchronous hook beside them."""
+    return [_cell(group, destination) for group in groups for destination in DESTINATIONS]
+
+
+def _cell(group: Group, destination: str) -> VirtualCell:
+    load = load_of(group, destination)
+    n_passes = load.n_passes
+    plain = hookless_secs(load) / n_passes
+    if destination == HOOK:
+        return VirtualCell(group, destination, plain, synchronous_secs(load) / n_passes, None, "")
+    bound = bounds(load).name
+    if destination == ARCHIVE and bound == "consumer":
+        bound = "disk"
+    predicted = predicted_secs(load) / n_passes
+    secs = _slots_secs(load) if destination == SLOTS else makespan(load)
+    return VirtualCell(group, destination, plain, secs / n_passes, predicted, bound)
+
+
+def _slots_secs(load: Load) -> float:
+    """Seconds until everything has landed, for a caller that drops each batch at once."""
+    device = TimedDevice(load.costs)
+    batches = [torch.zeros(1)] * load.n_passes
+    with running_on(device), budget_of(load):
+        run = fastcap.stream(model_of(load, device), batches, load.sites, zero_copy=True)
+        while next(run, None) is not None:
+            pass
+    return device.synchronise()
+
+
+HEADER = ("cell", "bytes per pass", "without capture", "virtual", "x", "cost model", "bound")
+
+
+LENDING = (
+    "The cost model takes every record to be lent. fastcap lends a slot for a record that fills "
+    "half of it, and copies the others out in the caller's thread when slots run short: a batch "
+    f"that the caller holds, one that is ready and one under way need three passes of them. "
+    f"{SLOTS!r} drops each batch before it asks for the next; {LOOP!r} does not, and has the "
+    "default budget."
+)
+
+
+def page(cells: Sequence[VirtualCell], origin: str) -> str:
+    """A Markdown page that says what it is, and which code it was."""
+    costs = COSTS
+    assumed = (
+        f"Assumed: link {costs.link_bytes_per_sec / 1e9:g} GB/s, device memory "
+        f"{costs.memory_bytes_per_sec / 1e9:g} GB/s, {costs.n_workers} host workers of "
+        f"{costs.host_bytes_per_sec / 1e9:g} GB/s each, disk {DISK_BYTES_PER_SEC / 1e9:g} GB/s, "
+        f"hook {1e6 * costs.hook_secs:g} µs, pageable copy "
+        f"{costs.pageable_bytes_per_sec / 1e9:g} GB/s."
+    )
+    parts = [
+        "# Virtual twin of the GPU grid: arithmetic, not a measurement",
+        "fastcap's engine on a virtual clock, beside the cost model, in ms per pass.",
+        f"From {origin}.",
+        assumed,
+        aligned([HEADER, *_rows(cells)]),
+        LENDING,
+        f"Not in the twin: {PINNED}, which this fastcap does not have.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(cells: Sequence[VirtualCell]) -> Iterator[tuple[str, ...]]:
+    for cell in cells:
+        model = "" if cell.model_secs is None else f"{1e3 * cell.model_secs:.2f}"
+        yield (
+            f"{cell.group.name}, {cell.destination}",
+            format_bytes(cell.group.pass_bytes),
+            f"{1e3 * cell.hookless_secs:.2f}",
+            f"{1e3 * cell.secs:.2f}",
+            f"{cell.secs / cell.hookless_secs:.2f}",
+            model,
+            cell.bound,
+        )

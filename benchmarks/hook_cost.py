@@ -1,0 +1,243 @@
+"""What capturing costs the host: microseconds per site, above the same model without hooks.
+
+    python -m benchmarks.hook_cost [--rounds 300] [--out benchmarks/results]
+
+The model is a row of modules that return what they are given, so that only hooks take time. All
+ways alternate, a few passes each, and each is held against the hookless passes of its own round.
+Values are tiny: what is left of a copy is its call. "staged" is the lane of accelerators on a
+device without one: its packs and copies are copies in host memory, or nothing at all ("free"). What
+a launch costs is the driver's affair, and not in these figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.checkout import describe_checkout
+from fastcap import ActivationStore, devices
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, rotated
+from fastcap.devices.cpu import SynchronousDevice
+
+N_SITES = 32
+SHAPE = (1, 1, 64)  # a step of decoding
+PASSES_PER_TURN = 4  # of one way, before the next: a millisecond or two
+HOOKLESS, EMPTY = "hookless", "empty hook"
+
+
+class Same(nn.Module):
+    """Returns what it is given."""
+
+    def forward(self, acts: Tensor) -> Tensor:
+        return acts
+
+
+class Row(nn.Module):
+    """Calls one module after another."""
+
+    def __init__(self, n_modules: int = N_SITES) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Same() for _ in range(n_modules))
+        self.sites = [f"layers.{i}" for i in range(n_modules)]
+
+    def forward(self, acts: Tensor) -> Tensor:
+        for layer in self.layers:
+            acts = layer(acts)
+        return acts
+
+
+class Staging(SynchronousDevice):
+    """Staging, slots and workers, as on an accelerator, in host memory."""
+
+    direct = False
+
+
+class FreeStaging(Staging):
+    """The same, and nothing is moved."""
+
+    def pack(self, *args: Any, **kwargs: Any) -> None:
+        """Costs nothing."""
+
+    def copy(self, *args: Any, **kwargs: Any) -> None:
+        """Costs nothing."""
+
+
+Step = Callable[[Tensor], Any]
+"""One pass."""
+
+
+def hookless() -> Step:
+    return Row()
+
+
+def plain(read: Callable[[Tensor], Any]) -> Step:
+    """Hooks as one writes them by hand: each puts what it read into a dict."""
+    model, found = Row(), {}
+    for site in model.sites:
+
+        def hook(module: nn.Module, args: Any, output: Tensor, site: str = site) -> None:
+            found[site] = read(output)
+
+        model.get_submodule(site).register_forward_hook(hook)
+    return model
+
+
+def empty() -> Step:
+    model = Row()
+    for site in model.sites:
+        model.get_submodule(site).register_forward_hook(lambda module, args, output: None)
+    return model
+
+
+def store(
+    device: type[SynchronousDevice] = SynchronousDevice,
+    n_sites: int = N_SITES,
+    is_read: bool = False,
+    **options: Any,
+) -> Step:
+    """A store; whether every value is asked for after every pass."""
+    model = Row()
+    found = ActivationStore(model, model.sites[:n_sites], **options)
+    found.enable()
+    with devices.substitute(device):
+        model(torch.zeros(SHAPE))  # opens the device
+
+    def step(acts: Tensor) -> None:
+        model(acts)
+        if is_read:
+            for site in found.layer_names:
+                found.get(site)
+
+    return step
+
+
+WAYS: Mapping[str, Callable[[], Step]] = {
+    HOOKLESS: hookless,
+    EMPTY: empty,
+    "hook with .detach().cpu()": partial(plain, lambda acts: acts.detach().cpu()),
+    "hook with .detach().clone()": partial(plain, lambda acts: acts.detach().clone()),
+    "store, one site only": partial(store, n_sites=1),
+    "store": store,
+    "store, last position": partial(store, positions=-1),
+    "store, staged, free": partial(store, FreeStaging),
+    "store, staged": partial(store, Staging),
+    "store, staged, last position": partial(store, Staging, positions=-1),
+    "store, staged, every value read": partial(store, Staging, is_read=True),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cost:
+    """Microseconds that hooks add, per site of a pass.
+
+    Attributes:
+        over_hookless: Median of the rounds.
+        over_empty: The same, against an empty hook at every site.
+        quartiles: Of the rounds, over hookless.
+        least: The tenth percentile of the rounds' own times, over that of hookless: with little of
+            what else the machine did meanwhile.
+    """
+
+    over_hookless: float
+    over_empty: float
+    quartiles: tuple[float, float]
+    least: float
+
+
+def measure(n_rounds: int) -> dict[str, Cost]:
+    """Every way's cost; rounds of all ways in turn, each starting with another."""
+    steps = {name: make() for name, make in WAYS.items()}
+    acts = torch.zeros(SHAPE)
+    micros: dict[str, list[float]] = {name: [] for name in steps}
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            for index in range(-1, n_rounds):  # the first warms up
+                for name in rotated(list(steps), index):
+                    taken = _time(steps[name], acts)
+                    if index >= 0:
+                        micros[name].append(taken)
+    finally:
+        gc.enable()
+    return {name: _cost(micros, name) for name in steps}
+
+
+def _time(step: Step, acts: Tensor) -> float:
+    """Microseconds of one pass, divided by the sites that a pass has."""
+    started = time.perf_counter()
+    for _ in range(PASSES_PER_TURN):
+        step(acts)
+    return (time.perf_counter() - started) / PASSES_PER_TURN / N_SITES * 1e6
+
+
+def _cost(micros: Mapping[str, Sequence[float]], name: str) -> Cost:
+    over = [one - base for one, base in zip(micros[name], micros[HOOKLESS], strict=True)]
+    over_empty = [one - base for one, base in zip(micros[name], micros[EMPTY], strict=True)]
+    first, _, third = statistics.quantiles(over, n=4)
+    least = _tenth(micros[name]) - _tenth(micros[HOOKLESS])
+    return Cost(
+        round(statistics.median(over), 2),
+        round(statistics.median(over_empty), 2),
+        (round(first, 2), round(third, 2)),
+        round(least, 2),
+    )
+
+
+def _tenth(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=10)[0]
+
+
+def table(costs: Mapping[str, Cost]) -> str:
+    lines = ["µs per site                        over hookless   quartiles      over empty  least"]
+    for name, cost in costs.items():
+        low, high = cost.quartiles
+        lines.append(
+            f"{name:34} {cost.over_hookless:12.2f}   {low:5.2f} .. {high:5.2f} "
+            f"{cost.over_empty:11.2f} {cost.least:6.2f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.hook_cost")
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--out", type=Path, help="folder for the figures")
+    options = parser.parse_args(arguments)
+    costs = measure(max(options.rounds, FEWEST_ROUNDS))
+    sys.stdout.write(table(costs))
+    if options.out:
+        now, machine = dt.datetime.now(dt.UTC), describe_machine("cpu")
+        content = {
+            "date": now.isoformat(timespec="seconds"),
+            "commit": describe_checkout().commit,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": dataclasses.asdict(machine),
+            "rounds": options.rounds,
+            "sites": N_SITES,
+            "shape": SHAPE,
+            "micros_per_site": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
+        }
+        path = options.out / f"hook-cost-{now:%Y-%m-%d}-{machine.tag}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What one copy in a hook can cost at least: ways to copy a value on the host, in GB/s.
+
+    python -m benchmarks.host_copy [--rounds 15] [--out benchmarks/results]
+
+The hook of a CPU model copies with `Tensor.copy_`. Held against NumPy's copy, with one thread and
+with all of torch's; into memory that was written before and into new memory; and for values that
+are not contiguous, or change their dtype on the way. Ways alternate; figures are medians of the
+bytes of the destination per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.checkout import describe_checkout
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, rotated
+
+KiB, MiB = 1 << 10, 1 << 20
+SIZES = (16 * KiB, 256 * KiB, 4 * MiB, 64 * MiB)
+WIDTH = 512
+
+Copy = Callable[[], object]
+
+
+def ways(n_bytes: int) -> dict[str, Copy]:
+    """Copies that write `n_bytes` of float32 (or of bfloat16, where that is asked for)."""
+    n_rows = n_bytes // 4 // WIDTH
+    value, warm = torch.randn(n_rows, WIDTH), torch.empty(n_rows, WIDTH)
+    narrow = torch.empty(2 * n_rows, WIDTH, dtype=torch.bfloat16)
+    return {
+        "copy_": partial(warm.copy_, value),
+        "numpy": partial(np.copyto, warm.numpy(), value.numpy()),
+        "copy_, new numpy memory": lambda: _new_numpy(n_bytes).copy_(_raw(value)),
+        "copy_, new torch memory": lambda: torch.empty(n_bytes, dtype=torch.uint8).copy_(
+            _raw(value)
+        ),
+        "copy_, transposed value": partial(warm.copy_, torch.randn(WIDTH, n_rows).t()),
+        "copy_, every other column": partial(warm.copy_, torch.randn(n_rows, 2 * WIDTH)[:, ::2]),
+        "copy_, bfloat16 to float32": partial(warm.copy_, value.bfloat16()),
+        "copy_, float32 to bfloat16": partial(narrow.copy_, torch.randn(2 * n_rows, WIDTH)),
+    }
+
+
+def _raw(value: Tensor) -> Tensor:
+    return value.view(-1).view(torch.uint8)
+
+
+def _new_numpy(n_bytes: int) -> Tensor:
+    return torch.from_numpy(np.empty(n_bytes, dtype=np.uint8))
+
+
+def rates(n_bytes: int, n_rounds: int) -> dict[str, float]:
+    """GB/s by way, at the number of threads that torch is set to."""
+    copies = ways(n_bytes)
+    n_calls = max(1, MiB // n_bytes)  # what is too short to time is done several times
+    secs: dict[str, list[float]] = {name: [] for name in copies}
+    for index in range(-1, n_rounds):  # the first warms up
+        for name in rotated(list(copies), index):
+            started = time.perf_counter()
+            for _ in range(n_calls):
+                copies[name]()
+            if index >= 0:
+                secs[name].append((time.perf_counter() - started) / n_calls)
+    return {name: round(n_bytes / statistics.median(of) / 1e9, 2) for name, of in secs.items()}
+
+
+def measure(n_rounds: int) -> dict[int, dict[int, dict[str, float]]]:
+    """GB/s by number of threads, size and way."""
+    n_threads = torch.get_num_threads()
+    found = {}
+    try:
+        for count in sorted({1, n_threads}):
+            torch.set_num_threads(count)
+            found[count] = {n_bytes: rates(n_bytes, n_rounds) for n_bytes in SIZES}
+    finally:
+        torch.set_num_threads(n_threads)
+    return found
+
+
+def table(found: Mapping[int, Mapping[int, Mapping[str, float]]]) -> str:
+    lines = []
+    for n_threads, by_size in found.items():
+        sizes = "".join(f"{n_bytes // KiB:>9} KiB" for n_bytes in by_size)
+        lines.append(f"{'GB/s, threads: ' + str(n_threads):30}{sizes}")
+        lines += [
+            f"{name:30}" + "".join(f"{of_size[name]:13.2f}" for of_size in by_size.values())
+            for name in next(iter(by_size.values()))
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.host_copy")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, help="folder for the figures")
+    options = parser.parse_args(arguments)
+    n_rounds = max(options.rounds, FEWEST_ROUNDS)
+    found = measure(n_rounds)
+    sys.stdout.write(table(found))
+    if options.out:
+        now, machine = dt.datetime.now(dt.UTC), describe_machine("cpu")
+        content = {
+            "date": now.isoformat(timespec="seconds"),
+            "commit": describe_checkout().commit,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": dataclasses.asdict(machine),
+            "load": os.getloadavg()[0],
+            "rounds": n_rounds,
+            "gb_per_sec_by_threads_and_bytes": found,
+        }
+        path = options.out / f"host-copy-{now:%Y-%m-%d}-{machine.tag}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

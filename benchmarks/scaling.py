@@ -1,0 +1,178 @@
+"""How the cost of `extract_representations` on the CPU grows with sites, samples and width.
+
+    python -m benchmarks.scaling [--rounds 7] [--out benchmarks/results]
+
+Every point is a workload of its own, of which the three ways run batch by batch in turn
+(`benchmarks.slices`): hookless, the documented hook, and fastcap. The figures are fastcap's time as
+a multiple of the others', with the 95 % interval of the rounds, in JSON and as a picture (SVG).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.checkout import describe_checkout
+from benchmarks.models import ModelShape
+from benchmarks.slices import play_round
+from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, Values, Verifier, oracle
+from benchmarks.workloads import Workload, blocks, build_case
+from fastcap.bench.machine import describe_machine
+from fastcap.bench.timing import FEWEST_ROUNDS, Ratio, measure_rounds, paired_ratio
+
+BASES = (HOOKLESS, INCUMBENT)
+SITES, SAMPLES, WIDTH = "sites", "samples", "width"
+
+
+def workload(n_sites: int = 4, n_samples: int = 128, width: int = 256) -> Workload:
+    """Eight blocks, 64 tokens, batches of 16; the outputs of the first blocks, in float32."""
+    shape = ModelShape(8, width, n_heads=8, hidden=4 * width, vocab_size=512)
+    name = f"{n_sites}-sites-{n_samples}-samples-{width}-wide"
+    return Workload(name, shape, n_samples, 64, 16, blocks(8)[:n_sites])
+
+
+SERIES: Mapping[str, Mapping[int, Workload]] = {
+    SITES: {n: workload(n_sites=n) for n in (1, 2, 4, 8)},
+    SAMPLES: {n: workload(n_samples=n) for n in (16, 32, 64, 128, 256)},
+    WIDTH: {n: workload(width=n) for n in (64, 128, 256, 512)},
+}
+
+AXES = {
+    SITES: "sites captured (of 8 blocks)",
+    SAMPLES: "samples (batches of 16, 64 tokens)",
+    WIDTH: "width (elements, float32)",
+}
+
+LABELS = {HOOKLESS: "hookless", INCUMBENT: "documented hook"}
+
+Ratios = dict[str, Ratio]
+"""By the way that fastcap is held against."""
+
+
+def measure_point(point: Workload, n_rounds: int) -> Ratios:
+    """Fastcap's time as a multiple of the others'.
+
+    Raises:
+        AssertionError: A way's values differ from the oracle's.
+    """
+    ways = (*BASES, FASTCAP)
+    cases = {way: build_case(point) for way in ways}
+    verifier = Verifier()
+    verifier.check("oracle", oracle(build_case(point)))
+    play_round(cases, ways)  # warms up
+
+    def check(way: str, values: Values) -> None:
+        verifier.check(way, values)
+        assert not verifier.problems[way], verifier.problems[way]
+
+    secs = measure_rounds(ways, partial(play_round, cases), n_rounds, check)
+    return {base: paired_ratio(secs[FASTCAP], secs[base]) for base in BASES}
+
+
+def measure(n_rounds: int) -> dict[str, dict[int, Ratios]]:
+    """Every point of every series; those that two series share are measured once."""
+    known: dict[Workload, Ratios] = {}
+    found: dict[str, dict[int, Ratios]] = {}
+    for series, points in SERIES.items():
+        found[series] = {}
+        for size, point in points.items():
+            if point not in known:
+                known[point] = measure_point(point, n_rounds)
+                sys.stdout.write(f"{point.name}: {_line(known[point])}\n")
+                sys.stdout.flush()
+            found[series][size] = known[point]
+    return found
+
+
+def _line(ratios: Ratios) -> str:
+    return ", ".join(f"{base} = 1: {ratio}" for base, ratio in ratios.items())
+
+
+def draw(figures: Mapping[str, Mapping[int, Ratios]], title: str, path: Path) -> None:
+    """One panel per series; the ways differ in marker and line, not in colour."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(figures), sharey=True)
+    for panel, (series, points) in zip(panels, figures.items(), strict=True):
+        sizes = list(points)
+        for shift, (base, style) in enumerate(zip(BASES, ("o-", "s--"), strict=True)):
+            ratios = [points[size][base] for size in sizes]
+            panel.errorbar(
+                [size * (1 + 0.04 * shift) for size in sizes],  # so that bars do not hide bars
+                [ratio.median for ratio in ratios],
+                yerr=_bars(ratios),
+                fmt=style,
+                color="black" if shift == 0 else "0.45",
+                markerfacecolor="white" if shift else "black",
+                capsize=3,
+                label=f"{LABELS[base]} = 1",
+            )
+        panel.axhline(1, color="black", linewidth=0.6)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.set_xlabel(AXES[series])
+    panels[0].set_ylabel("fastcap's time, as a multiple")
+    panels[0].legend(frameon=False)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path)
+
+
+def _bars(ratios: Sequence[Ratio]) -> list[list[float]]:
+    below = [max(0.0, ratio.median - ratio.low) for ratio in ratios]
+    above = [max(0.0, ratio.high - ratio.median) for ratio in ratios]
+    return [below, above]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.scaling")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="folder for the figures and the picture")
+    options = parser.parse_args(arguments)
+    figures = measure(max(options.rounds, FEWEST_ROUNDS))
+    if options.out:
+        write(options.out, figures, options.rounds)
+    return 0
+
+
+def write(folder: Path, figures: Mapping[str, Mapping[int, Ratios]], n_rounds: int) -> None:
+    """The figures and the picture, named after the day and the machine."""
+    now, machine, commit = dt.datetime.now(dt.UTC), describe_machine("cpu"), describe_checkout()
+    name = f"scaling-{now:%Y-%m-%d}-{machine.tag}"
+    content = {
+        "date": now.isoformat(timespec="seconds"),
+        "commit": commit.commit,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": dataclasses.asdict(machine),
+        "load": os.getloadavg()[0],
+        "rounds": n_rounds,
+        "ratios": {
+            series: {
+                size: {base: dataclasses.asdict(ratio) for base, ratio in ratios.items()}
+                for size, ratios in points.items()
+            }
+            for series, points in figures.items()
+        },
+    }
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    title = (
+        f"extract_representations on {machine.cpu}, {machine.n_cores} cores, torch "
+        f"{torch.__version__}, {now:%Y-%m-%d}\n"
+        f"Bars: 95 % intervals of {n_rounds} rounds. Otherwise 4 sites, 128 samples, width 256."
+    )
+    draw(figures, title, folder / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

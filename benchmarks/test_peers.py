@@ -1,0 +1,360 @@
+"""The comparison with peers, as far as it needs none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.checkout import Checkout
+from benchmarks.memory import Peak
+from benchmarks.peers import report, team, worker
+from benchmarks.peers.judge import Verdict, compare
+from benchmarks.peers.questions import (
+    QUESTIONS,
+    SIZES,
+    TINY_QUESTIONS,
+    TINY_SHAPE,
+    draw_token_ids,
+    write_model,
+)
+from benchmarks.peers.team import Place, Team, Worker, WorkerError, environment_of
+from benchmarks.peers.ways import (
+    COLLECTORS,
+    FASTCAP,
+    HOOKLESS,
+    NNSIGHT,
+    ORACLE,
+    PEERS,
+    SAE_LENS,
+    TRANSFORMER_LENS,
+    Run,
+    why_not,
+)
+from fastcap.bench.floors import Floors
+from fastcap.bench.machine import Machine
+
+pytest.importorskip("transformers")
+main = import_module("benchmarks.peers.__main__")
+RESIDUAL = TINY_QUESTIONS[0]
+EQUAL = Verdict(100, 0, 0.0)
+
+needs_clear_refs = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="this system cannot reset VmHWM"
+)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, TINY_SHAPE)
+    return folder
+
+
+# Questions and ways
+
+
+def test_every_size_asks_the_same_questions() -> None:
+    names = [[q.name for q in questions] for _, questions in SIZES.values()]
+    assert names[0] == names[1]
+    assert all(
+        q.n_samples % q.batch_size == 0 for _, questions in SIZES.values() for q in questions
+    )
+
+
+def test_token_ids_are_the_same_in_every_process_and_a_prefix_of_more() -> None:
+    few, many = (draw_token_ids(RESIDUAL, TINY_SHAPE, n) for n in (4, 6))
+    assert few.shape == (4, RESIDUAL.n_tokens)
+    assert torch.equal(few, many[:4])
+
+
+@pytest.mark.parametrize("name", list(COLLECTORS))
+def test_both_ways_of_collecting_give_the_same_result(name: str) -> None:
+    whole = torch.randn(5, 3)
+    collector = COLLECTORS[name](5)
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        collector.add("site", rows, whole[rows])
+    assert torch.equal(collector.result()["site"], whole)
+
+
+def test_a_way_that_cannot_answer_says_why() -> None:
+    questions = {question.name: question for question in QUESTIONS}
+    assert "writes no files" in (why_not(NNSIGHT, questions["disk"]) or "")
+    assert "run whole" in (why_not(SAE_LENS, questions["stop"]) or "")
+    assert all(why_not(FASTCAP, question) is None for question in QUESTIONS)
+    assert all(why_not(peer, questions["residual"]) is None for peer in PEERS)
+
+
+# Values
+
+
+def test_values_are_compared_by_bits() -> None:
+    want = {"site": torch.tensor([0.0, 1.0, 2.0, float("nan")])}
+    assert compare(want, {"site": want["site"].clone()}).is_equal
+    verdict = compare(want, {"site": torch.tensor([-0.0, 1.0, 2.5, float("nan")])})
+    assert (verdict.n_values, verdict.n_different, verdict.is_equal) == (4, 2, False)
+
+
+def test_the_largest_difference_is_reported() -> None:
+    verdict = compare({"site": torch.tensor([1.0, 2.0])}, {"site": torch.tensor([1.0, 2.5])})
+    assert str(verdict) == "50.0 % differ, by 5.0e-01 at most"
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        ({"other": torch.zeros(2)}, r"sites \['other'\], expected \['site'\]"),
+        ({"site": torch.zeros(2, 1)}, r"site: \(2, 1\) torch.float32, expected \(2,\)"),
+        ({"site": torch.zeros(2, dtype=torch.float64)}, r"site: \(2,\) torch.float64"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_difference(found: Any, problem: str) -> None:
+    verdict = compare({"site": torch.zeros(2)}, found)
+    assert not verdict.is_equal
+    assert re.match(problem, str(verdict))
+
+
+# Workers
+
+
+def test_time_spent_waiting_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(worker, "give_back_memory", lambda: None)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    model = nn.Identity()
+
+    def advance(secs: float) -> None:
+        clock[0] += secs
+
+    def capture() -> dict[str, torch.Tensor]:
+        for _ in range(3):
+            model(torch.zeros(1))
+            advance(1)
+        return {}
+
+    stopwatch = worker.Stopwatch(lambda: advance(100))
+    assert stopwatch.time(Run(capture, model)) == (3.0, {})
+    model(torch.zeros(1))
+    assert clock == [303.0], "no hook is left behind"
+
+
+@needs_clear_refs
+def test_a_run_is_measured_after_one_that_warms_up(model_folder: Path, tmp_path: Path) -> None:
+    runner = worker.Runner(FASTCAP, "tiny", model_folder, tmp_path)
+    peak = worker.measure_peak(runner, RESIDUAL, "rows")
+    assert peak.host_bytes >= peak.before_bytes > 0
+
+
+def test_a_process_answers_and_ends_with_its_input(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(model_folder)
+    started = Worker(HOOKLESS, Place("tiny", tmp_path))
+    try:
+        command = {"prepare": "residual", "n_samples": 2, "oracle": None}
+        assert started.ask(command) == {"ready": True}
+        assert started.ask({"run": True}) == {"waits": True}
+        started.tell("go")
+        assert started.hear()["secs"] > 0
+    finally:
+        started.close()
+
+
+def test_a_process_that_ends_early_is_reported_with_what_it_said(tmp_path: Path) -> None:
+    started = Worker("no such way", Place("tiny", tmp_path))
+    with pytest.raises(WorkerError, match=r"process of no such way(.|\n)*KeyError"):
+        started.ask({"run": True})
+    started.close()
+
+
+def test_a_child_that_fails_is_reported_with_what_it_said(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="KeyError"):
+        team.peak_in_child("no such way", RESIDUAL, "rows", Place("tiny", tmp_path))
+
+
+def test_only_transformer_lens_sees_the_newer_release(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(team, "NEWER_TRANSFORMER_LENS", tmp_path)
+    place = Place("tiny", tmp_path)
+    first = environment_of(TRANSFORMER_LENS, place)["PYTHONPATH"].split(os.pathsep)[0]
+    assert first == str(tmp_path)
+    assert str(tmp_path) not in environment_of(SAE_LENS, place)["PYTHONPATH"]
+    assert environment_of(SAE_LENS, place)["HF_HUB_OFFLINE"] == "1"
+
+
+class ThreadWorker(Worker):
+    """A worker in a thread of this process. Notes who is told something."""
+
+    told: ClassVar[list[str]] = []
+
+    def __init__(self, way: str, place: Place) -> None:
+        self.way = way
+        commands, give = os.pipe()
+        take, answers = os.pipe()
+        self._to, self._from = os.fdopen(give, "w"), os.fdopen(take)
+        runner = worker.Runner(way, place.size, place.model, place.folder)
+        self._ends = os.fdopen(commands), os.fdopen(answers, "w")
+        server = worker.Server(runner, place.size, *self._ends)
+        self._thread = threading.Thread(target=server.serve)
+        self._thread.start()
+
+    def tell(self, line: str) -> None:
+        self.told.append(self.way)
+        self._to.write(line + "\n")
+        self._to.flush()
+
+    def hear(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._from.readline())
+        return answer
+
+    def close(self) -> None:
+        self._to.close()
+        self._thread.join()
+        for end in (self._from, *self._ends):
+            end.close()
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
+    def link_model(place: Place) -> None:
+        place.model.symlink_to(model_folder)
+
+    monkeypatch.setattr(team, "Worker", ThreadWorker)
+    monkeypatch.setattr(main, "build_model", link_model)
+    monkeypatch.setattr(worker, "give_back_memory", lambda: None)
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_ways_take_turns_before_every_forward_pass(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(model_folder)
+    with Team([HOOKLESS, ORACLE], Place("tiny", tmp_path)) as workers:
+        workers.prepare([HOOKLESS, ORACLE], RESIDUAL, 4, None)
+        ThreadWorker.told.clear()
+        answers = workers.play_round([ORACLE, HOOKLESS])
+    # Each is started once, and let go before each of its two passes.
+    assert ThreadWorker.told == [ORACLE, HOOKLESS] * 3
+    assert set(answers) == {ORACLE, HOOKLESS}
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_a_whole_run_without_peers_writes_its_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(main, "measure_floors", lambda device: Floors(8.0, 4.0, 2.0, 1.0))
+    monkeypatch.setattr(main, "peak_in_child", lambda *_: Peak(2000, 1000))
+    arguments = ["--size", "tiny", "--peers", "--rounds", "2", "--allow-dirty"]
+    assert main.main([*arguments, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    (path,) = tmp_path.glob("peers-*.json")
+    written = json.loads(path.read_text())
+    assert json.loads(printed[-1]) == written["headline"]
+    assert [q["name"] for q in written["questions"]] == ["residual", "last", "stop", "disk"]
+    for question in written["questions"]:
+        assert question["values"]["fastcap"]["n_different"] == 0
+        assert len(question["secs"]["fastcap"]) == 2
+    assert "## disk" in path.with_suffix(".md").read_text()
+
+
+# What it refuses
+
+
+def test_without_the_peers_it_says_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main.util, "find_spec", lambda name: None)
+    assert main.main(["--allow-dirty"]) == 2
+    said = capsys.readouterr().err
+    assert "nnsight, transformer-lens, sae-lens cannot be imported" in said
+    assert "make bench-peers" in said
+
+
+def test_a_changed_working_tree_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "describe_checkout", lambda: Checkout("c0ffee", ("a.py",)))
+    assert main.main(["--peers"]) == 2
+    assert "a.py" in capsys.readouterr().err
+
+
+# The report
+
+
+SETTING = report.Setting(
+    shape=TINY_SHAPE,
+    machine=Machine("A Processor", 2, 8_000_000_000, "madvise"),
+    checkout=Checkout("c0ffee"),
+    date="2026-11-23T10:00:00+00:00",
+    load=0.5,
+    n_threads=2,
+    n_rounds=2,
+    floors=Floors(8.0, 4.0, 2.0, 1.0),
+    versions={"torch": "2"},
+)
+
+
+def make_answer() -> report.Answer:
+    return report.Answer(
+        RESIDUAL,
+        secs={HOOKLESS: [1.0, 1.0], FASTCAP: [1.1, 1.1], NNSIGHT: [1.2, 1.2]},
+        verdicts={FASTCAP: EQUAL, NNSIGHT: EQUAL},
+        peaks={
+            HOOKLESS: {"rows": Peak(1100, 1000)},
+            FASTCAP: {"rows": Peak(3200, 2000)},
+            NNSIGHT: {"rows": Peak(5500, 4000), "lists": Peak(6000, 4000)},
+        },
+    )
+
+
+def test_memory_is_what_a_run_adds_beyond_the_run_without() -> None:
+    answer = make_answer()
+    assert answer.added_bytes(FASTCAP, "rows") == 1100
+    assert answer.added_bytes(NNSIGHT, "lists") == 1900
+
+
+def test_bars_that_are_met_are_said_so() -> None:
+    assert report.broken_bars([make_answer()]) == []
+    assert "Bars met" in report.markdown([make_answer()], SETTING)
+
+
+def test_a_slower_run_more_memory_and_other_values_break_bars() -> None:
+    answer = make_answer()
+    answer.secs[FASTCAP] = [1.2, 1.3]
+    answer.peaks[FASTCAP] = {"rows": Peak(3700, 2000)}
+    answer.verdicts[FASTCAP] = Verdict(100, 1, 0.5)
+    broken = "\n".join(report.broken_bars([answer]))
+    assert "fastcap's values are not the oracle's: 1.0 % differ" in broken
+    assert "times nnsight's time; the bar is 1.03 at most" in broken
+    assert "fastcap adds 1.6 kB at its peak, nnsight (rows) 1.4 kB" in broken
+    assert "lists" not in broken
+    assert "Bars missed" in report.markdown([answer], SETTING)
+
+
+def test_a_peer_whose_values_differ_is_reported_plainly() -> None:
+    answer = make_answer()
+    answer.verdicts[NNSIGHT] = Verdict(1000, 250, 1e-6)
+    answer.eager_verdicts[NNSIGHT] = EQUAL
+    answer.why_not[SAE_LENS] = "It cannot."
+    page = report.markdown([answer], SETTING)
+    assert "25.0 % differ, by 1.0e-06 at most" in page
+    assert "nnsight, against the oracle with eager attention: all equal" in page
+    assert "sae-lens: not measured. It cannot." in page
+
+
+def test_notes_on_peers_that_were_not_asked_are_left_out() -> None:
+    page = report.markdown([make_answer()], SETTING)
+    assert "TransformerBridge" not in page
+    assert "torch.cat" in page
+
+
+def test_files_are_named_after_date_and_machine(tmp_path: Path) -> None:
+    path = report.write(tmp_path, [make_answer()], SETTING)
+    assert path.name == "peers-2026-11-23-a-processor-2-cores.json"
+    assert json.loads(path.read_text())["questions"][0]["fastcap_to_peer"]["nnsight"]["median"] < 1

@@ -1,0 +1,147 @@
+"""What is measured: a model, its batches, and which values every way has to deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcap import reference
+from fastcap.errors import ArgumentError, BatchError
+from fastcap.forward import BatchCaller, Forward, count_rows, evaluation_mode, uncompiled
+from fastcap.sites import BoundSite, Sites, as_site_names, bind_sites
+from fastcap.spec import Positions, Reduce, Selection, make_selection
+
+Values = Mapping[str, Tensor]
+"""One tensor of shape `(n_samples, ...)` per site, in the order of the sites."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """One question, that every way answers.
+
+    Attributes:
+        model: The model.
+        batches: What one run passes through it.
+        bound: Sites, each with its module.
+        selection: What is taken there.
+        options: The same, as arguments of `fastcap.stream`.
+        calling: How passes are made, as arguments of `fastcap.stream`.
+        call: The same: `call(call.prepare(batch))` is a pass.
+    """
+
+    model: nn.Module
+    batches: Sequence[Any]
+    bound: Sequence[BoundSite]
+    selection: Selection
+    options: Mapping[str, Any]
+    calling: Mapping[str, Any]
+    call: BatchCaller
+
+    @property
+    def sites(self) -> list[str]:
+        """The keys of every way's result."""
+        return [bound.site.name for bound in self.bound]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are moved to."""
+        return self.call.device
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each batch.
+
+        Raises:
+            BatchError: A batch does not say how many it has.
+        """
+        sizes = [count_rows(batch) for batch in self.batches]
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes):
+            raise BatchError(
+                "Cannot tell how many samples a batch has: it holds no tensor and no list. Give "
+                "dicts, tensors or tuples of tensors."
+            )
+        return known
+
+    def passes(self, *, is_compiled: bool = False) -> Iterator[Any]:
+        """Run the model over each batch; gives each batch after its pass.
+
+        Args:
+            is_compiled: Whether compiled parts run as such. Their graphs skip hooks.
+        """
+        with evaluation_mode(self.model):
+            for batch in self.batches:
+                plain = nullcontext() if is_compiled else uncompiled()
+                with plain, torch.no_grad():
+                    self.call(self.call.prepare(batch))
+                yield batch
+
+    def select(self, value: Tensor) -> Tensor:
+        """What is wanted of a site's whole value, which is on the host already."""
+        selection = self.selection
+        if selection == Selection():
+            return value
+        return reference.take_selection(value, selection)
+
+    def oracle(self) -> dict[str, Tensor]:
+        """The right values, slowly."""
+        with evaluation_mode(self.model), uncompiled():
+            return reference.extract(
+                self.model,
+                self.batches,
+                self.sites,
+                lambda model, batch: self.call(self.call.prepare(batch)),
+                selection=self.selection,
+            )
+
+
+def make_case(
+    model: nn.Module,
+    batches: Iterable[Any],
+    sites: Sites,
+    *,
+    positions: Positions = None,
+    reduce: Reduce = None,
+    dtype: torch.dtype | None = None,
+    seq_dim: int | None = None,
+    inputs: Iterable[str] | None = None,
+    forward: Forward | None = None,
+    device: torch.device | str | int | None = None,
+) -> Case:
+    """A question from the arguments of `fastcap.stream`, which explains them.
+
+    Raises:
+        ArgumentError: No batches, no sites, or a selection that looks at each sample's own tokens,
+            which a plain hook cannot take.
+        SiteNotFoundError: A site is no module of the model.
+    """
+    selection = make_selection(positions, reduce, dtype, seq_dim)
+    if selection.needs_mask or selection.by_sample is not None or selection.batch_key is not None:
+        raise ArgumentError(
+            f"positions={positions!r}, reduce={reduce!r}: a selection that differs from sample to "
+            "sample is nothing that the hooks it would be compared with can take. Measure with an "
+            "int, a slice or a list of ints."
+        )
+    given = list(batches)
+    if not given:
+        raise ArgumentError("batches is empty: give at least one, such as [{'input_ids': ids}].")
+    names = as_site_names(sites, model)
+    if not names:
+        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
+    options = {"positions": positions, "reduce": reduce, "dtype": dtype, "seq_dim": seq_dim}
+    inputs = None if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
+    call = BatchCaller(model, device, inputs, forward)
+    return Case(
+        model,
+        given,
+        bind_sites(model, names),
+        selection,
+        options,
+        {"inputs": inputs, "forward": forward},
+        call,
+    )

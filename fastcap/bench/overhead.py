@@ -1,0 +1,235 @@
+"""What capturing costs: each way's time beside that of the same passes without capture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcap.bench.case import Case, Values, make_case
+from fastcap.bench.equality import Judge, gathered
+from fastcap.bench.timing import (
+    Ratio,
+    measure_rounds,
+    paired_ratio,
+    run_one_after_another,
+    synchroniser,
+)
+from fastcap.bench.ways import (
+    FASTCAP,
+    HOOK,
+    HOOKLESS,
+    WAYS,
+    Way,
+    check_sites_fire,
+    hookless,
+)
+from fastcap.errors import ArgumentError
+from fastcap.forward import Forward
+from fastcap.sites import Sites
+from fastcap.spec import Positions, Reduce, as_count
+
+N_ROUNDS = 7
+
+OnRound = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What was measured.
+
+    Attributes:
+        secs: Seconds of every timed run, by way; `hookless` is the base. A run passes all batches
+            through the model.
+        n_mismatches: Values that differed from the oracle, over all sites and runs, by way.
+        problems: What differed, in words, by way.
+        captured_bytes: Bytes of one run's values.
+        n_passes: Passes of one run.
+        n_samples: Samples of one run.
+        sites: The sites.
+    """
+
+    secs: Mapping[str, tuple[float, ...]]
+    n_mismatches: Mapping[str, int]
+    problems: Mapping[str, tuple[str, ...]]
+    captured_bytes: int
+    n_passes: int
+    n_samples: int
+    sites: tuple[str, ...]
+
+    @property
+    def ratios(self) -> dict[str, Ratio]:
+        """Each way's time as a multiple of hookless, with its 95 % interval."""
+        return {way: self.ratio(way, HOOKLESS) for way in self.secs if way != HOOKLESS}
+
+    def ratio(self, way: str, base: str) -> Ratio:
+        """One way's time as a multiple of another's, paired round by round."""
+        return paired_ratio(self.secs[way], self.secs[base])
+
+    def median_secs(self, way: str) -> float:
+        """The median run of a way."""
+        return statistics.median(self.secs[way])
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether no way's values ever differed from the oracle's."""
+        return not any(self.n_mismatches.values())
+
+
+def overhead(
+    model: nn.Module,
+    batches: Iterable[Any],
+    ways: Mapping[str, Way] | Iterable[str] | None = None,
+    *,
+    sites: Sites,
+    rounds: int = N_ROUNDS,
+    positions: Positions = None,
+    reduce: Reduce = None,
+    dtype: torch.dtype | None = None,
+    seq_dim: int | None = None,
+    inputs: Iterable[str] | None = None,
+    forward: Forward | None = None,
+    device: torch.device | str | int | None = None,
+    limit_secs: float | None = None,
+    on_round: OnRound | None = None,
+) -> Overhead:
+    """Measure the overhead of capture functions on a model, and check what they deliver.
+
+    Every round runs the passes once without capture and once in each way, and starts with another
+    of them; ratios are taken within rounds (`fastcap.bench.paired_ratio`). Before the timed rounds
+    each way runs once, and its values are compared with the oracle's; so are those of each round.
+    The model must give the same values for the same batch every time.
+
+    Args:
+        model: Any module.
+        batches: What one run passes through it; kept in a list. Enough of them that a run takes
+            some tenths of a second.
+        ways: Functions of a `fastcap.bench.Case` by name, or names out of `fastcap.bench.WAYS`;
+            by default the plain `.detach().cpu()` hook and fastcap.
+        sites: Where to capture, as in `fastcap.stream`.
+        rounds: Timed rounds, at least two.
+        positions: As in `fastcap.stream`; so are the next six.
+        reduce: A callable on the selected tensor.
+        dtype: The dtype to deliver.
+        seq_dim: The dimension that `positions` count along.
+        inputs: Keys of the batch passed to the model by name.
+        forward: `forward(model, batch)` replaces the call.
+        device: Where batches are moved.
+        limit_secs: When to start no further round, once there are two.
+        on_round: Told every round's index and its seconds by way.
+
+    Raises:
+        ArgumentError: No batches or sites, an unknown way, too few rounds, or a selection that
+            plain hooks cannot take, or a site that gives no tensor.
+        SiteNotFoundError: A site is no module of the model.
+
+    Example:
+        >>> import torch
+        >>> from fastcap.bench import overhead
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+        >>> measured = overhead(model, [torch.ones(4, 8)] * 3, sites=["0"], rounds=2)
+        >>> sorted(measured.ratios), measured.captured_bytes, measured.is_equal
+        (['fastcap', 'hook'], 384, True)
+    """
+    case = make_case(
+        model,
+        batches,
+        sites,
+        positions=positions,
+        reduce=reduce,
+        dtype=dtype,
+        seq_dim=seq_dim,
+        inputs=inputs,
+        forward=forward,
+        device=device,
+    )
+    return measure(case, find_ways(ways), rounds, limit_secs, on_round)
+
+
+def find_ways(ways: Mapping[str, Way] | Iterable[str] | None) -> dict[str, Way]:
+    """Functions by name.
+
+    Raises:
+        ArgumentError: A name that is not in `WAYS`, or `hookless`, which is always measured.
+    """
+    if ways is None:
+        ways = (HOOK, FASTCAP)
+    if isinstance(ways, str):
+        ways = (ways,)
+    names = list(ways)
+    if HOOKLESS in names:
+        raise ArgumentError(f"ways names {HOOKLESS!r}, which is always measured. Leave it out.")
+    if isinstance(ways, Mapping):
+        return dict(ways)
+    unknown = [name for name in names if name not in WAYS]
+    if unknown:
+        known = ", ".join(map(repr, WAYS))
+        raise ArgumentError(f"No way is named {unknown[0]!r}. There are {known}.")
+    return {name: WAYS[name] for name in names}
+
+
+def measure(
+    case: Case,
+    ways: Mapping[str, Way],
+    rounds: int = N_ROUNDS,
+    limit_secs: float | None = None,
+    on_round: OnRound | None = None,
+) -> Overhead:
+    """As `overhead`, of a case that is made already."""
+    rounds = as_count("rounds", rounds, at_least=2)  # an interval needs a spread
+    check_sites_fire(case)
+    judge = Judge(case.oracle())
+    for name, way in ways.items():
+        _check_whole(judge, name, way(case))
+    is_tail = dict.fromkeys(ways, False)
+
+    def run(name: str) -> Values:
+        values, is_tail[name] = _drain(ways[name](case))
+        return values
+
+    def check(name: str, values: Values) -> Values:
+        if name != HOOKLESS:
+            judge.check(name, values, is_tail=is_tail[name])
+        return {}
+
+    runs: dict[str, Callable[[], Values]] = {HOOKLESS: partial(hookless, case)}
+    runs.update({name: partial(run, name) for name in ways})
+    play = partial(run_one_after_another, runs, synchronise=synchroniser(case.device), judge=check)
+    names = list(runs)
+    runs[HOOKLESS]()  # what only a first run costs; the ways had theirs
+    secs = measure_rounds(
+        names, play, rounds, lambda name, value: None, on_round or _silent, limit_secs
+    )
+    return Overhead(
+        secs={name: tuple(of_way) for name, of_way in secs.items()},
+        n_mismatches=judge.n_mismatches,
+        problems={name: tuple(found) for name, found in judge.problems.items()},
+        captured_bytes=sum(value.nbytes for value in judge.expected.values()),
+        n_passes=len(case.batches),
+        n_samples=sum(case.sizes),
+        sites=tuple(case.sites),
+    )
+
+
+def _silent(index: int, secs: Mapping[str, float]) -> None:
+    """Nobody watches."""
+
+
+def _check_whole(judge: Judge, name: str, outcome: Values | Iterator[Values]) -> None:
+    values = outcome if isinstance(outcome, Mapping) else gathered(outcome)
+    judge.check(name, values)
+
+
+def _drain(outcome: Values | Iterator[Values]) -> tuple[Values, bool]:
+    """A way's values, and whether they are only the last batch's, as a loop is left with."""
+    if isinstance(outcome, Mapping):
+        return outcome, False
+    last: Values = {}
+    for values in outcome:
+        last = values
+    return last, True

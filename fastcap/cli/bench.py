@@ -1,0 +1,123 @@
+"""`fastcap bench`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from fastcap import locate
+from fastcap.bench import Case, charts, make_case, page, report
+from fastcap.bench.ways import check_sites_fire
+from fastcap.cli.command import STATUS_ERROR, command, to_stderr
+from fastcap.cli.words import move, parse_positions
+from fastcap.datasets.opening import vocabulary_size
+from fastcap.errors import ArgumentError, FastcapError
+
+
+@command
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:attribute (a module, or a function that returns one), or a local "
+            "folder that transformers can load.",
+        ),
+    ],
+    sites: Annotated[
+        list[str], typer.Option(help="What to capture: several names or patterns, in quotes.")
+    ],
+    example: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:attribute",
+            help="The batch to run, or a function that returns one. Without it, random token ids.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of random token ids.")] = 8,
+    tokens: Annotated[int, typer.Option(min=1, help="Random token ids of each sample.")] = 128,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
+    ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="An int, a slice a:b, or a list a,b,c. Otherwise all.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run; where the model is unless given.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed rounds.")] = 7,
+    passes: Annotated[
+        int | None, typer.Option(min=1, help="Passes of one run. By default half a second of them.")
+    ] = None,
+    disk: Annotated[
+        Path | None, typer.Option(help="Folder whose disk is measured as a floor.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures here.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write the timeline here, for ui.perfetto.dev.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Measure what capturing costs on a model: without capture, with a plain hook, with fastcap.
+
+    The ways take turns in every round; each value is compared with the oracle's. Exit status 1 if
+    one differs. Give MODEL before --sites, which takes several values.
+    """
+    taken = parse_positions(positions)
+    if html is not None:
+        charts.check_matplotlib()
+    if disk is not None and not disk.is_dir():
+        raise ArgumentError(f"--disk {str(disk)!r} is no folder. Name one that exists.")
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
+        loaded = locate.load_model(model, with_weights=True)
+        if device is not None:
+            loaded = move(loaded, device)
+        batch = _random_batch(loaded, batch_size, tokens) if example is None else None
+        batch = locate.load_example(example) if example is not None else batch
+        case = make_case(loaded, [batch], sites, positions=taken, inputs=inputs)
+        _try_once(case)
+        found = report.make_report(
+            model, case, rounds=rounds, passes=passes, folder=disk, on_round=_show_round
+        )
+    if html is not None:
+        page.write(found, html)
+    if trace is not None:
+        found.timeline.write_trace(trace)
+    typer.echo(report.as_json(found) if json else report.as_text(found))
+    if not found.is_equal:
+        raise typer.Exit(STATUS_ERROR)
+
+
+def _show_round(index: int, secs: Mapping[str, float]) -> None:
+    shown = ", ".join(f"{way} {elapsed:.3f} s" for way, elapsed in secs.items())
+    to_stderr(f"round {index + 1}: {shown}")
+
+
+def _try_once(case: Case) -> None:
+    try:
+        check_sites_fire(case)
+    except FastcapError:
+        raise
+    except Exception as error:
+        raise ArgumentError(
+            f"Running the model on its batch failed with {locate.in_one_line(error)}."
+        ) from error
+
+
+def _random_batch(model: nn.Module, batch_size: int, n_tokens: int) -> dict[str, Any]:
+    n_ids = vocabulary_size(model)
+    if n_ids is None:
+        raise ArgumentError(
+            "The model does not say how many token ids it has, as models of transformers do. Give "
+            f"a batch with --example {locate.FORM}."
+        )
+    generator = torch.Generator().manual_seed(0)
+    return {"input_ids": torch.randint(n_ids, (batch_size, n_tokens), generator=generator)}
