@@ -20,7 +20,7 @@ from tests.support.filesystem import CRASHES, KINDS, Effect, Fault, SimulatedFil
 from tests.support.mutation import Change
 
 SAMPLED = Depth(share=0.06, second_share=0.01)
-HUNT = Depth(share=0.1, second_share=0)
+HUNT = Depth(share=0.05, second_share=0)
 WHOLE = Depth(power_seeds=6, second_power_seeds=1, second_share=0.02)
 
 
