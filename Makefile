@@ -64,7 +64,7 @@ gpu-test: $(SETUP)
 
 # Not through setup: a GPU machine without a network brings its own torch and numpy.
 gpu-bench:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(OUT),--out $(OUT))
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(OUT),--out $(OUT)) $(if $(COMMIT),--commit $(COMMIT))
 
 clean:
 	rm -rf .venv $(PEERS)

@@ -29,10 +29,8 @@ from benchmarks.gpu import (
     virtual,
 )
 from benchmarks.gpu.destinations import (
-    ARCHIVE,
     COMPARED,
     DESTINATIONS,
-    FRESH,
     HOOK,
     LOOP,
     PINNED,
@@ -41,7 +39,17 @@ from benchmarks.gpu.destinations import (
     slot_budget,
 )
 from benchmarks.gpu.figures import Figure, Range, UnavailableError
-from benchmarks.gpu.floors import DISK, FORWARD, HOST, LAUNCH, LINK, Floors, make_terms
+from benchmarks.gpu.floors import (
+    ARCHIVE,
+    DISK,
+    FORWARD,
+    FRESH,
+    HOST,
+    LAUNCH,
+    LINK,
+    Floors,
+    make_terms,
+)
 from benchmarks.gpu.grid import ALL, GRID, LAST, SLICE, Cell, Group
 from benchmarks.gpu.host import HOOK as HOOK_FIGURE
 from benchmarks.gpu.micro import Benchmark
@@ -273,6 +281,9 @@ def test_a_destination_that_fails_leaves_the_others(
     report = command._open_report(gpu, command._parse(["--dry-run"]))
     report.cells = found
     assert not report.is_right
+    assert "slots | failed: RuntimeError: out of slots" in " ".join(
+        results.markdown(report).split()
+    )
     assert "pinned result DIFFERS: layers.0:" in results.markdown(report)
 
 
@@ -586,6 +597,7 @@ def test_a_page_has_floors_bounds_goals_predictions_and_what_was_not_run(tmp_pat
     )
     assert any(line.startswith("slots 293.00 1.010") and "128, 0 B" in line for line in lines)
     assert any("forward 290.00, link 42.95, launch and hooks 1.32" in line for line in lines)
+    assert any("fresh copy 268.44, warm copy 71.58, disk 858.99" in line for line in lines)
     assert "B1 one copy rate 55.1 GB/s 52 to 57 GB/s yes" in lines
     assert "pinned result not run: this fastcap has none not compared 0" in lines
     assert "- llama, all positions, pinned result: not run: this fastcap has none" in page

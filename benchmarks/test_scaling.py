@@ -9,11 +9,12 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import BASES, SERIES, measure_point, workload, write
+from benchmarks.workloads import WORKLOADS
 from fastcap.bench.timing import Ratio
 
 
 def test_a_point_is_held_against_both_ways() -> None:
-    ratios = measure_point(workload(n_sites=1, n_samples=32, width=64), 2)
+    ratios = measure_point(WORKLOADS["tiny"], 2)
     assert list(ratios) == list(BASES)
     assert all(len(ratio.rounds) == 2 for ratio in ratios.values())
 
@@ -21,7 +22,7 @@ def test_a_point_is_held_against_both_ways() -> None:
 def test_values_that_differ_end_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "oracle", lambda case: {})
     with pytest.raises(AssertionError):
-        measure_point(workload(n_sites=1, n_samples=32, width=64), 2)
+        measure_point(WORKLOADS["tiny"], 2)
 
 
 def test_every_series_goes_through_one_workload() -> None:

@@ -15,7 +15,7 @@ from fastcap.archive.reader import Archive as Archive
 from fastcap.archive.reader import open_archive as open_archive
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
-from fastcap.extraction import extract as extract
+from fastcap.extraction.run import extract as extract
 from fastcap.listing import list_sites as list_sites
 from fastcap.planning.make import plan as plan
 from fastcap.records import BatchRecords as BatchRecords

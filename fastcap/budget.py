@@ -38,13 +38,18 @@ class Limits:
     Attributes:
         device_bytes: Staging on the accelerator, in bytes.
         host_bytes: Slots in (pinned) host memory, in bytes.
+        n_passes: Passes that slots should hold at once: one that lands while one is delivered, and
+            another where slots are lent to a loop that keeps one while it asks for the next.
     """
 
     device_bytes: int | None = None
     host_bytes: int | None = None
+    n_passes: int = 2
 
 
-def make_limits(device_bytes: int | None, host_bytes: int | None) -> Limits:
+def make_limits(
+    device_bytes: int | None, host_bytes: int | None, zero_copy: bool = False
+) -> Limits:
     """Check a user's budgets.
 
     Raises:
@@ -54,6 +59,7 @@ def make_limits(device_bytes: int | None, host_bytes: int | None) -> Limits:
     return Limits(
         None if device_bytes is None else as_count("device_bytes", device_bytes, ALIGNMENT_BYTES),
         None if host_bytes is None else as_count("host_bytes", host_bytes, ALIGNMENT_BYTES),
+        n_passes=3 if zero_copy else 2,
     )
 
 
@@ -79,7 +85,7 @@ def plan_budget(
     n_chunks = staging_bytes // chunk_bytes
     if chunk_bytes < SMALLEST_CHUNK_BYTES:
         n_chunks = min(n_chunks, MOST_SMALL_CHUNKS)
-    wanted_slots = -(-2 * pass_bytes // chunk_bytes) + n_chunks + 2
+    wanted_slots = -(-limits.n_passes * pass_bytes // chunk_bytes) + n_chunks + 2
     return Budget(chunk_bytes, n_chunks, max(1, min(wanted_slots, host_bytes // chunk_bytes)))
 
 

@@ -303,7 +303,7 @@ def stream(
     if not names:
         raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     selection = make_selection(positions, reduce, dtype, seq_dim)
-    limits = make_limits(device_bytes, host_bytes)
+    limits = make_limits(device_bytes, host_bytes, zero_copy)
     lookahead = as_count("lookahead", lookahead, at_least=0)
     keeps_all = as_keeps_all(calls)
     call = BatchCaller(model, device, inputs, forward)

@@ -154,14 +154,24 @@ PER_HOOK = {"is_capturing": 1, "current_queue": 1, "pack": 1}
 
 
 def test_a_hook_asks_the_device_three_things() -> None:
-    """And a pass of 32 sites a few more: one flush, and what delivers."""
+    """And a pass of 32 sites a few more: one flush, and to read each value, which is small."""
     calls = cost_of_stream(simulated(), positions=-1).calls
     per_hook = {name: n_calls / N_SITES for name, n_calls in calls.items()}
     assert {name: n for name, n in per_hook.items() if name in PER_HOOK} == PER_HOOK
-    deliveries = {"deliver", "join"}
-    per_pass = {n: calls[n] for n in calls if n not in PER_HOOK and n not in deliveries}
+    reading = {"wait", "read"}
+    per_pass = {n: calls[n] for n in calls if n not in PER_HOOK and n not in reading}
     assert per_pass == {"copy": 1, "hold": 1, "mark": 1, "done": 1}
-    assert {name: calls[name] for name in deliveries} == dict.fromkeys(deliveries, N_SITES)
+    assert {name: calls[name] for name in reading} == dict.fromkeys(reading, N_SITES)
+
+
+def test_large_values_go_to_workers_and_each_is_joined_once() -> None:
+    """Two chunks of two values each: a copy, a mark and a hold for every two."""
+    calls = cost_of_stream(simulated(), device_bytes=1 << 13).calls
+    assert {name: calls.pop(name) / N_SITES for name in PER_HOOK} == PER_HOOK
+    assert calls == {
+        **dict.fromkeys(("copy", "hold", "mark", "done"), N_SITES // 2),
+        **dict.fromkeys(("deliver", "join"), N_SITES),
+    }
 
 
 def test_a_hook_on_a_cpu_model_asks_for_one_copy() -> None:

@@ -70,7 +70,7 @@ def test_a_value_that_an_interrupted_disable_left_behind_is_an_error_and_not_an_
     model = echoes()
     result = StagedLane.result
     with simulated():
-        store = fastcap.ActivationStore(model, SITES, device_bytes=512, host_bytes=1024)
+        store = fastcap.ActivationStore(model, SITES, device_bytes=1536, host_bytes=3072)
         store.enable()
         model(value())
 

@@ -148,6 +148,7 @@ def test_a_complete_archive_is_returned_without_a_pass(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     model.fail(RuntimeError("nobody calls it"))
     archive = run(model, root)
+    model.fail(None)
     check(archive, model, SAMPLES, 3)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
@@ -168,9 +169,6 @@ def test_samples_of_a_shard_that_was_deleted_are_made_again(
     assert archive.ids == [(0, 8)]
     assert len(archive.damages) == len(lost)
     assert len(archive.verify()) == len(lost)  # what is gone stays reported
-    for path in root.glob("w-*"):
-        if not list(path.glob("*.safetensors")):
-            continue
     wanted = fastcap.extract_representations(model, SAMPLES, SITES, "cpu", batch_size=3)
     for site in SITES:
         assert torch.equal(archive[site][:], wanted[site])

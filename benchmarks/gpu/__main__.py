@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.checkout import RESULTS, Checkout, describe_checkout
-from benchmarks.gpu import grid, micro, results, session, virtual
+from benchmarks.gpu import grid, micro, results, session
 from benchmarks.gpu.floors import measure_floors
 from benchmarks.gpu.grid import Cell, Group
 from benchmarks.gpu.micro import Benchmark
@@ -87,6 +87,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _run_virtual(options: argparse.Namespace) -> int:
+    from benchmarks.gpu import virtual  # and with it the tests' own, which measuring does not need
+
     date = dt.datetime.now(dt.UTC).date().isoformat()
     code = describe_checkout().commit or options.commit
     page = virtual.page(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fastcap
 from benchmarks.gpu.figures import UnavailableError
+from benchmarks.gpu.floors import ARCHIVE, FRESH
 from benchmarks.gpu.subjects import Built
 from fastcap.bench import Case
 from fastcap.bench.case import Values
@@ -207,13 +208,7 @@ def nowhere(question: Question, on_batch: OnBatch | None) -> Outcome:
     return _whole(hookless(question.case))
 
 
-HOOKLESS, SLOTS, FRESH, PINNED, ARCHIVE = (
-    "hookless",
-    "slots",
-    "fresh memory",
-    "pinned result",
-    "archive",
-)
+HOOKLESS, SLOTS, PINNED = "hookless", "slots", "pinned result"
 LOOP = "slots, plain loop"
 HOOK, ASYNC_HOOK = "hook, .cpu()", "hook, non_blocking"
 

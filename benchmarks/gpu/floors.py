@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,10 @@ from fastcap.devices.threaded import N_WORKERS
 
 HOOK_SECS = 10e-6  # the goal for one site
 
-FORWARD, LINK, HOST, DISK, LAUNCH = "forward", "link", "host copy", "disk", "launch and hooks"
+FORWARD, LINK, LAUNCH = "forward", "link", "launch and hooks"
+HOST, WARM, DISK = "fresh copy", "warm copy", "disk"
+FRESH, ARCHIVE = "fresh memory", "archive"
+"""Destinations that have a floor of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,14 @@ class Terms:
     """The cost model's terms for one pass, in seconds, those that the destination has.
 
     A pass with capture takes at least the largest.
+
+    Attributes:
+        secs: What counts for the destination.
+        others: The rest of the floors, which do not.
     """
 
     secs: Mapping[str, float]
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bound(self) -> str:
@@ -105,8 +113,12 @@ def make_terms(
         LINK: gigabytes / floors.link,
         LAUNCH: launch_secs + n_sites * HOOK_SECS,
     }
-    if destination == "fresh memory":
-        secs[HOST] = gigabytes / floors.fresh_by_workers
-    if destination == "archive":
-        secs[DISK] = gigabytes / floors.disk
-    return Terms(secs)
+    others = {
+        HOST: gigabytes / floors.fresh_by_workers,
+        WARM: gigabytes / floors.warm_by_workers,
+        DISK: gigabytes / floors.disk,
+    }
+    own = {FRESH: HOST, ARCHIVE: DISK}.get(destination)
+    if own is not None:
+        secs[own] = others.pop(own)
+    return Terms(secs, others)

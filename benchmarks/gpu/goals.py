@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.gpu.destinations import ARCHIVE, DESTINATIONS, FRESH, SLOTS
-from benchmarks.gpu.floors import DISK, FORWARD, HOOK_SECS, HOST, LINK
+from benchmarks.gpu.destinations import DESTINATIONS, SLOTS
+from benchmarks.gpu.floors import ARCHIVE, DISK, FORWARD, FRESH, HOOK_SECS, HOST, LINK
 from benchmarks.gpu.grid import Cell
 from benchmarks.gpu.host import HOOK
 from benchmarks.gpu.session import Entry

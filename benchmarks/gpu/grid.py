@@ -145,7 +145,7 @@ class Cell:
 
     @property
     def is_measured(self) -> bool:
-        return bool(self.secs)
+        return self.status == MEASURED and bool(self.secs)
 
     @property
     def pass_secs(self) -> float:

@@ -141,6 +141,7 @@ def cell_fields(cell: Cell) -> dict[str, Any]:
         fields["pass_secs"] = cell.pass_secs
         fields["ratio_to_hookless"] = [ratio.median, ratio.low, _finite(ratio.high)]
         fields["floor_secs"] = dict(cell.terms.secs)
+        fields["other_floor_secs"] = dict(cell.terms.others)
         fields["bound"] = cell.terms.bound
         fields["share"] = cell.share
         fields["steady_share"] = cell.steady_share
@@ -268,6 +269,7 @@ GRID_HEADER = (
     "ms",
     "x without capture",
     "floors, ms",
+    "other floors, ms",
     "bound",
     "share",
     "between batches",
@@ -284,10 +286,10 @@ def _grid_row(cell: Cell) -> tuple[str, ...]:
     equal = {True: "yes", False: "NO", None: "not compared"}[cell.is_equal]
     if not cell.is_measured or cell.terms is None:
         failed = f"{cell.status}: {cell.reason}"
-        return cell.destination, failed, *6 * ("",), equal, "0", first, ""
+        return cell.destination, failed, *7 * ("",), equal, "0", first, ""
     verdict = goals.judge(cell)
     goal = "none" if verdict is None else "met" if verdict.is_met else "MISSED"
-    floors = ", ".join(f"{name} {1e3 * secs:.2f}" for name, secs in cell.terms.secs.items())
+    floors, others = (_shown_ms(of_kind) for of_kind in (cell.terms.secs, cell.terms.others))
     counted = cell.statistics
     lent = f"{counted['lends']}, {format_bytes(counted['spilled_bytes'])}" if counted else ""
     return (
@@ -295,6 +297,7 @@ def _grid_row(cell: Cell) -> tuple[str, ...]:
         f"{1e3 * cell.pass_secs:.2f}",
         str(cell.ratio) if len(cell.secs) > 1 else f"{cell.ratio.median:.3f} (one round)",
         floors,
+        others,
         cell.terms.bound,
         f"{cell.share:.3f}",
         "" if cell.steady_share is None else f"{cell.steady_share:.3f}",
@@ -304,6 +307,10 @@ def _grid_row(cell: Cell) -> tuple[str, ...]:
         first,
         lent,
     )
+
+
+def _shown_ms(secs: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {1e3 * each:.2f}" for name, each in secs.items())
 
 
 def _floors(floors: Floors | None) -> str:

@@ -14,14 +14,13 @@ import torch
 
 import fastcap
 from benchmarks.gpu.destinations import (
-    ARCHIVE,
-    FRESH,
     HOOK,
     LOOP,
     PINNED,
     SLOTS,
     slot_budget,
 )
+from benchmarks.gpu.floors import ARCHIVE, FRESH
 from benchmarks.gpu.grid import Group
 from fastcap.bench.report import aligned
 from fastcap.budget import Limits, plan_budget

@@ -258,6 +258,12 @@ class RecordingTwin(TimedDevice):
         self._note(self.workers[number], secs, f"worker {number}", DELIVER, target.nbytes)
         return ticket
 
+    def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
+        start = self.host_secs
+        super().read(slot, offset, dtype, target)
+        end = self.host_secs
+        self._recorder.note(lambda: start, lambda: end, HOST, DELIVER, target.nbytes)
+
     def _wait_until(self, at: float) -> None:
         start = self.host_secs
         super()._wait_until(at)

@@ -27,7 +27,7 @@ from fastcap.archive.reader import Archive
 from fastcap.bench.case import Case, Values
 from fastcap.devices.accelerator import ABILITIES, GENERIC, Abilities, synchronise
 from fastcap.errors import ArgumentError
-from fastcap.extraction import extract
+from fastcap.extraction.run import extract
 from fastcap.reference import take_input, take_part
 from fastcap.representations import extract_representations
 from fastcap.sites import BoundSite

@@ -21,7 +21,7 @@ from fastcap.cli.words import move, parse_dtype, parse_positions
 from fastcap.datasets import LabelCollator, LineFile
 from fastcap.datasets.opening import open_dataset, vocabulary_size
 from fastcap.errors import ArgumentError
-from fastcap.extraction import extract as run
+from fastcap.extraction.run import extract as run
 from fastcap.host_memory import format_bytes
 from fastcap.huggingface import Collator
 from fastcap.huggingface.loading import load_tokenizer

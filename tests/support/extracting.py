@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fastcap
 from fastcap import reference
@@ -97,7 +97,7 @@ def check(
 
 
 def extract(model: nn.Module, samples: Any, out: Path, **options: Any) -> Archive:
-    """`fastcap.extract` of `SITES`, in batches of 3, told which inputs there are."""
+    """`fastcap.extract` of `SITES`, in batches of 3."""
     sites = options.pop("sites", SITES)
     return fastcap.extract(model, samples, sites, out, **{"batch_size": 3, **options})
 
@@ -106,7 +106,3 @@ def groups_of(archive: Archive) -> list[list[tuple[int, int]]]:
     """The ids of each committed group."""
     found = Archive(archive.path, LocalFiles())
     return [list(group.samples) for writer in found.writers for group in writer.groups]
-
-
-def tensors(values: Iterator[Any]) -> Tensor:
-    return torch.stack(list(values))

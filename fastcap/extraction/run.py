@@ -19,16 +19,16 @@ from fastcap.archive.limits import GROUP_SECS, GroupLimits
 from fastcap.archive.meta import new_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
-from fastcap.archiving import ArchiveResult, OnCommit
-from fastcap.batches import Batches, make_grid, make_share
-from fastcap.beside import Beside
 from fastcap.budget import make_limits
-from fastcap.earlier import open_earlier
 from fastcap.engine import Engine
 from fastcap.errors import ArchiveError, ArgumentError
+from fastcap.extraction.batches import Batches, make_grid, make_share
+from fastcap.extraction.beside import Beside
+from fastcap.extraction.earlier import open_earlier
+from fastcap.extraction.interruption import Interruption
+from fastcap.extraction.writing import ArchiveResult, OnCommit
 from fastcap.fingerprint import describe_creator, describe_run
 from fastcap.forward import BatchCaller, Forward, evaluation_mode
-from fastcap.interruption import Interruption
 from fastcap.progress import Progress, Report, open_report
 from fastcap.rates import Counters
 from fastcap.rows import MaskOfBatch, RowSource

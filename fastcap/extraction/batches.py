@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from fastcap.errors import ArgumentError
+from fastcap.errors import ArgumentError, ResultError
+from fastcap.extraction.interruption import leave_signals_to_parent
 from fastcap.forward import count_rows
-from fastcap.interruption import leave_signals_to_parent
 from fastcap.representations import as_dataset, length_of
 from fastcap.spec import as_count
 
@@ -201,13 +201,31 @@ class Batches:
         """Load every batch, to know the numbers of those that are missing."""
         n_seen = 0
         numbers = self._grid.numbers()
-        for number, batch in zip(numbers, self._loaded(), strict=False):
+        batches = iter(self._loaded())
+        for number, batch in zip(numbers, batches, strict=False):
             n_batch = count_rows(batch) or 0
+            if n_batch != self._grid.batch_size:
+                self._check_last(number, n_batch, batches)
             wanted = self._grid.wanted(number, n_batch)
             n_seen = wanted.stop
             if self._share.has(number) and not self._is_done(number, n_batch):
                 yield batch, wanted, n_batch
         self.n_total = n_seen
+
+    def _check_last(self, number: int, n_batch: int, following: Iterator[Any]) -> None:
+        """Only the last batch may have other than `batch_size` samples, and only fewer.
+
+        Raises:
+            ResultError: It is another.
+        """
+        size = self._grid.batch_size
+        if n_batch > size or next(following, None) is not None:
+            raise ResultError(
+                f"Batch {number} has {n_batch} samples instead of {size}, and is not the last: the "
+                "ids of what follows cannot be told. collate_fn must keep every sample, as one "
+                "row. An IterableDataset that shares its samples out among workers ends with a "
+                "short batch for each: use num_workers=1."
+            )
 
     def check_any(self) -> None:
         """A share without a batch has nothing to show for itself.

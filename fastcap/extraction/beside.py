@@ -80,7 +80,7 @@ class Beside:
     def _add_label(self, values: Values, key: str, found: Any, n_samples: int) -> None:
         name = f"label:{key}"
         if not isinstance(found, Tensor) and _are_texts(found):
-            encoded = [text.encode() for text in found[:n_samples]]
+            encoded = [_encode(text, key) for text in found[:n_samples]]
             tensor = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
             values.specs.append(StreamSpec(name, "label", "U8", (), is_ragged=True, is_text=True))
             values.tensors[name] = tensor, [len(text) for text in encoded]
@@ -113,6 +113,16 @@ class Beside:
                     f"{_describe(self._specs.get(name))} in the first. An archive needs one kind, "
                     "shape and dtype for all samples."
                 )
+
+
+def _encode(text: str, key: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentTypeError(
+            f"Label {key!r} has a text that is not valid Unicode: {text[:80]!r}. Repair it, such "
+            "as with text.encode(errors='replace').decode()."
+        ) from None
 
 
 def _are_texts(found: Any) -> bool:

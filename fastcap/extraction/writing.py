@@ -21,9 +21,9 @@ from fastcap.archive.groups import Group
 from fastcap.archive.layout import StreamSpec, dtype_name
 from fastcap.archive.shards import Part
 from fastcap.archive.writer import Commit, Writer
-from fastcap.beside import Beside
 from fastcap.engine import Pass
 from fastcap.errors import ResultError
+from fastcap.extraction.beside import Beside
 from fastcap.lanes.base import Capture, Lane
 
 OnCommit = Callable[[Commit], object]
