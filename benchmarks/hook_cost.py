@@ -36,7 +36,7 @@ from fastcap.devices.cpu import SynchronousDevice
 
 N_SITES = 32
 SHAPE = (1, 1, 64)  # a step of decoding
-PASSES_PER_TURN = 4  # of one way, before the next: a millisecond or two
+PASSES_PER_TURN = 1  # of one way, before the next: longer turns are interrupted more often
 HOOKLESS, EMPTY = "hookless", "empty hook"
 
 
