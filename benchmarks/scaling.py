@@ -156,6 +156,7 @@ def write(folder: Path, figures: Mapping[str, Mapping[int, Ratios]], n_rounds: i
         "python": platform.python_version(),
         "machine": dataclasses.asdict(machine),
         "load": os.getloadavg()[0],
+        "threads": torch.get_num_threads(),
         "rounds": n_rounds,
         "ratios": {
             series: {
@@ -168,7 +169,7 @@ def write(folder: Path, figures: Mapping[str, Mapping[int, Ratios]], n_rounds: i
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     title = (
         f"extract_representations on {machine.cpu}, {machine.n_cores} cores, torch "
-        f"{torch.__version__}, {now:%Y-%m-%d}\n"
+        f"{torch.__version__}, threads: {torch.get_num_threads()}, {now:%Y-%m-%d}\n"
         f"Bars: 95 % intervals of {n_rounds} rounds. Otherwise 4 sites, 128 samples, width 256."
     )
     draw(figures, title, folder / f"{name}.svg")
