@@ -34,7 +34,7 @@ from tests.support.kill_loop import Toll, kill_many
 
 PAGE = Path(__file__).parent.parent / "docs/design/archive-faults.md"
 BLOCK = re.compile(r"(<!-- mutants -->\n).*?(<!-- end of mutants -->)", re.DOTALL)
-HUNT = Depth(share=0.1, second_share=0)
+HUNT = Depth(share=0.05, second_share=0)
 N_SHOWN = 10
 LEAST_IN_COMMIT = 0.2
 

@@ -30,8 +30,12 @@ def test_a_meta_is_read_as_it_was_written(meta: Meta) -> None:
     assert parse_meta(meta.encode(), "here") == meta
 
 
-def test_every_archive_has_an_id_of_its_own() -> None:
-    assert make_meta().archive != make_meta().archive
+def test_writers_that_begin_at_once_agree_on_the_id_and_other_runs_have_another() -> None:
+    ids = [
+        new_meta(STREAMS, 3, 1, {"a": a}, {"host": host}).archive
+        for a, host in ((1, "x"), (1, "y"), (2, "x"))
+    ]
+    assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.mark.parametrize("name", ["samples", "__metadata__", "layers.0", "layers.0:offsets"])

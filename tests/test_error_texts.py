@@ -44,6 +44,11 @@ BUILT_IN = {
     "ResultTooLargeError": MemoryError,
     "LoadError": OSError,
     "SaveError": OSError,
+    "ArchiveError": OSError,
+    "ArchiveWriteError": OSError,
+    "ArchiveFormatError": ValueError,
+    "ArchiveConfigError": ValueError,
+    "MissingSampleError": IndexError,
     "MissingExtraError": ImportError,
 }
 

@@ -19,8 +19,8 @@ from tests.support.fault_programs import PROGRAMS, Program
 from tests.support.filesystem import CRASHES, KINDS, Effect, Fault, SimulatedFiles, Watch, crash
 from tests.support.mutation import Change
 
-SAMPLED = Depth(share=0.06, second_share=0.01)
-HUNT = Depth(share=0.1, second_share=0)
+SAMPLED = Depth(share=0.04, second_share=0.005)
+HUNT = Depth(share=0.05, second_share=0)
 WHOLE = Depth(power_seeds=6, second_power_seeds=1, second_share=0.02)
 
 

@@ -69,7 +69,8 @@ QUESTIONS = (
     Question("residual", "all layers, all tokens", 16, 24, 128, 4, tuple(range(12))),
     Question("last", "all layers, last token", 8, 24, 128, 4, tuple(range(12)), position=-1),
     Question("stop", "layer 5 of 12, passes end there", 16, None, 128, 4, (5,), stop=True),
-    Question("disk", "layer 11, all tokens, to disk", 8, 24, 128, 4, (11,), to_disk=True),
+    # Small passes and many samples, so that what a pass needs does not hide what writing needs.
+    Question("disk", "layer 11, all tokens, to disk", 8, 64, 128, 2, (11,), to_disk=True),
 )
 
 TINY_SHAPE = Shape(n_layers=2, width=16, n_heads=2, vocab_size=32, n_positions=16)

@@ -195,6 +195,8 @@ def _cache_runner(folder: Path, question: Question, dataset: Any, out: Path) -> 
         ),
         override_dataset=dataset,
     )
+    with torch.no_grad():  # weights come from a mapped file, and the first pass reads them
+        runner.model.model(torch.as_tensor(dataset[: question.batch_size]["input_ids"]))
 
     def capture() -> Path:
         runner.run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ class Meta:
     """What every writer and reader of one archive agrees on.
 
     Attributes:
-        archive: A random id, so that a writer's directory cannot be taken for another archive's.
+        archive: An id, so that a writer's directory cannot be taken for another run's; begins the
+            `config_hash`, so that writers which begin at once agree on it.
         streams: What every sample has, in the order of the shards.
         n_samples: Samples of the data; `None` where it does not say.
         batch_size: Batch `b` holds the samples from `b * batch_size` on.
@@ -95,14 +95,9 @@ def new_meta(
     creator: Mapping[str, Any],
 ) -> Meta:
     """The meta of an archive that does not exist yet; see `Meta`."""
+    config_hash = hash_of(dict(config))
     return Meta(
-        uuid.uuid4().hex,
-        tuple(streams),
-        n_samples,
-        batch_size,
-        config,
-        hash_of(dict(config)),
-        creator,
+        config_hash[:32], tuple(streams), n_samples, batch_size, config, config_hash, creator
     )
 
 

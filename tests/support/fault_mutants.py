@@ -32,14 +32,14 @@ class Mutant:
         drops: What is left out, in words.
         changes: How.
         shown_by: The program that is played first.
-        is_rare: Whether few points show it, so that all of that program are played.
+        closer: How that program is played, where few points show it.
         survives: Why nothing shows it, where that is so.
     """
 
     drops: str
     changes: tuple[Change, ...]
     shown_by: str = ""
-    is_rare: bool = False
+    closer: Depth | None = None
     survives: str = ""
 
     @contextmanager
@@ -54,10 +54,10 @@ def _mutant(
     drops: str,
     *edits: tuple[str, str, str],
     shown_by: str = "",
-    is_rare: bool = False,
+    closer: Depth | None = None,
     survives: str = "",
 ) -> Mutant:
-    return Mutant(drops, tuple(Change(*edit) for edit in edits), shown_by, is_rare, survives)
+    return Mutant(drops, tuple(Change(*edit) for edit in edits), shown_by, closer, survives)
 
 
 def retry(sync: Callable[[], None]) -> None:
@@ -150,6 +150,7 @@ MUTANTS = (
             "True",
         ),
         shown_by="batches of one",
+        closer=Depth(power_seeds=30, error_seeds=0, deaths=0, second_share=0),
     ),
     _mutant(
         "the rest of a short write",
@@ -227,7 +228,7 @@ MUTANTS = (
             f"{READ}; {LOOK}",
         ),
         shown_by="one stream, one file, one commit",
-        is_rare=True,
+        closer=Depth(power_seeds=0, error_seeds=0, deaths=24, second_share=0),
     ),
     _mutant(
         "keeping what a journal names",
@@ -269,9 +270,6 @@ MUTANTS = (
 )
 
 
-RARE = Depth(power_seeds=0, error_seeds=0, deaths=24, second_share=0)
-
-
 @dataclass(frozen=True)
 class Kill:
     """What was seen of one mutant: where first, what, and after how many points."""
@@ -291,9 +289,9 @@ def hunt(mutant: Mutant, depth: Depth) -> Kill:
     programs = sorted(PROGRAMS, key=lambda program: program.name != mutant.shown_by)
     with mutant.applied():
         for program in programs:
-            is_rare = mutant.is_rare and program.name == mutant.shown_by
+            closer = mutant.closer if program.name == mutant.shown_by else None
             try:
-                tally = play_program(program, RARE if is_rare else depth, stop_at_first=True)
+                tally = play_program(program, closer or depth, stop_at_first=True)
             except Exception as error:  # noqa: BLE001 - any way to fail is a finding
                 return Kill(str(program), f"{type(error).__name__}: {error}", n_points)
             n_points += tally.points.total()
