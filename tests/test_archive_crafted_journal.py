@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from fastcap.archive.layout import JOURNAL, META
+from fastcap.archive.meta import new_meta
 from fastcap.archive.reader import open_archive
 from fastcap.errors import MissingSampleError
 from tests.support.archives import (
+    STREAMS,
     Tampered,
     journal_line,
     write,
@@ -164,7 +166,8 @@ def test_a_line_that_no_writer_writes(root: Path, line: bytes, message: str) -> 
 
 
 def test_a_journal_of_another_archive_is_refused(root: Path, tmp_path: Path) -> None:
-    write_archive(tmp_path / "other", GROUPS)
+    other = new_meta(STREAMS, None, 2, {"sites": "others"}, {})
+    write_archive(tmp_path / "other", GROUPS, meta=other)
     [moved] = (tmp_path / "other").glob("w-*")
     moved.rename(root / moved.name)
     assert why_not(root) == (
