@@ -9,6 +9,7 @@ import dataclasses
 import threading
 from collections import deque
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,12 +49,14 @@ class DirectLane:
             memory = target if isinstance(target, Tensor) else None
             if memory is None and capture.n_bytes >= HostBuffers.SMALLEST_BYTES:
                 memory = self._buffers.tensor(value.shape, dtype)
-            capture.target = self._device.place(value, dtype, memory)
+            if target is None or isinstance(target, Tensor):
+                capture.target = self._device.place(value, dtype, memory)
+            else:
+                capture.target = self._place_aside(value, dtype, memory)
+                self._hand_over(capture, target)
         except FastcapError as error:
             capture.error = without_frames(error)
             return capture
-        if target is not None and not isinstance(target, Tensor):
-            self._hand_over(capture, target)
         self._n_captures += 1
         self._captured_bytes += capture.n_bytes
         return capture
@@ -64,6 +67,18 @@ class DirectLane:
             capture.target = None
             if not capture.was_read:
                 self._superseded_bytes += capture.n_bytes
+
+    def _place_aside(self, value: Tensor, dtype: torch.dtype, memory: Tensor | None) -> Tensor:
+        """Copy with this thread alone: torch's others would wait for cores that workers use."""
+        is_plain = value.is_cpu and value.is_contiguous() and value.dtype == dtype
+        if memory is None or not is_plain or value.is_conj() or value.is_neg():
+            return self._device.place(value, dtype, memory)
+        with normal_mode():
+            source, target = (flat.view(-1).view(torch.uint8) for flat in (value, memory))
+        np.copyto(target.numpy(), source.numpy())
+        self._device.counters.copies += 1
+        self._device.counters.copied_bytes += memory.nbytes
+        return memory
 
     def _hand_over(self, capture: Capture, target: Destination) -> None:
         """Have a host worker bring a value from owned memory to a target that is none."""
