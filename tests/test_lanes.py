@@ -20,6 +20,8 @@ from fastcap.devices.base import AnyDevice
 from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice
 from fastcap.engine import Engine
 from fastcap.errors import DeviceMemoryError, HostMemoryError
+from fastcap.lanes.base import Capture
+from fastcap.lanes.staged import StagedLane
 from fastcap.reference import ReferenceStore, differences
 
 WIDTH = 16
@@ -383,6 +385,24 @@ def test_threads_that_share_a_store_always_read_a_whole_value(accelerated: bool)
         fastcap.ActivationStore(model, ["0"], device_bytes=512, host_bytes=512) as store,
     ):
         run_threads(4, work)
+
+
+def test_a_value_that_another_thread_is_dropping_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unlink = StagedLane._unlink_all
+    model = nn.Sequential(nn.Identity())
+    with simulated(), fastcap.ActivationStore(model, ["0"]) as store:
+        model(torch.ones(4))
+        [(lane, capture)] = store._latest.all()
+
+        def read_meanwhile(self: StagedLane, dropped: Capture) -> None:
+            monkeypatch.setattr(StagedLane, "_unlink_all", unlink)
+            assert lane.result(capture) is None
+            unlink(self, dropped)
+
+        monkeypatch.setattr(StagedLane, "_unlink_all", read_meanwhile)
+        store.clear()
 
 
 # Lifetimes

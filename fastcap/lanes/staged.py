@@ -214,7 +214,7 @@ class StagedLane:
 
     def _finish(self, capture: Capture) -> None:
         """Read what no worker was given, and wait for what one was."""
-        if capture.pieces:
+        if capture.pieces and capture.target is not None:  # none: another thread is dropping it
             self._read(capture)
         for ticket in capture.tickets:
             self._device.join(ticket)
