@@ -33,6 +33,7 @@ class Counters:
         copied_bytes: Bytes that crossed from the accelerator to the host.
         waited_secs: The run's thread waited, for copies, slots or host workers.
         joined_secs: The part of `waited_secs` that was spent on host workers.
+        delivery_secs: Host workers moved bytes, to memory or files; added up over them.
         loading_secs: The run's thread waited for the next batch.
         committing_secs: The run's thread waited for a commit.
         file_secs: Host workers spent in calls to the file system: writes and commits.
@@ -43,6 +44,7 @@ class Counters:
     copied_bytes: int = 0
     waited_secs: float = 0.0
     joined_secs: float = 0.0
+    delivery_secs: float = 0.0
     loading_secs: float = 0.0
     committing_secs: float = 0.0
     file_secs: float = 0.0
@@ -160,15 +162,17 @@ class Rates:
 def find_bound(change: Counters, secs: float) -> Bound:
     """What a run waited for most in `secs` seconds, or `"compute"` if it hardly waited.
 
-    Who waits for a copy waits for the pass that makes its values too. It is called the link only
-    if the bytes would have kept a slow one busy for half of the time, else compute. Host workers
-    that hold a run up are called the disk when they spend most of the time in file calls, else the
-    consumer.
+    Who waits for a host worker waits for the copy before it, and who waits for a copy waits for the
+    pass that makes its values. So workers that hold a run up are blamed only if they moved bytes
+    for half of the time: in file calls they are called the disk, else the consumer. The link is
+    blamed only if the bytes would have kept a slow one busy for half of the time. What is left is
+    compute.
 
     Example:
         >>> find_bound(Counters(waited_secs=0.5), secs=10.0)
         'compute'
-        >>> find_bound(Counters(waited_secs=4.0, joined_secs=3.0, file_secs=6.0), secs=10.0)
+        >>> busy = Counters(waited_secs=4.0, joined_secs=3.0, delivery_secs=7.0, file_secs=6.0)
+        >>> find_bound(busy, secs=10.0)
         'disk'
     """
     waits: dict[Bound, float] = {
@@ -180,10 +184,10 @@ def find_bound(change: Counters, secs: float) -> Bound:
     if sum(waits.values()) < FREE_SHARE * secs:
         return "compute"
     longest = max(waits, key=lambda name: waits[name])
-    if longest == "link" and change.copied_bytes < SLOWEST_LINK * secs / 2:
-        return "compute"
-    if longest == "consumer" and change.file_secs > secs / 2:
-        return "disk"
+    if longest == "consumer" and change.delivery_secs >= secs / 2:
+        return "disk" if change.file_secs > change.delivery_secs / 2 else "consumer"
+    if longest in ("consumer", "link"):
+        return "link" if change.copied_bytes >= SLOWEST_LINK * secs / 2 else "compute"
     return longest
 
 

@@ -106,6 +106,8 @@ class Statistics:
     """Seconds of those waits, on the device's clock."""
     joined_secs: float = 0.0
     """The part of `waited_secs` that was for host workers, and not for copies."""
+    delivery_secs: float = 0.0
+    """Seconds that host workers have moved bytes, added up over them."""
     holds: int = 0
     """Times a compute queue was made to wait (without the host) before staging is rewritten."""
     spills: int = 0

@@ -44,8 +44,10 @@ CASES: list[tuple[Counters, Bound]] = [
     (waiting(copies=0.5, data=0.6), "data"),
     (waiting(copies=2, workers=1, copied_bytes=60 * 10**9, file_secs=9.0), "link"),
     (waiting(copies=2, workers=1, copied_bytes=40 * 10**9, file_secs=9.0), "compute"),
-    (waiting(copies=1, workers=2, file_secs=9.0), "disk"),
-    (waiting(copies=1, workers=2, file_secs=4.0), "consumer"),
+    (waiting(copies=1, workers=2, delivery_secs=9.5, file_secs=9.0), "disk"),
+    (waiting(copies=1, workers=2, delivery_secs=9.0, file_secs=4.0), "consumer"),
+    (waiting(copies=1, workers=2, delivery_secs=4.0, file_secs=3.0), "compute"),
+    (waiting(workers=2, delivery_secs=4.0, copied_bytes=60 * 10**9), "link"),
     (waiting(workers=1, commits=2, file_secs=4.0), "disk"),
     (waiting(workers=2, data=2.5, file_secs=9.0), "data"),
 ]
@@ -67,6 +69,7 @@ def test_recent_figures_forget_and_overall_ones_do_not() -> None:
             written_bytes=counters.written_bytes + 10**9,
             waited_secs=counters.waited_secs + 5,
             joined_secs=counters.joined_secs + 5,
+            delivery_secs=counters.delivery_secs + 9,
             file_secs=counters.file_secs + 9,
         )
         rates.update(counters)
@@ -77,6 +80,7 @@ def test_recent_figures_forget_and_overall_ones_do_not() -> None:
             counters,
             n_samples=counters.n_samples + 80,
             written_bytes=counters.written_bytes + 10**10,
+            delivery_secs=110.0,
             file_secs=110.0,
         )
         rates.update(counters)

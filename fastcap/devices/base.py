@@ -115,6 +115,7 @@ class Counters:
     waits: int = 0
     waited_secs: float = 0.0
     joined_secs: float = 0.0
+    delivery_secs: float = 0.0
     holds: int = 0
     device_allocations: int = 0
     device_bytes: int = 0

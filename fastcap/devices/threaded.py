@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -59,6 +60,7 @@ class ThreadedDevice(Device[QueueT, FenceT]):
     def __init__(self, torch_device: torch.device) -> None:
         super().__init__(torch_device)
         self._workers = HostWorkers()
+        self._delivery_lock = threading.Lock()
 
     def wait(self, fence: FenceT) -> None:
         if not self.done(fence):
@@ -108,7 +110,10 @@ class ThreadedDevice(Device[QueueT, FenceT]):
     ) -> None:
         if after is not None:
             self._block_until(after)
+        started = self.now()
         target.copy_(slot.view(dtype, offset, target.shape))
+        with self._delivery_lock:
+            self.counters.delivery_secs += self.now() - started
 
     def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
         if target is None:

@@ -215,6 +215,7 @@ def _advance(report: Report, engine: Engine, batches: Batches, result: ArchiveRe
             copied_bytes=counted.copied_bytes,
             waited_secs=counted.waited_secs,
             joined_secs=counted.joined_secs,
+            delivery_secs=counted.delivery_secs,
             loading_secs=batches.loading_secs,
             committing_secs=result.held_secs,
             file_secs=result.write_secs + result.commit_secs,

@@ -216,6 +216,7 @@ class TimedDevice(Device[Timeline, Moment]):
     ) -> Ticket:
         ready = self.host_secs if after is None else max(self.host_secs, after.at)
         secs = target.nbytes / self.costs.host_bytes_per_sec
+        self.counters.delivery_secs += secs
         queue = self.workers[worker % len(self.workers)]
         return TimedTicket(self, queue.run(ready, secs))
 
