@@ -10,6 +10,7 @@ from fastcap.bench import charts
 from fastcap.bench.files import write_text
 from fastcap.bench.report import TABLE_HEADER, Report, card_rows, remarks, table_rows
 from fastcap.bench.ways import FASTCAP
+from fastcap.host_memory import format_bytes
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
@@ -81,7 +82,7 @@ def _answer(report: Report) -> str:
 def _copies(report: Report) -> str:
     counted = report.statistics
     return (
-        f"It made {counted.copies} copies of {counted.copied_bytes} bytes in all for "
+        f"It made {counted.copies} copies of {format_bytes(counted.copied_bytes)} in all for "
         f"{counted.captures} captures, a first pass that is not shown included."
     )
 
