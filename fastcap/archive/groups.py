@@ -12,6 +12,7 @@ from fastcap.archive.layout import FORMAT, shard_name
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.meta import Meta
 from fastcap.archive.shards import Part, StreamFile
+from fastcap.errors import ArchiveError
 
 
 class Group:
@@ -82,13 +83,32 @@ class Group:
             parts: Those that were reserved, whole now.
             lengths: Rows of each sample, of every ragged stream.
         """
+        self._check(samples, parts, lengths)
         for name, part in parts.items():
-            assert part.is_whole
             self.streams[name].finish(part)
         for name, found in self.lengths.items():
-            assert len(lengths[name]) == len(samples)
             found.extend(lengths[name])
         self.samples.extend(samples)
+
+    def _check(
+        self,
+        samples: Sequence[int],
+        parts: Mapping[str, Part],
+        lengths: Mapping[str, Sequence[int]],
+    ) -> None:
+        """A batch becomes part of every stream or of none: nothing is changed before this."""
+        for name, stream in self.streams.items():
+            part, n_rows = parts[name], len(samples)
+            if stream.spec.is_ragged:
+                n_rows = sum(lengths[name])
+            is_fitting = part.shape[:1] == (n_rows,) and part.begin == stream.n_bytes
+            if not (part.is_whole and is_fitting) or (
+                stream.spec.is_ragged and len(lengths[name]) != len(samples)
+            ):
+                raise ArchiveError(
+                    f"{name!r} of samples {samples[0]} to {samples[-1]} was not written as it "
+                    "should be, so they are not committed."
+                )
 
     @property
     def n_bytes(self) -> int:

@@ -56,6 +56,10 @@ class Grid:
             return self.n_data
         return min(self.n_data, self.max_samples)
 
+    def describe(self) -> dict[str, int | None]:
+        """What a run depends on beside its `n_samples`: where to stop, if there are none."""
+        return {} if self.n_data is not None else {"max_samples": self.max_samples}
+
     def wanted(self, batch: int, n_batch: int) -> range:
         """The ids that are wanted of a batch of `n_batch` samples."""
         start = batch * self.batch_size
@@ -146,6 +150,11 @@ class Batches:
         collate_fn: Callable[[list[Any]], Any] | None,
     ) -> None:
         num_workers = as_count("num_workers", num_workers, at_least=0)
+        if earlier is not None and isinstance(dataset, Iterator):
+            raise ArgumentError(
+                f"A {type(dataset).__name__} can be read once, so its samples cannot be matched to "
+                "those that are archived. Pass a list, or a dataset that begins anew each time."
+            )
         self._grid = grid
         self._share = share
         self._earlier = earlier

@@ -39,10 +39,10 @@ class Beside:
         if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
             raise ArgumentTypeError(f"labels must be a list of keys of the batch; got {labels!r}.")
         self._labels = tuple(dict.fromkeys(labels))
-        self._specs: dict[str, StreamSpec] = {}
+        self._specs: dict[str, StreamSpec] | None = None
 
-    def take(self, batch: Any, n_samples: int) -> Values:
-        """The values of the first `n_samples` of a batch.
+    def take(self, batch: Any, n_samples: int, n_batch: int) -> Values:
+        """The values of the first `n_samples` of a batch of `n_batch`, as they are now.
 
         Raises:
             MissingInputError: A label is not in the batch.
@@ -56,6 +56,7 @@ class Beside:
             for key in STORED_INPUTS:
                 found = batch.get(key)
                 if isinstance(found, Tensor) and found.ndim >= 2:
+                    _check_rows(f"The batch's {key!r}", found.shape, n_batch)
                     self._add_rows(values, key, found[:n_samples])
         for key in self._labels:
             if not isinstance(batch, Mapping) or key not in batch:
@@ -64,22 +65,26 @@ class Beside:
                     f"The batch has no label {key!r}; it has {has}. Let the dataset give it, or "
                     "leave it out of labels=."
                 )
-            self._add_label(values, key, batch[key], n_samples)
+            self._add_label(values, key, batch[key], n_samples, n_batch)
         self._compare(values)
         return values
 
     def _add_rows(self, values: Values, key: str, rows: Tensor) -> None:
         n_samples, n_rows = rows.shape[:2]
-        flat = rows.detach().reshape(n_samples * n_rows, *rows.shape[2:]).cpu()
+        # A copy: the model may write to what it is given.
+        flat = rows.detach().reshape(n_samples * n_rows, *rows.shape[2:]).to("cpu", copy=True)
         name = f"batch:{key}"
         dtype = dtype_name(flat.dtype, name)
         spec = StreamSpec(name, "batch", dtype, tuple(flat.shape[1:]), is_ragged=True)
         values.specs.append(spec)
         values.tensors[name] = flat, [n_rows] * n_samples
 
-    def _add_label(self, values: Values, key: str, found: Any, n_samples: int) -> None:
+    def _add_label(
+        self, values: Values, key: str, found: Any, n_samples: int, n_batch: int
+    ) -> None:
         name = f"label:{key}"
         if not isinstance(found, Tensor) and _are_texts(found):
+            _check_rows(f"Label {key!r}", (len(found),), n_batch)
             encoded = [_encode(text, key) for text in found[:n_samples]]
             tensor = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
             values.specs.append(StreamSpec(name, "label", "U8", (), is_ragged=True, is_text=True))
@@ -92,19 +97,15 @@ class Beside:
                 f"Label {key!r} is {_kind(found)} in a batch. Labels are numbers or texts, one per "
                 "sample: give a tensor, or a list of strings."
             ) from None
-        if tensor.ndim == 0 or len(tensor) < n_samples:
-            raise ResultError(
-                f"Label {key!r} has shape {tuple(tensor.shape)} in a batch of {n_samples} samples: "
-                "it needs one value, or one row, per sample."
-            )
-        tensor = tensor[:n_samples].detach().cpu()
+        _check_rows(f"Label {key!r}", tensor.shape, n_batch)
+        tensor = tensor[:n_samples].detach().to("cpu", copy=True)
         dtype = dtype_name(tensor.dtype, name)
         values.specs.append(StreamSpec(name, "label", dtype, tuple(tensor.shape[1:])))
         values.tensors[name] = tensor, None
 
     def _compare(self, values: Values) -> None:
         found = {spec.name: spec for spec in values.specs}
-        if not self._specs:
+        if self._specs is None:
             self._specs = found
         for name in self._specs.keys() | found.keys():
             if self._specs.get(name) != found.get(name):
@@ -113,6 +114,14 @@ class Beside:
                     f"{_describe(self._specs.get(name))} in the first. An archive needs one kind, "
                     "shape and dtype for all samples."
                 )
+
+
+def _check_rows(what: str, shape: Sequence[int], n_batch: int) -> None:
+    if tuple(shape[:1]) != (n_batch,):
+        raise ResultError(
+            f"{what} has shape {tuple(shape)} in a batch of {n_batch} samples: it needs one value, "
+            "or one row, per sample."
+        )
 
 
 def _encode(text: str, key: str) -> bytes:

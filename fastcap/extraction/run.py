@@ -154,6 +154,7 @@ def extract(
         collate_fn=collate_fn,
         labels=labels,
     )
+    config |= grid.describe()
     creator = describe_creator(_device_name(call.device))
     root = Path(out)
     there = open_earlier(root, config, creator, share.rank)
@@ -168,7 +169,7 @@ def extract(
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)
     early_stop = EarlyStop(model, len(bound), stop_after_last_site)
-    result = ArchiveResult(open_writer, engine.site_names, beside, on_commit)
+    result = ArchiveResult(open_writer, engine.site_names, beside, on_commit, there)
     n_before = 0 if there is None else len(there)
     n_expected = grid.n_samples if share.is_whole else None
     with (
@@ -182,7 +183,8 @@ def extract(
         _drive(run, result, interruption, advance)
         result.finish(batches.n_total)
         advance()
-    interruption.end(root, n_before + result.n_committed, grid.n_samples)
+    if n_before + result.n_committed != grid.n_samples:
+        interruption.end(root, n_before + result.n_committed, grid.n_samples)
     batches.check_any()
     return Archive(root, LocalFiles())
 
@@ -201,8 +203,11 @@ def _drive(
                     break
     except (KeyboardInterrupt, ArchiveError):
         raise
-    except BaseException:
-        result.finish()
+    except BaseException as error:
+        try:
+            result.finish()
+        except Exception as second:  # noqa: BLE001 - the first error is the one to tell
+            error.add_note(f"Committing what was complete failed too: {second}")
         raise
 
 

@@ -19,11 +19,14 @@ from torch import Tensor
 
 from fastcap.archive.groups import Group
 from fastcap.archive.layout import StreamSpec, dtype_name
+from fastcap.archive.reader import Archive
 from fastcap.archive.shards import Part
 from fastcap.archive.writer import Commit, Writer
 from fastcap.engine import Pass
 from fastcap.errors import ResultError
-from fastcap.extraction.beside import Beside
+from fastcap.extraction.beside import Beside, Values
+from fastcap.extraction.descriptors import allow_open_files
+from fastcap.forward import count_rows
 from fastcap.lanes.base import Capture, Lane
 
 OnCommit = Callable[[Commit], object]
@@ -59,6 +62,7 @@ class ArchiveResult:
         site_names: In the order of the streams.
         beside: What of each batch is stored beside the sites.
         on_commit: Told of every commit.
+        earlier: The archive that is continued; `None` where there is none yet.
 
     Attributes:
         n_done: Samples whose passes are over.
@@ -73,16 +77,20 @@ class ArchiveResult:
         site_names: Sequence[str],
         beside: Beside,
         on_commit: OnCommit | None = None,
+        earlier: Archive | None = None,
     ) -> None:
         self._open_writer = open_writer
         self._site_names = site_names
         self._beside = beside
         self._on_commit = on_commit
+        self._callback_error: Exception | None = None
+        self._earlier = earlier
+        self._is_broken = False
         self._writer: Writer | None = None
         self._specs: dict[str, StreamSpec] = {}
-        self._expected: tuple[range, Any, int] | None = None
+        self._expected: tuple[range, Values, int] | None = None
         self._samples = range(0)
-        self._batch: Any = None
+        self._values = Values()
         self._n_batch = 0
         self._n_passes = 0
         self._group: Group | None = None
@@ -112,12 +120,16 @@ class ArchiveResult:
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
-        self._expected = samples, batch, n_batch
+        n_found = count_rows(batch)
+        if n_found is not None:
+            _check_rows(samples.start, n_found, n_batch)
+        values = self._beside.take(batch, len(samples), n_batch)
+        self._expected = samples, values, n_batch
 
     def begin(self, n_batch: int) -> None:
         """A pass over `n_batch` samples is about to run."""
         assert self._expected is not None
-        self._samples, self._batch, n_expected = self._expected
+        self._samples, self._values, n_expected = self._expected
         self._expected = None
         self._n_batch = n_batch
         self._misfits.clear()
@@ -125,12 +137,7 @@ class ArchiveResult:
         self._settle_written()
         if self._writer is not None:
             self._group = self._writer.group()
-        if n_batch != n_expected:
-            raise ResultError(
-                f"Samples {self._samples.start} to {self._samples.start + n_expected - 1} became a "
-                f"batch of {n_batch}, so its rows cannot be matched to them. collate_fn must keep "
-                "every sample, as one row."
-            )
+        _check_rows(self._samples.start, n_batch, n_expected)
 
     def place(
         self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
@@ -138,7 +145,8 @@ class ArchiveResult:
         """In the hook: the rows that are kept and, from the second pass on, where they go."""
         self._misfits.pop(site, None)
         n_rows = self._n_batch if lengths is None else sum(lengths)
-        if value.ndim == 0 or value.shape[0] != n_rows:
+        n_samples = self._n_batch if lengths is None else len(lengths)
+        if value.ndim == 0 or (value.shape[0], n_samples) != (n_rows, self._n_batch):
             self._misfits[site] = tuple(value.shape)  # an error if this call is the last one
             return value, None
         n_kept = len(self._samples)
@@ -154,13 +162,12 @@ class ArchiveResult:
     def end(self, finished: Pass) -> None:
         """The pass is over: check it, and have what is not on its way yet written."""
         found = self._check(finished)
-        values = self._beside.take(self._batch, len(self._samples))
         if self._writer is None:
-            self._open(found, values.specs)
+            self._open(found, self._values.specs)
         assert self._writer is not None
         group = self._group = self._group or self._writer.group()
         batch = self._start(group, finished)
-        for name, (value, lengths) in values.tensors.items():
+        for name, (value, lengths) in self._values.tensors.items():
             part = batch.parts[name] = group.part(name, value.shape)
             part.copy_(value)
             batch.lengths[name] = lengths or ()
@@ -207,6 +214,7 @@ class ArchiveResult:
                 "is nothing to archive. The warnings say why."
             )
         self._specs = {name: found[name] for name in self._site_names if name in found}
+        allow_open_files(len(self._specs) + len(beside))
         self._writer = self._open_writer((*self._specs.values(), *beside), self._checksums)
 
     def _check(self, finished: Pass) -> dict[str, StreamSpec]:
@@ -251,13 +259,29 @@ class ArchiveResult:
     def _settle_written(self) -> None:
         if self._committing is not None and self._committing.done():
             self._committing.result()
+        if self._callback_error is not None:
+            self._raise_callback_error()
         while self._batches and self._batches[0].is_written:
-            self._batches.popleft().settle()
+            self._settle_next()
         self._submit_full()
 
     def _settle_group(self, group: Group) -> None:
         while self._batches and self._batches[0].group is group:
-            self._batches.popleft().settle()
+            self._settle_next()
+
+    def _settle_next(self) -> None:
+        try:
+            self._batches[0].settle()
+        except BaseException:
+            self._is_broken = True  # what comes behind it has no place any more
+            raise
+        self._batches.popleft()
+
+    def _raise_callback_error(self) -> None:
+        error, self._callback_error = self._callback_error, None
+        self._on_commit = None
+        if error is not None:
+            raise error
 
     def _submit_full(self) -> None:
         """Commit the full group once all of it is written."""
@@ -293,8 +317,11 @@ class ArchiveResult:
         self.commit_secs += time.monotonic() - started
         if commit is not None:
             self.n_committed += commit.n_samples
-            if self._on_commit is not None:
-                self._on_commit(commit)
+            if self._on_commit is not None and self._callback_error is None:
+                try:
+                    self._on_commit(commit)
+                except Exception as error:  # noqa: BLE001 - raised where the run can end in order
+                    self._callback_error = error
 
     def finish(self, n_total: int | None = None) -> None:
         """Commit every pass that is over.
@@ -306,20 +333,42 @@ class ArchiveResult:
             ArchiveWriteError: A file call failed; what was committed before is intact.
         """
         self._abandon_pass()
-        if self._writer is None:
-            return
-        self._commit_group()
-        self._finish_commit()
+        if self._is_broken:
+            self._abandon_batches()
+        if self._writer is not None:
+            self._commit_group()
+            self._finish_commit()
         if n_total is not None:
+            self._record_total(n_total)
+        self._raise_callback_error()
+
+    def _record_total(self, n_total: int) -> None:
+        if self._writer is None and self._earlier is not None:
+            self._writer = self._open_writer(self._earlier.meta.streams, self._checksums)
+        if self._writer is not None:
             self._writer.record_total(n_total)
 
-    def close(self) -> None:
-        """Stop, and remove what is not committed."""
-        self._abandon_pass()
+    def _abandon_batches(self) -> None:
         for batch in self._batches:
             for part in batch.parts.values():
                 part.abandon()
-        self._committer.shutdown(wait=True)
-        self._checksums.shutdown(wait=True)
-        if self._writer is not None:
-            self._writer.close()
+        self._batches.clear()
+
+    def close(self) -> None:
+        """Stop, and remove what is not committed. Waits for a commit under way and its callback."""
+        try:
+            self._abandon_pass()
+            self._abandon_batches()
+            self._committer.shutdown(wait=True)
+            self._checksums.shutdown(wait=True)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+
+def _check_rows(start: int, n_found: int, n_expected: int) -> None:
+    if n_found != n_expected:
+        raise ResultError(
+            f"Samples {start} to {start + n_expected - 1} became a batch of {n_found}, so its rows "
+            "cannot be matched to them. collate_fn must keep every sample, as one row."
+        )

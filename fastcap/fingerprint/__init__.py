@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from fastcap.fingerprint.digests import JSON as JSON
 from fastcap.fingerprint.digests import hash_of as hash_of
@@ -89,7 +90,8 @@ def describe_dataset(dataset: Any) -> dict[str, JSON]:
     described = {"class": name_of(type(dataset))}
     if callable(getattr(dataset, "fingerprint", None)):
         return {**described, "fingerprint": describe(dataset.fingerprint())}
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    is_indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if isinstance(dataset, IterableDataset) or not is_indexed:
         return described
     n_items = len(dataset)
     which = np.unique(np.linspace(0, n_items - 1, min(n_items, SAMPLED_ITEMS)).astype(int))
