@@ -21,7 +21,7 @@ demo: $(SETUP)
 	$(BIN)/fastcap demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(SETUP)
 	$(BIN)/ruff check .
