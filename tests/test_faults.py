@@ -143,29 +143,18 @@ def test_judges_see_a_file_beside_the_writers(disk: Disk) -> None:
 # Broken protocols
 
 
-@pytest.mark.parametrize(
-    "mutant", [m for m in MUTANTS if not m.survives], ids=lambda mutant: mutant.drops
-)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.drops)
 def test_a_broken_protocol_is_seen(mutant: Mutant) -> None:
     kill = hunt(mutant, HUNT)
     assert kill.is_dead, f"{kill.n_points} points, and no judge saw it"
-
-
-@pytest.mark.parametrize(
-    "mutant", [m for m in MUTANTS if m.survives], ids=lambda mutant: mutant.drops
-)
-def test_a_survivor_can_be_applied_and_has_a_reason(mutant: Mutant) -> None:
-    with mutant.applied():
-        assert play(PROGRAMS[0], fresh_disk(PROGRAMS[0])).saved == [0, 1, 2, 3]
-    assert len(mutant.survives) > 40
 
 
 def test_the_table_on_the_page_lists_every_mutant() -> None:
     found = BLOCK.search(PAGE.read_text())
     assert found is not None
     for mutant in MUTANTS:
-        verdict = "survives" if mutant.survives else ""
-        assert f"| {mutant.drops} | {verdict}" in found[0]
+        assert f"\n| {mutant.drops} | " in found[0]
+    assert f"{len(MUTANTS)} of {len(MUTANTS)} are seen." in found[0]
 
 
 def test_a_mutant_names_lines_that_are_there() -> None:

@@ -28,7 +28,7 @@ from fastcap.archive.layout import (
     header_bytes,
     shard_tensors,
 )
-from fastcap.archive.recovery import Damage, scan
+from fastcap.archive.recovery import Damage, clean, scan
 from fastcap.errors import (
     ArchiveError,
     ArchiveFormatError,
@@ -82,6 +82,18 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
     return Archive(Path(path), LocalFiles())
 
 
+def reopen(path: Path, files: Files) -> Archive:
+    """Open an archive to go on with it, without what dead writers left unfinished.
+
+    Only lines that are on disk are believed: what this says is there is not written again.
+
+    Raises:
+        ArchiveError: There is no archive, or it cannot be read or written.
+    """
+    clean(path, files)
+    return Archive(path, files, is_settled=True)
+
+
 class Archive:
     """A directory of activations, read-only; see `open_archive`.
 
@@ -89,12 +101,17 @@ class Archive:
         path: The directory.
         meta: What it holds and what it was made from.
         writers: Its writers, live and dead, with what they committed and left.
+
+    Args:
+        path: The directory.
+        files: The file system.
+        is_settled: See `fastcap.archive.recovery.scan`.
     """
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: Path, files: Files, is_settled: bool = False) -> None:
         self.path = path
         self._files = files
-        found = scan(path, files)
+        found = scan(path, files, is_settled)
         self.meta = found.meta
         self.writers = found.writers
         self._index = SampleIndex(found)

@@ -191,7 +191,7 @@ def clean(root: Path, files: Files) -> list[Leftover]:
         ArchiveError: There is no archive, or it cannot be read or written.
     """
     removed = []
-    for writer in scan(root, files, is_settled=True).writers:
+    for writer in scan(root, files).writers:
         if writer.is_live is not False or writer.journal.is_damaged:
             continue  # a damaged journal does not tell which of its files were committed
         for leftover in writer.leftovers:

@@ -104,6 +104,11 @@ class Writer:
         self._uncommitted: list[Group] = []
         self._is_committing = False
 
+    @property
+    def directory(self) -> Path | None:
+        """Where the writer's own files are; `None` before the first value."""
+        return self._directory
+
     # Batches
 
     def append(

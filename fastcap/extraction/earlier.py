@@ -9,8 +9,7 @@ from typing import Any
 from fastcap.archive.files import LocalFiles
 from fastcap.archive.layout import JOURNAL, META, WRITER_NAME
 from fastcap.archive.meta import check_config, read_meta
-from fastcap.archive.reader import Archive
-from fastcap.archive.recovery import clean
+from fastcap.archive.reader import Archive, reopen
 from fastcap.errors import ArchiveError
 from fastcap.fingerprint import hash_of
 from fastcap.host_memory import format_bytes
@@ -55,8 +54,7 @@ def open_earlier(
     meta = read_meta(root, files)
     check_config(config, hash_of(dict(config)), meta, root)
     _warn_of_creator(meta.creator, creator, root)
-    clean(root, files)
-    archive = Archive(root, files)
+    archive = reopen(root, files)
     _warn_of_others(archive, rank)
     return archive
 

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 
 from fastcap.archive.reader import Archive
@@ -17,11 +19,15 @@ from tests.support.disk import Disk, FileNode, Loss
 from tests.support.fault_play import ROOT, TOTAL, present
 from tests.support.fault_programs import Program, expected
 
+SHARD = re.compile(r"/\d{6}-\d{3}\.safetensors$")
 WRITER = re.compile(r"w-\d{5}-\d+-[0-9a-f]{8}")
 
 
 def find_lost(program: Program, disk: Disk, saved: Collection[int]) -> str | None:
     """What was acknowledged and cannot be read, or can be read and is wrong."""
+    torn = find_torn(disk)
+    if torn is not None:
+        return torn
     try:
         archive = Archive(ROOT, program.process(disk))
         if TOTAL in saved and archive.n_samples != program.n_samples:
@@ -36,6 +42,28 @@ def find_lost(program: Program, disk: Disk, saved: Collection[int]) -> str | Non
         if f"{ROOT}/meta.json" in disk.image():
             return f"the archive cannot be read: {error}"
         return f"acknowledged samples are lost with the archive: {error}" if saved else None
+
+
+def find_torn(disk: Disk) -> str | None:
+    """A shard under its final name that stock safetensors cannot read, committed or not."""
+    for path, content in disk.image().items():
+        if content is not None and SHARD.search(path):
+            try:
+                safetensors.torch.load(content)
+            except safetensors.SafetensorError as error:
+                return f"a file under its final name is not whole: {path}: {error}"
+    return None
+
+
+def find_unmended(program: Program, disk: Disk) -> str | None:
+    """Whether every sample is there again, though a committed file is not what it was."""
+    try:
+        archive = Archive(ROOT, program.process(disk))
+        if archive.ids != [(0, program.n_samples)]:
+            return f"the archive has {archive.ids} of {program.n_samples} samples"
+        return find_wrong_value(program, archive)
+    except FastcapError as error:
+        return f"the archive cannot be read: {error}"
 
 
 def find_incomplete(program: Program, disk: Disk) -> str | None:

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from fastcap.archive.groups import Group
-from fastcap.archive.reader import Archive
-from fastcap.archive.recovery import clean
+from fastcap.archive.reader import Archive, reopen
 from fastcap.archive.writer import Writer
 from fastcap.errors import ArchiveError, ArchiveWriteError, FastcapError
 from tests.support.disk import Disk
@@ -33,6 +32,7 @@ class History:
         saved: Samples that were acknowledged, in that order.
         wrong: What a process was told that it should not have been.
         n_operations: File calls that can fail.
+        disks: As they were when a run had gone to its end, if they are kept.
         errors: Errors that reached a caller.
     """
 
@@ -40,6 +40,8 @@ class History:
     wrong: list[str] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     n_operations: int = 0
+    keeps_disks: bool = False
+    disks: list[Disk] = field(default_factory=list)
 
 
 def fresh_disk(program: Program) -> Disk:
@@ -130,6 +132,7 @@ def live(
             files.kill()
         else:
             writer.close()
+            history.wrong.extend(_kept(writer, files))
     except Exception as error:  # noqa: BLE001 - whatever reaches a caller is judged
         history.errors.append(error)
         history.wrong.extend(judge_error(error, files))
@@ -202,8 +205,7 @@ def tidy(files: SimulatedFiles) -> set[int]:
     """What every run begins with: remove what the dead have left, and see what is there."""
     if f"{ROOT}/meta.json" not in files.disk.image():
         return set()
-    clean(ROOT, files)
-    return present(Archive(ROOT, files))
+    return present(reopen(ROOT, files))
 
 
 def present(archive: Archive) -> set[int]:
@@ -225,6 +227,8 @@ def resume(program: Program, files: SimulatedFiles, first_name: int, history: Hi
         if not program.is_sized:
             record_total(program, writer, history)
         writer.close()
+        if history.keeps_disks:
+            history.disks.append(files.disk.copy())
         tidy(files)
 
 
@@ -268,6 +272,15 @@ def _judge_dead(
         writer.close()
     except OSError as second:
         history.wrong.append(f"closing a writer that has failed: {second!r}")
+    if not files.has_lasting_fault:
+        history.wrong.extend(_kept(writer, files))
+
+
+def _kept(writer: Writer, files: SimulatedFiles) -> Iterator[str]:
+    """What a writer that was closed has not given back: on a full disk, others need the space."""
+    for path in files.disk.image():
+        if path.startswith(f"{writer.directory}/") and path.endswith(".safetensors.tmp"):
+            yield f"a closed writer keeps {path}"
 
 
 def _missing_in(error: OSError, failure: OSError) -> Iterator[str]:

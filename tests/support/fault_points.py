@@ -13,10 +13,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 
 from tests.support.disk import Disk, Loss
-from tests.support.fault_judging import find_lost, find_problem
+from tests.support.fault_judging import (
+    SHARD,
+    find_incomplete,
+    find_lost,
+    find_problem,
+    find_unmended,
+)
 from tests.support.fault_play import (
     History,
     fresh_disk,
@@ -143,6 +150,7 @@ class Player:
     def play_all(self) -> Tally:
         for play_some in (
             self._play_well,
+            self._play_cuts,
             self._play_deaths,
             self._play_crashes,
             self._play_errors,
@@ -170,6 +178,26 @@ class Player:
             self._program, disk, set(history.saved)
         )
         self._note("none", "no fault", problem or self._recover(disk, history.saved, "", 0))
+
+    def _play_cuts(self) -> None:
+        """Somebody cuts a committed file short, when all is done."""
+        whole = fresh_disk(self._program)
+        play(self._program, whole)
+        resume(self._program, self._program.process(whole), 100, History())
+        for path, content in whole.image().items():
+            if content is not None and SHARD.search(path):
+                disk = whole.copy()
+                number = disk.find(Path(path))
+                disk.truncate(number, len(content) - 1)
+                disk.sync(number)
+                self._note("cut", f"{path} is cut", self._mend(disk))
+
+    def _mend(self, disk: Disk) -> str | None:
+        try:
+            resume(self._program, self._program.process(disk), 200, History())
+        except Exception as error:  # noqa: BLE001 - any way to fail is a finding
+            return f"running it again failed: {error!r}"
+        return find_unmended(self._program, disk)
 
     # Crashes
 
@@ -342,7 +370,7 @@ class Player:
                     self._play_death(operation, second)
 
     def _play_death(self, operation: int, second: int) -> None:
-        disk, history = fresh_disk(self._program), History()
+        disk, history = fresh_disk(self._program), History(keeps_disks=True)
 
         def stop(number: int, _: str, effect: Effect) -> None:
             def die(inner: int, _: str, __: Effect) -> None:
@@ -359,6 +387,11 @@ class Player:
             files, life = self._first_life(disk, history, stop)
             list(life)
         where = f"a death in operation {operation}, at operation {second} of another run"
+        for after in history.disks:  # what a run has called complete is so, whoever wrote it
+            after.cut_power(Loss(Loss.ALL))
+            problem = find_incomplete(self._program, after)
+            if problem is not None:
+                history.wrong.append(f"after a power cut when the other run was done: {problem}")
         self._judge_two("a death of another", where, disk, history)
 
     def _judge_two(self, kind: str, where: str, disk: Disk, history: History) -> None:

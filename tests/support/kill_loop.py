@@ -29,8 +29,7 @@ from random import Random
 import torch
 
 from fastcap.archive.files import LocalFiles
-from fastcap.archive.reader import Archive
-from fastcap.archive.recovery import clean
+from fastcap.archive.reader import Archive, reopen
 from fastcap.archive.writer import Writer
 from fastcap.errors import FastcapError
 from tests.support.fault_judging import find_wrong_value, valid_lines
@@ -88,11 +87,9 @@ def write_rest(root: Path, rank: int = 0) -> Iterator[list[int] | None]:
     Yields:
         `None` when a commit is about to begin, and what it made safe when it is over.
     """
-    files = LocalFiles()
     done: set[int] = set()
     if (root / "meta.json").exists():
-        clean(root, files)
-        done = present(Archive(root, files))
+        done = present(reopen(root, LocalFiles()))
     writer = new_writer(root, rank)
     try:
         yield from _write(writer, done)
@@ -156,8 +153,7 @@ def problem_of(root: Path, saved: list[int]) -> str | None:
 
 def end_problem_of(root: Path) -> str | None:
     """After a run that went to its end."""
-    clean(root, LocalFiles())
-    archive = Archive(root, LocalFiles())
+    archive = reopen(root, LocalFiles())
     if archive.ids != [(0, PROGRAM.n_samples)] or len(archive) != PROGRAM.n_samples:
         return f"the archive has {archive.ids}"
     problems = archive.verify()
