@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.checkout import Checkout
 from benchmarks.gpu import goals
+from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.floors import Floors
 from benchmarks.gpu.goals import Verdict
-from benchmarks.gpu.grid import Cell
 from benchmarks.gpu.session import FAILED, MEASURED, Entry
 from fastcap.bench import Machine
 from fastcap.bench.report import INTERVAL, aligned
@@ -128,6 +128,7 @@ def cell_fields(cell: Cell) -> dict[str, Any]:
         "reason": cell.reason,
         "pass_bytes": cell.group.pass_bytes,
         "passes": cell.n_passes,
+        "prepare_secs": cell.prepare_secs,
         "first_secs": cell.first_secs,
         "secs": cell.secs,
         "hookless_secs": cell.hookless_secs,
@@ -237,6 +238,7 @@ def _goal_rows(report: Report) -> Iterator[tuple[str, ...]]:
     for goal in (
         goals.HIDDEN,
         goals.LINK_SHARE,
+        goals.OUT_SHARE,
         goals.HOST_SHARE,
         goals.DISK_SHARE,
         goals.HOOK_TIME,
@@ -283,6 +285,8 @@ GRID_HEADER = (
 
 def _grid_row(cell: Cell) -> tuple[str, ...]:
     first = "" if cell.first_secs is None else f"{cell.first_secs:.2f}"
+    if first and cell.prepare_secs is not None:
+        first += f", after {cell.prepare_secs:.2f} of pinning"
     equal = {True: "yes", False: "NO", None: "not compared"}[cell.is_equal]
     if not cell.is_measured or cell.terms is None:
         failed = f"{cell.status}: {cell.reason}"
@@ -317,6 +321,7 @@ def _floors(floors: Floors | None) -> str:
     if floors is None:
         return "Not measured."
     workers = f"{floors.n_workers} threads, as many as fastcap has workers"
+    disk = "none could be written" if floors.disk is None else f"{floors.disk:.2f}"
     rows = [
         ("floor", "GB/s"),
         ("one large copy into pinned memory", f"{floors.link:.2f}"),
@@ -324,7 +329,7 @@ def _floors(floors: Floors | None) -> str:
         (f"pinned to fresh memory, {workers}", f"{floors.fresh_by_workers:.2f}"),
         ("pinned to warm memory, one thread", f"{floors.warm:.2f}"),
         (f"pinned to warm memory, {workers}", f"{floors.warm_by_workers:.2f}"),
-        ("a new file, with one fsync", f"{floors.disk:.2f}"),
+        ("a new file, with one fsync", disk),
     ]
     return aligned(rows) + "\n\nThe forward without capture is in each cell."
 
@@ -333,7 +338,7 @@ MICRO_HEADER = ("", "benchmark", "what", "measured", "predicted", "as predicted"
 
 
 def _micro_rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: int(entry.name[1:])):
         for figure in entry.figures:
             yield entry.name, entry.title, figure.name, *_figure(figure)
         if entry.status != MEASURED:

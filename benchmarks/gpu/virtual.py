@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import fastcap
+from benchmarks.gpu.cells import Group
 from benchmarks.gpu.destinations import (
     HOOK,
     LOOP,
@@ -21,7 +22,6 @@ from benchmarks.gpu.destinations import (
     slot_budget,
 )
 from benchmarks.gpu.floors import ARCHIVE, FRESH
-from benchmarks.gpu.grid import Group
 from fastcap.bench.report import aligned
 from fastcap.budget import Limits, plan_budget
 from fastcap.devices.simulated import Costs, TimedDevice
