@@ -65,7 +65,8 @@ from benchmarks.gpu.floors import (
 )
 from benchmarks.gpu.host import HOOK as HOOK_FIGURE
 from benchmarks.gpu.micro import Benchmark
-from benchmarks.gpu.results import Report
+from benchmarks.gpu.page import markdown
+from benchmarks.gpu.report import Report
 from benchmarks.gpu.session import FAILED, MEASURED, NOT_RUN, Clock, Entry
 from benchmarks.gpu.standin import FakeCuda, FakeEvent, FakeStream, StandIn
 from benchmarks.gpu.subjects import GPT2, LLAMA, THIN, Subject, build, tiny
@@ -168,7 +169,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     options = command._parse(["--dry-run"])
     report = command._open_report(StandIn(), options)
     assert set(report.missing) == {"safetensors", "transformers", "pytest"}
-    assert "safetensors (archives are not read" in results.markdown(report)
+    assert "safetensors (archives are not read" in markdown(report)
 
 
 def test_a_module_without_metadata_has_an_unknown_version() -> None:
@@ -251,7 +252,7 @@ def test_without_time_nothing_begins_and_the_report_says_so(gpu: StandIn, tmp_pa
     run = open_run(gpu, tmp_path, limit_secs=2.0)
     run._micro([Benchmark("B0", "nothing", nothing, 30)])
     run._subject([Group(TINY_LLAMA, LAST, 40, 3)], run.clock)
-    page = results.markdown(run.report)
+    page = markdown(run.report)
     assert "- B0, nothing: not run: out of time: 2 s were left, and it takes about 30 s" in page
     assert "- llama, last, archive: not run: out of time: " in page
     assert not any(cell.is_measured for cell in run.report.cells)
@@ -303,10 +304,8 @@ def test_a_destination_that_fails_leaves_the_others(
     report = command._open_report(gpu, command._parse(["--dry-run"]))
     report.cells = found
     assert not report.is_right
-    assert "slots | failed: RuntimeError: out of slots" in " ".join(
-        results.markdown(report).split()
-    )
-    assert "slots, plain loop DIFFERS: layers.0:" in results.markdown(report)
+    assert "slots | failed: RuntimeError: out of slots" in " ".join(markdown(report).split())
+    assert "slots, plain loop DIFFERS: layers.0:" in markdown(report)
 
 
 def test_passes_without_capture_that_fail_end_the_group(
@@ -415,7 +414,7 @@ def test_a_disk_that_cannot_be_written_leaves_the_other_floors(
     assert DISK not in {**terms.secs, **terms.others}
     report = made_up_report()
     report.floors = floors
-    assert "none could be written" in results.markdown(report)
+    assert "none could be written" in markdown(report)
 
 
 def test_an_archive_that_would_take_too_long_is_not_begun(gpu: StandIn, tmp_path: Path) -> None:
@@ -466,7 +465,7 @@ def test_a_pinned_result_is_pinned_once_outside_its_time(
     assert len({rows["layers.0"].data_ptr() for rows in given}) == 1
     report = made_up_report()
     report.cells = [cell]
-    assert " of pinning" in results.markdown(report)
+    assert " of pinning" in markdown(report)
     assert results.document(report)["grid"][0]["prepare_secs"] == cell.prepare_secs
 
 
@@ -604,8 +603,8 @@ def test_the_profiler_counts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_micro_benchmarks_are_listed_by_number() -> None:
     report = made_up_report()
     report.entries.reverse()
-    names = [row[0] for row in results._micro_rows(report.entries)]
-    assert names == ["B1", "B9", "B20"]
+    rows = [line for line in markdown(report).splitlines() if line.startswith("| B")]
+    assert [row.split()[1] for row in rows] == ["B1", "B9", "B20"]
 
 
 def test_memory_that_cannot_be_registered_is_an_error(
@@ -876,7 +875,7 @@ def test_the_json_has_every_round_and_where_it_comes_from(tmp_path: Path) -> Non
 def test_a_report_of_a_run_that_was_ended_or_repeats_nothing_says_so() -> None:
     report = made_up_report()
     report.is_complete, report.repeats, report.floors = False, {"llama": False}, None
-    page = results.markdown(report)
+    page = markdown(report)
     assert "This run did not come to its end" in page
     assert "llama gave other values for the same batch the second time" in page
     assert "Not measured." in page
@@ -887,7 +886,7 @@ def test_one_round_has_no_interval() -> None:
     report = made_up_report()
     cell = report.cells[0]
     cell.secs, cell.hookless_secs = cell.secs[:1], cell.hookless_secs[:1]
-    assert "1.010 (one round)" in results.markdown(report)
+    assert "1.010 (one round)" in markdown(report)
     assert results.document(report)["grid"][0]["ratio_to_hookless"][2] is None
 
 

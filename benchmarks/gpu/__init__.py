@@ -18,7 +18,9 @@ grid        measures them in turns, and compares them with the oracle
 overheads   figures of the micro-benchmarks' list that the grid and its models give
 goals       what was promised, and whether it was met
 session     runs steps until the time is over, and notes what was not run
-results     the JSON and the Markdown
+report      everything that a run found
+page        the same as Markdown
+results     both files, and a few lines for the terminal
 virtual     the grid's twin on a virtual clock
 
 Needs torch and numpy. What else is missing is said, and what depends on it is listed as not run.

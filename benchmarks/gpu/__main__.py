@@ -32,7 +32,7 @@ from benchmarks.gpu import cells, grid, micro, overheads, results, session
 from benchmarks.gpu.cells import Group
 from benchmarks.gpu.floors import measure_floors
 from benchmarks.gpu.micro import Benchmark
-from benchmarks.gpu.results import Report
+from benchmarks.gpu.report import Report
 from benchmarks.gpu.session import ENDED, NOT_RUN, Clock, Entry, describe_error
 from benchmarks.gpu.standin import StandIn
 from benchmarks.gpu.subjects import GPT2, LLAMA, Subject, build, tiny

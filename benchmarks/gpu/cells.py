@@ -72,10 +72,10 @@ class Group:
 
 
 GRID = (
-    Group(LLAMA, ALL, 130, 4),
+    Group(LLAMA, ALL, 110, 4),
     Group(LLAMA, LAST, 25, 8),
     Group(LLAMA, SLICE, 25, 8),
-    Group(THIN, ALL, 30, 6),
+    Group(THIN, ALL, 60, 6),
     Group(GPT2, ALL, 30, 24),
     Group(GPT2, LAST, 15, 96),
     Group(GPT2, SLICE, 15, 96),

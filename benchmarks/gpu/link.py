@@ -39,8 +39,8 @@ def by_size(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     predicted = {
         64 << 10: Range(10, 20),
         MiB: Range(40, 50),
-        8 * MiB: Range(53, 58),
-        64 * MiB: Range(53, 58),
+        8 * MiB: Range(low=53),
+        64 * MiB: Range(low=53),
     }
     source, target = gpu.random(sizes.part_bytes), gpu.pinned(sizes.part_bytes)
     rates = {}
