@@ -607,12 +607,12 @@ def test_micro_benchmarks_are_listed_by_number() -> None:
     assert [row.split()[1] for row in rows] == ["B1", "B9", "B20"]
 
 
-def test_memory_that_cannot_be_registered_is_an_error(
+def test_memory_that_cannot_be_registered_is_said(
     gpu: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = gpu.cuda.cudart()
     monkeypatch.setattr(type(runtime), "cudaHostRegister", lambda *_: 2)
-    with pytest.raises(RuntimeError, match="returned error 2"):
+    with pytest.raises(UnavailableError, match="returned error 2"):
         list(link.pinning(gpu, TINY))
 
 

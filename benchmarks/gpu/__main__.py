@@ -192,8 +192,8 @@ class Run:
     def _steps(self, groups: Sequence[Group]) -> None:
         self._floors()
         self._micro(micro.FIRST)
-        left_for_later_secs = sum(benchmark.likely_secs for benchmark in micro.LATER)
-        clock = self.clock.reserving(left_for_later_secs)
+        later_secs = sum(benchmark.likely_secs for benchmark in micro.LATER)
+        clock = self.clock.reserving(min(later_secs, self.clock.left_secs / 4))
         for of_subject in cells.by_subject(groups).values():
             self._subject(of_subject, clock)
         self._micro(micro.LATER)

@@ -165,6 +165,10 @@ def pinned(question: Question, on_batch: OnBatch | None) -> Outcome:
     return _whole(question.rows)
 
 
+def has_out() -> bool:
+    return "out" in inspect.signature(fastcap.extract_representations).parameters
+
+
 def prepare(destination: str, question: Question, gpu: Gpu) -> float | None:
     """What comes before a run and is no part of it; returns the seconds that pinning took, if any.
 
@@ -172,15 +176,17 @@ def prepare(destination: str, question: Question, gpu: Gpu) -> float | None:
     """
     if destination != PINNED:
         return None
-    if "out" not in inspect.signature(fastcap.extract_representations).parameters:
+    if not has_out():
         raise UnavailableError("a pinned result: this fastcap's results have no out=")
     secs = None
     if not question.rows:
         started = time.perf_counter()
-        for site, value in question.expected.items():
-            row = gpu.pinned(value.nbytes, value.dtype).view(value.shape)
-            question.rows[site] = row
+        rows = {
+            site: gpu.pinned(value.nbytes, value.dtype).view(value.shape)
+            for site, value in question.expected.items()
+        }
         secs = time.perf_counter() - started
+        question.rows.update(rows)
     for row in question.rows.values():
         row.reshape(-1).view(torch.uint8).fill_(SCRIBBLE)
     return secs
