@@ -196,6 +196,34 @@ def test_fewer_passes_where_an_archive_of_them_would_take_most_of_the_time() -> 
     assert fitted(group, None, replace(FLOORS, disk=0.001)) == 2
 
 
+def test_pinned_memory_that_torch_keeps_is_given_back_where_memory_is_short(
+    gpu: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Group(LLAMA, ALL, 1000, 4)
+    short, enough = 7 * group.pass_bytes, 70 * group.pass_bytes
+    given_back: list[str] = []
+    monkeypatch.setattr(gpu, "give_back_pinned", lambda: given_back.append("all"))
+    for found, n_passes, expected in (
+        ([enough], 4, []),
+        ([short, enough], 4, ["all"]),
+        ([short, 3 * short], 3, ["all"]),
+    ):
+        left = iter(found)
+        monkeypatch.setattr(grid, "available_bytes", lambda left=left: next(left))
+        assert grid._n_passes(gpu, group, FLOORS) == n_passes
+        assert given_back == expected
+        given_back.clear()
+
+
+def test_giving_back_pinned_memory_works_with_every_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: called.append("torch"), raising=False)
+    Gpu("cpu").give_back_pinned()
+    monkeypatch.delattr(torch._C, "_host_emptyCache")
+    Gpu("cpu").give_back_pinned()
+    assert called == ["torch"]
+
+
 # A run in which things go wrong
 
 
