@@ -88,6 +88,8 @@ def summary(place: Place) -> str:
     for kind, (heading, brief) in BRIEFS.items():
         result = newest(place.results, kind)
         said = kind.not_measured if result is None else brief(result)
+        if result is not None and result.is_busy:
+            said += " Measured while other work ran."
         lines.append(f"* [{kind.title[0].upper()}{kind.title[1:]}](#{heading}). {said}")
     return "\n".join(lines)
 

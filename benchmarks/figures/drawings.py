@@ -14,7 +14,7 @@ from benchmarks.peers.ways import FASTCAP as PEERS_FASTCAP
 from benchmarks.peers.ways import HOOKLESS as PEERS_HOOKLESS
 from benchmarks.scaling import picture
 from fastcap.bench.timing import Ratio
-from fastcap.bench.ways import ARCHIVE, FASTCAP, HOOK
+from fastcap.bench.ways import FASTCAP, HOOK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ WAYS = {
     HOOK: Mark("plain hook", "o", "white"),
     FASTCAP: Mark("fastcap, into memory", "s", "black"),
     "fastcap stream": Mark("fastcap stream", "^", "0.7"),
-    ARCHIVE: Mark("fastcap archive", "D", "white"),
+    "fastcap store": Mark("fastcap store", "D", "white"),
 }
 PEERS = {
     PEERS_FASTCAP: Mark("fastcap", "s", "black"),
@@ -34,6 +34,9 @@ PEERS = {
 }
 FLOOR_LABEL = "floor of fastcap, into memory"
 SPREAD = 0.6  # of a row, for the ways within it
+BAR_HEIGHT = 0.66  # of a row
+OWN_FILL = "0.25"
+COLLECTOR_FILLS = {"rows": "0.7", "lists": "white"}
 
 
 def overhead(result: Result) -> Figure:
@@ -47,6 +50,8 @@ def overhead(result: Result) -> Figure:
     for panel, group in zip(panels, groups, strict=True):
         _overheads(panel, group)
     handles, labels = panels[0].get_legend_handles_labels()
+    # matplotlib puts lines first: here the floor, which belongs behind the ways.
+    handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
     return figure
 
@@ -83,15 +88,28 @@ def _shifts(n_ways: int) -> list[float]:
 def beside_peers(result: Result) -> Figure:
     """A row of panels per question: time, and peak memory."""
     found = questions(result)
-    figure = _figure(9.5, 0.6 + 1.55 * len(found))
-    panels = figure.subplots(len(found), 2, squeeze=False)
-    for (times, memory), each in zip(panels, found, strict=True):
-        ways = [way for way in PEERS if way in each.fields["secs"]]
-        _times(times, each, ways)
-        _memory(memory, each, ways)
-    panels[-1][0].set_xlabel("time, hookless = 1 (bars: 95 % interval)")
-    panels[-1][1].set_xlabel("peak memory added, MB")
+    ways = [[way for way in PEERS if way in each.fields["secs"]] for each in found]
+    heights = [1.5 + len(asked) for asked in ways]  # axis and title, and a row per way
+    figure = _figure(9.5, 0.4 + 0.36 * sum(heights))
+    panels = figure.subplots(len(found), 2, squeeze=False, height_ratios=heights)
+    for (times, memory), each, asked in zip(panels, found, ways, strict=True):
+        _times(times, each, asked)
+        _memory(memory, each, asked)
+    figure.legend(handles=_peers_legend(), loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+def _peers_legend() -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    tick: Any = {"marker": "|", "markersize": 13, "markeredgewidth": 2.2, "linestyle": ""}
+    fills = {"fastcap": OWN_FILL, "peer, rows": COLLECTOR_FILLS["rows"]}
+    fills["peer, lists"] = COLLECTOR_FILLS["lists"]
+    return [
+        Line2D([], [], color="black", label="floor of fastcap", **tick),
+        *(Patch(facecolor=fill, edgecolor="black", label=name) for name, fill in fills.items()),
+    ]
 
 
 def _times(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
@@ -105,23 +123,30 @@ def _times(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
     rows_of(axes, [PEERS[way].label for way in ways])
     ratio_axis(axes, *limits(ratios, *floors))
     axes.set_title(f"{each.name}: {each.what}", fontsize=9, loc="left")
+    axes.set_xlabel("time, hookless = 1 (bars: 95 % interval)", fontsize=8)
 
 
 def _memory(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
-    rows_of(axes, [PEERS[way].label for way in ways])
-    axes.set_title("the same, memory", fontsize=9, loc="left")
     if not each.added(PEERS_FASTCAP):
-        axes.set_title("memory not measured", fontsize=9, loc="left")
-        axes.set_xticks([])
+        axes.set_axis_off()
+        axes.text(0.0, 0.5, "memory not measured", transform=axes.transAxes, va="center")
         return
+    rows_of(axes, ["" for _ in ways])  # the panel beside it has the names
     for row, way in enumerate(ways):
-        for n_collector, n_bytes in enumerate(each.added(way).values()):
-            fill = "0.25" if way == PEERS_FASTCAP else "0.65" if n_collector == 0 else "white"
-            height = 0.62 / len(each.added(way))
-            y = row + (n_collector + 0.5) * height - 0.31
-            axes.barh(y, n_bytes / 1e6, height, color=fill, edgecolor="black", linewidth=0.7)
+        added = each.added(way)
+        height = BAR_HEIGHT / len(added)
+        for index, (collector, n_bytes) in enumerate(added.items()):
+            axes.barh(
+                row + (index + 0.5) * height - BAR_HEIGHT / 2,
+                n_bytes / 1e6,
+                height,
+                color=OWN_FILL if way == PEERS_FASTCAP else COLLECTOR_FILLS[collector],
+                edgecolor="black",
+                linewidth=0.7,
+            )
     axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.margins(x=0.08)
+    axes.set_title("peak memory", fontsize=9, loc="left")
+    axes.set_xlabel("added to that of hookless, MB", fontsize=8)
 
 
 def growth(result: Result) -> Figure:

@@ -10,7 +10,11 @@ from benchmarks.figures.text import paragraphs, table
 from benchmarks.hook_cost import EMPTY, HOOKLESS
 
 STORE, DECODING = "store", "store, last position"
-NAMES = {EMPTY: "empty Python hook"}
+NAMES = {
+    EMPTY: "empty Python hook",
+    "hook with .detach().cpu()": "hook with `.detach().cpu()`",
+    "hook with .detach().clone()": "hook with `.detach().clone()`",
+}
 
 
 def block(result: Result) -> str:
@@ -42,7 +46,7 @@ HEADER = (
     "µs per site, over hookless",
     "quartiles",
     "over an empty hook",
-    "µs per site, quiet machine",
+    "tenth percentile, over hookless",
     "µs per pass",
 )
 

@@ -58,11 +58,12 @@ class Answered:
         """The passes and one copy of the result, where the result is whole and in memory."""
         if self.fields["to_disk"] or self.fields["stop"]:
             return None
-        gigabytes = self.fields["result_bytes"] / 1e9
+        gigabytes: float = self.fields["result_bytes"] / 1e9
         return self.median(HOOKLESS) + gigabytes / self._floors.into_result_gb_per_sec
 
     def median(self, way: str) -> float:
-        return statistics.median(self.fields["secs"][way])
+        secs: list[float] = self.fields["secs"][way]
+        return statistics.median(secs)
 
 
 def questions(result: Result) -> list[Answered]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SETTINGS = {"svg.hashsalt": "fastcap", "svg.fonttype": "path", "font.size": 9}
-TICKS = (0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
-MOST_TICKS = 6
+SETTINGS: dict[Any, Any] = {"svg.hashsalt": "fastcap", "svg.fonttype": "path", "font.size": 9}
+TICKS = (
+    *(1, 2, 5, 10, 20, 50, 100, 0.5, 0.2, 0.1),
+    *(1.5, 1.2, 1.1, 0.9, 0.8, 1.05, 0.95, 3, 0.7),
+    *(1.3, 1.02, 0.98, 1.4, 4, 7, 1.03, 0.97, 1.01, 0.99, 1.08, 1.15, 0.6),
+)
+"""Of a ratio, those that a reader would rather see first."""
+TICK_ROOM = 0.12
+"""The least distance of two ticks, as a share of the axis."""
 BAND = "0.94"
 
 
@@ -67,7 +74,7 @@ def ratio_axis(axes: Axes, lowest: float, highest: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(lowest, highest)
     axes.xaxis.set_minor_locator(NullLocator())
-    shown = thinned([tick for tick in TICKS if lowest <= tick <= highest])
+    shown = choose_ticks(lowest, highest)
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.set_xticklabels([f"{tick:g}" for tick in shown])
     axes.axvline(1, color="0.4", linewidth=0.8, zorder=0)
@@ -75,11 +82,15 @@ def ratio_axis(axes: Axes, lowest: float, highest: float) -> None:
     axes.set_axisbelow(True)
 
 
-def thinned(ticks: Sequence[float]) -> list[float]:
-    """At most six, with 1 among them."""
-    step = -(-len(ticks) // MOST_TICKS)
-    start = ticks.index(1) % step if 1 in ticks else 0
-    return list(ticks[start::step]) if step else []
+def choose_ticks(lowest: float, highest: float) -> list[float]:
+    """Ticks of a logarithmic axis that leave room for each other's labels."""
+    width = math.log(highest / lowest)
+    chosen: list[float] = []
+    for tick in TICKS:
+        distances = [abs(math.log(tick / other)) / width for other in chosen]
+        if lowest <= tick <= highest and min(distances, default=1.0) >= TICK_ROOM:
+            chosen.append(tick)
+    return sorted(chosen)
 
 
 def limits(ratios: Sequence[Mapping[str, float]], *others: float) -> tuple[float, float]:

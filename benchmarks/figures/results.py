@@ -38,6 +38,11 @@ class Result:
         return Machine(**self.content["machine"])
 
     @property
+    def is_busy(self) -> bool:
+        """Whether other work ran beside it, as far as the file says."""
+        return float(self.content.get("load", 0.0)) > self.machine.n_cores
+
+    @property
     def stamp(self) -> str:
         """Changes with the name and with any figure."""
         text = json.dumps(self.content, sort_keys=True)
@@ -105,7 +110,7 @@ def credit(result: Result, to_results: str) -> str:
         f"{', '.join(place)} (huge pages: {machine.huge_pages})",
         ", ".join(versions),
         f"commit {(content['commit'] or 'unknown')[:12]}{_changes(content)}",
-        *_load(content, machine),
+        *_load(result),
     ]
     return f"From [{result.path.name}]({to_results}{result.path.name}): {'; '.join(parts)}."
 
@@ -115,8 +120,8 @@ def _changes(content: Content) -> str:
     return f" with {n_paths} changed paths" if n_paths else ""
 
 
-def _load(content: Content, machine: Machine) -> list[str]:
-    if "load" not in content:
+def _load(result: Result) -> list[str]:
+    if "load" not in result.content:
         return []
-    busy = ", so other work ran beside it" if content["load"] > machine.n_cores else ""
-    return [f"load average {content['load']:.2f}{busy}"]
+    busy = ", so other work ran beside it" if result.is_busy else ""
+    return [f"load average {result.content['load']:.2f}{busy}"]

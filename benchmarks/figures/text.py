@@ -42,7 +42,7 @@ def comparison(ratio: Mapping[str, Any], one: str, other: str) -> str:
     said = {
         "less": f"{one} takes less time than {other}",
         "more": f"{one} takes more time than {other}",
-        "same": f"the interval includes 1, so no difference between {one} and {other} is shown",
+        "same": f"no difference between {one} and {other} is shown: the interval includes 1",
     }
     return said[verdict(ratio)]
 
