@@ -200,6 +200,7 @@ def test_the_suite_counts_verdicts_and_says_what_differs(tmp_path: Path) -> None
     said = suite.brief(put(tmp_path, "suite", document))
     assert "fastcap takes less time than the plain hook in 0, more in 14, and in 0" in said
     assert "values DIFFER from the oracle's: fastcap store in tiny-last" in said
+    assert "1.500 to 1.500 on the model of GPT-2's size and 3.000 to 3.000 on the small" in said
 
 
 def test_bars_that_are_met_are_said_so(tmp_path: Path) -> None:
@@ -207,6 +208,7 @@ def test_bars_that_are_met_are_said_so(tmp_path: Path) -> None:
     assert "is met in 9 of 9 comparisons" in page
     assert "in 7 of 7. Every bar is met." in page
     assert "missed" not in page
+    assert "fastcap in 4 of 4, nnsight in 3 of 3, TransformerLens in 0 of 3, SAELens in 3" in page
     assert "25.0 % differ, by 1.0e-06 at most" in page
     assert "TransformerLens, beside the oracle on a model with eager attention: 0.1 %" in page
     assert "nnsight is not in this table: nnsight writes no files" in page
@@ -262,6 +264,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def stamps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are not drawn, which takes seconds."""
+    monkeypatch.setattr(
+        pictures, "save", lambda figure, result, path: path.write_text(result.stamp)
+    )
+
+
 def test_a_run_writes_pages_and_pictures_until_nothing_is_stale(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +286,7 @@ def test_a_run_writes_pages_and_pictures_until_nothing_is_stale(
     assert "(../benchmarks/results/imports" in (project / "docs/performance.md").read_text()
 
 
+@pytest.mark.usefixtures("stamps_only")
 def test_other_figures_make_pages_and_pictures_stale(project: Path) -> None:
     pytest.importorskip("matplotlib")
     main.main([], project)
@@ -284,6 +295,7 @@ def test_other_figures_make_pages_and_pictures_stale(project: Path) -> None:
     assert list(main.stale_pictures(project)) == [f"{IMAGES}/peers.svg"]
 
 
+@pytest.mark.usefixtures("stamps_only")
 def test_a_picture_without_figures_is_removed(project: Path) -> None:
     pytest.importorskip("matplotlib")
     main.main([], project)

@@ -66,7 +66,7 @@ def brief(result: Result) -> str:
     if not share:
         return times
     return (
-        f"{times} Its peak memory is {share[FASTCAP]:.2f} results, the hook's "
+        f"{times} It adds {share[FASTCAP]:.2f} results to the peak of memory, the hook "
         f"{share[INCUMBENT]:.2f}."
     )
 

@@ -9,7 +9,6 @@ from benchmarks.figures.peers import NAMES, Answered, questions
 from benchmarks.figures.pictures import Mark, limits, ratio_axis, rows_of
 from benchmarks.figures.results import Result
 from benchmarks.figures.suite import Measured, workloads
-from benchmarks.grid import GPT2_SIZED
 from benchmarks.peers.ways import FASTCAP as PEERS_FASTCAP
 from benchmarks.peers.ways import HOOKLESS as PEERS_HOOKLESS
 from benchmarks.scaling import picture
@@ -43,8 +42,8 @@ def overhead(result: Result) -> Figure:
     """Every workload's ways beside hookless, with the floor."""
     figure = _figure(9.5, 5.6)
     found = workloads(result)
-    large = [each for each in found if each.name.startswith(f"{GPT2_SIZED.name}-")]
-    small = [each for each in found if each not in large]
+    large = [each for each in found if each.is_large]
+    small = [each for each in found if not each.is_large]
     groups = [group for group in (large, small) if group]
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for panel, group in zip(panels, groups, strict=True):

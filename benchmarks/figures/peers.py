@@ -77,6 +77,7 @@ def block(result: Result) -> str:
     parts = [
         f"![Time and peak memory of fastcap and its peers](images/{PICTURE})",
         _model(result),
+        values(result),
         bars(result),
     ]
     for each in questions(result):
@@ -98,12 +99,12 @@ def readme_block(result: Result) -> str:
         if each.added(FASTCAP):
             cells = (_memory_cell(each, peer) for peer in peers)
             rows.append((f"{each.what}: peak memory added, fastcap / peer", *cells))
-    return paragraphs(table(header, rows), bars(result))
+    return paragraphs(table(header, rows), values(result), bars(result))
 
 
 def brief(result: Result) -> str:
     """For the summary."""
-    return bars(result).split("\n")[0]
+    return f"{bars(result).partition(' Missed:')[0]} {values(result)}"
 
 
 def _version(result: Result, name: str) -> str:
@@ -112,14 +113,18 @@ def _version(result: Result, name: str) -> str:
 
 
 def _time_cell(each: Answered, peer: str) -> str:
-    return interval(each.to_peer(peer)) if peer in each.peers else "does not apply"
+    return interval(each.to_peer(peer)) if peer in each.peers else _absence(each, peer)
 
 
 def _memory_cell(each: Answered, peer: str) -> str:
     theirs = each.added(peer)
     if not theirs:
-        return "does not apply"
+        return _absence(each, peer)
     return f"{_signed(each.added(FASTCAP)['rows'])} / {_signed(min(theirs.values()))}"
+
+
+def _absence(each: Answered, peer: str) -> str:
+    return "does not do this" if peer in each.fields["not_measured"] else "not measured"
 
 
 def _model(result: Result) -> str:
@@ -131,6 +136,18 @@ def _model(result: Result) -> str:
         f"float32, on the CPU. {listed(versions)}, with transformers"
         f"{_version(result, 'transformers')}; {n_rounds} rounds."
     )
+
+
+def values(result: Result) -> str:
+    """Whose values are the oracle's, bit for bit."""
+    by_way: dict[str, list[bool]] = {}
+    for each in questions(result):
+        for way, found in each.fields["values"].items():
+            by_way.setdefault(way, []).append(Verdict(**found).is_equal)
+    said = [
+        f"{NAMES.get(way, way)} in {sum(equal)} of {len(equal)}" for way, equal in by_way.items()
+    ]
+    return f"Questions in which every value equals the oracle's, bit for bit: {', '.join(said)}."
 
 
 def bars(result: Result) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.figures.results import Result
 from benchmarks.figures.text import folded, interval, paragraphs, table, verdict
+from benchmarks.grid import GPT2_SIZED
 from fastcap.bench.floors import Floors, Prediction, predict, predict_archive
 from fastcap.bench.report import brief as ratio_fields
 from fastcap.bench.timing import paired_ratio
@@ -74,6 +75,10 @@ class Measured:
         return "" if floor is None else f"{statistics.median(self.secs[way]) / floor.secs:.3f}"
 
     @property
+    def is_large(self) -> bool:
+        return self.name.startswith(f"{GPT2_SIZED.name}-")
+
+    @property
     def bytes_per_pass(self) -> str:
         return format_bytes(self.fields["captured_bytes"] / self.fields["passes"])
 
@@ -83,9 +88,10 @@ class Measured:
 
 
 def workloads(result: Result) -> list[Measured]:
-    """In the order of the file."""
+    """The large model first, otherwise in the order of the file."""
     floors = Floors(**result.content["floors"])
-    return [Measured(name, fields, floors) for name, fields in result.content["workloads"].items()]
+    found = [Measured(name, fields, floors) for name, fields in result.content["workloads"].items()]
+    return sorted(found, key=lambda each: not each.is_large)
 
 
 def _reading(result: Result) -> str:
@@ -103,8 +109,18 @@ def _reading(result: Result) -> str:
     return (
         f"In {len(found)} workloads, by the 95 % interval of {result.content['rounds']} rounds, "
         f"fastcap takes less time than the plain hook in {said['less']}, more in {said['more']}, "
-        f"and in {said['same']} no difference is shown; {values}."
+        f"and in {said['same']} no difference is shown; {values}. {_ranges(found)}"
     )
+
+
+def _ranges(found: Sequence[Measured]) -> str:
+    """How far the medians lie apart."""
+    said = []
+    for name, is_large in (("on the model of GPT-2's size", True), ("on the small ones", False)):
+        medians = [e.to_hookless(FASTCAP)["median"] for e in found if e.is_large == is_large]
+        if medians:
+            said.append(f"{min(medians):.3f} to {max(medians):.3f} {name}")
+    return f"The median time of fastcap, hookless = 1, is {' and '.join(said)}."
 
 
 HEADER = (
