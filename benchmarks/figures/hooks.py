@@ -9,11 +9,12 @@ from benchmarks.figures.results import Result
 from benchmarks.figures.text import paragraphs, table
 from benchmarks.hook_cost import EMPTY, HOOKLESS
 
+CLONE = "hook with .detach().clone()"
 STORE, DECODING = "store", "store, last position"
 NAMES = {
     EMPTY: "empty Python hook",
     "hook with .detach().cpu()": "hook with `.detach().cpu()`",
-    "hook with .detach().clone()": "hook with `.detach().clone()`",
+    CLONE: "hook with `.detach().clone()`",
 }
 
 
@@ -30,6 +31,8 @@ def brief(result: Result) -> str:
 def _reading(result: Result) -> str:
     costs, n_sites = result.content["micros_per_site"], result.content["sites"]
     said = f"An empty Python hook costs {_micros(costs[EMPTY])} µs per site"
+    if CLONE in costs:
+        said += f", one that clones the value {_micros(costs[CLONE])} µs"
     if STORE in costs:
         said += f", a site of a store {_micros(costs[STORE])} µs"
     if DECODING in costs:
