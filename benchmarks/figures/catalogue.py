@@ -99,7 +99,8 @@ def gaps(place: Place) -> str:
     missing = [kind for kind in BRIEFS if newest(place.results, kind) is None]
     if not missing:
         return "Every kind of figure on this page has been measured on a CPU."
-    return "\n".join(f"* {kind.title}: `{kind.command}`" for kind in missing)
+    lines = "\n".join(f"* {kind.title}: `{kind.command}`" for kind in missing)
+    return f"Kinds of figures on this page that have no result file yet:\n\n{lines}"
 
 
 BLOCKS: Mapping[str, Block] = {

@@ -12,7 +12,7 @@ from benchmarks.figures.text import interval, listed, paragraphs, table
 from benchmarks.peers.judge import Verdict
 from benchmarks.peers.questions import GPT2
 from benchmarks.peers.report import TIME_BAR
-from benchmarks.peers.ways import FASTCAP, HOOKLESS
+from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS
 from fastcap.bench.floors import Floors
 from fastcap.host_memory import format_bytes
 
@@ -21,8 +21,9 @@ NAMES = {"nnsight": "nnsight", "transformer-lens": "TransformerLens", "sae-lens"
 
 
 def is_whole(result: Result) -> bool:
-    """Not of the model that tests use."""
-    return bool(result.content["model"] == asdict(GPT2))
+    """Of every peer, and not on the model that tests use."""
+    asked = {way for question in result.content["questions"] for way in question["secs"]}
+    return bool(result.content["model"] == asdict(GPT2)) and asked >= set(PEERS)
 
 
 class Answered:

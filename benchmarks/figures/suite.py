@@ -29,8 +29,8 @@ def block(result: Result) -> str:
     """A picture, a row per workload, and a row per way for who opens it."""
     return paragraphs(
         f"![Time of each way by workload, hookless = 1](images/{PICTURE})",
-        "Ways that are not in the picture, such as archives, and intervals that leave it are in the "
-        "table of every way.",
+        "Ways that are not in the picture, such as archives, and intervals that leave it are in "
+        "the table of every way.",
         _reading(result),
         table(HEADER, map(_row, workloads(result))),
         folded("Every way in every workload", table(WAYS_HEADER, _way_rows(result))),
