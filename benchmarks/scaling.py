@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,6 +30,9 @@ from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, Values, Verifier, orac
 from benchmarks.workloads import Workload, blocks, build_case
 from fastcap.bench.machine import describe_machine
 from fastcap.bench.timing import FEWEST_ROUNDS, Ratio, measure_rounds, paired_ratio
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BASES = (HOOKLESS, INCUMBENT)
 SITES, SAMPLES, WIDTH = "sites", "samples", "width"
@@ -98,7 +102,7 @@ def _line(ratios: Ratios) -> str:
     return ", ".join(f"{base} = 1: {ratio}" for base, ratio in ratios.items())
 
 
-def draw(figures: Mapping[str, Mapping[int, Ratios]], title: str, path: Path) -> None:
+def picture(figures: Mapping[str, Mapping[int, Ratios]], title: str) -> Figure:
     """One panel per series; the ways differ in marker and line, not in colour."""
     from matplotlib.figure import Figure
 
@@ -125,7 +129,7 @@ def draw(figures: Mapping[str, Mapping[int, Ratios]], title: str, path: Path) ->
     panels[0].set_ylabel("fastcap's time, as a multiple")
     panels[0].legend(frameon=False)
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path)
+    return figure
 
 
 def _bars(ratios: Sequence[Ratio]) -> list[list[float]]:
@@ -172,7 +176,7 @@ def write(folder: Path, figures: Mapping[str, Mapping[int, Ratios]], n_rounds: i
         f"{torch.__version__}, threads: {torch.get_num_threads()}, {now:%Y-%m-%d}\n"
         f"Bars: 95 % intervals of {n_rounds} rounds. Otherwise 4 sites, 128 samples, width 256."
     )
-    draw(figures, title, folder / f"{name}.svg")
+    picture(figures, title).savefig(folder / f"{name}.svg")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.imports import ImportCost, broken_limits, summarise
+import json
+from pathlib import Path
+
+from benchmarks.imports import ImportCost, broken_limits, summarise, write
 
 
 def test_imports_over_the_limit_or_of_optional_packages_are_broken_limits() -> None:
@@ -26,3 +29,12 @@ def test_import_costs_are_medians_of_pairs() -> None:
     assert cost.torch_ms == 10.0
     assert cost.difference_ms == 1.0
     assert cost.modules == ("m",)
+
+
+def test_figures_are_written_with_where_they_come_from(tmp_path: Path) -> None:
+    cost = ImportCost(20.0, 900.0, 21.0, ("fastcap",), cuda_is_initialised=False)
+    write(tmp_path, cost, 3)
+    [path] = tmp_path.glob("imports-*.json")
+    written = json.loads(path.read_text())
+    assert set(written) >= {"date", "commit", "machine", "torch", "load"}
+    assert (written["added_ms"], written["torch_ms"], written["rounds"]) == (20.0, 900.0, 3)
