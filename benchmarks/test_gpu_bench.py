@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastcap
 from benchmarks.checkout import Checkout
@@ -74,6 +73,8 @@ from benchmarks.gpu.toolbox import TINY, Gpu
 from fastcap import hooks
 from fastcap.bench import Machine, make_case, ways
 from fastcap.bench.case import Values
+from fastcap.lanes import staged, straight
+from tests.support.sanitizer import SCRIPT
 
 GB = 10**9
 MiB = 1 << 20
@@ -131,12 +132,6 @@ def test_a_dry_run_compares_every_cell_with_the_oracle(
     cells = dry_run[0]["grid"]
     assert len(cells) == sum(len(group.destinations) for group in SMALL_GRID)
     for cell in cells:
-        if cell["destination"] == PINNED:
-            assert (cell["status"], cell["reason"]) == (
-                NOT_RUN,
-                "a pinned result: this fastcap's results have no out=",
-            )
-            continue
         assert (cell["status"], cell["equal"], len(cell["secs"])) == (MEASURED, True, 2)
         assert cell["values_compared"] >= 3 * 3  # a first run and two rounds of three sites
         assert cell["bound"] in cell["floor_secs"]
@@ -458,51 +453,58 @@ def test_an_archive_that_would_take_too_long_is_not_begun(gpu: StandIn, tmp_path
 # The pinned result
 
 
-def takes_out(
-    monkeypatch: pytest.MonkeyPatch, write: Callable[[Tensor, Tensor], object] = Tensor.copy_
-) -> list[Values]:
-    """`extract_representations` gets an `out=`; returns what it was given."""
-    given: list[Values] = []
-
-    def extract(*args: Any, out: Values, **options: Any) -> Values:
-        given.append(dict(out))
-        for site, value in fastcap_extract(*args, **options).items():
-            write(out[site], value)
-        return out
-
-    fastcap_extract = fastcap.extract_representations
-    monkeypatch.setattr(fastcap, "extract_representations", extract)
-    monkeypatch.setattr(ways, "extract_representations", extract)
-    return given
-
-
-def measured_pinned(gpu: Gpu, folder: Path) -> Cell:
-    cells = [Cell(Group(TINY_LLAMA, LAST, 60, 3), PINNED)]
-    grid.measure_group(gpu, cells, build(TINY_LLAMA, gpu), FLOORS, folder, Clock(1e6))
+def measured_pinned(gpu: Gpu, folder: Path, subject: Subject = TINY_LLAMA) -> Cell:
+    cells = [Cell(Group(subject, ALL, 60, 3), PINNED)]
+    grid.measure_group(gpu, cells, build(subject, gpu), FLOORS, folder, Clock(1e6))
     return cells[0]
 
 
 def test_a_pinned_result_is_pinned_once_outside_its_time(
     gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = takes_out(monkeypatch)
+    given: list[int] = []
+
+    def extract(*args: Any, out: Values, **options: Any) -> Values:
+        given.append(out["layers.0"].data_ptr())
+        return fastcap.extract_representations(*args, out=out, **options)
+
+    monkeypatch.setattr(ways, "extract_representations", extract)
     cell = measured_pinned(gpu, tmp_path)
     assert (cell.status, cell.is_equal, len(cell.secs)) == (MEASURED, True, 2)
     assert cell.prepare_secs is not None
-    assert len(given) == 3
-    assert len({rows["layers.0"].data_ptr() for rows in given}) == 1
+    assert (len(given), len(set(given))) == (3, 1)
     report = made_up_report()
     report.cells = [cell]
     assert " of pinning" in markdown(report)
     assert results.document(report)["grid"][0]["prepare_secs"] == cell.prepare_secs
 
 
+def test_copies_go_straight_into_a_pinned_result(
+    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = tiny(THIN)
+    wide = replace(subject, shape=replace(subject.shape, width=4096))
+    with mock.patch.object(straight, "copy_straight", side_effect=straight.copy_straight) as copied:
+        monkeypatch.setattr(staged, "copy_straight", copied, raising=True)
+        cell = measured_pinned(gpu, tmp_path, wide)
+    assert copied.call_count
+    assert cell.is_equal
+
+
 def test_a_pinned_result_is_not_right_because_an_earlier_run_was(
     gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = iter(range(100))
-    takes_out(monkeypatch, lambda row, value: row.copy_(value) if next(calls) < 3 else None)
+    runs: list[Values] = []
+
+    def extract(*args: Any, out: Values, **options: Any) -> Values:
+        runs.append(out)
+        if len(runs) > 1:
+            return out
+        return fastcap.extract_representations(*args, out=out, **options)
+
+    monkeypatch.setattr(ways, "extract_representations", extract)
     cell = measured_pinned(gpu, tmp_path)
+    assert len(runs) == 3
     assert cell.is_equal is False
     assert cell.problems[0].startswith("layers.0: ")
 
@@ -599,7 +601,7 @@ def test_the_sanitizers_script_finds_what_python_finds(
 def test_the_sanitizers_script_runs(
     gpu: StandIn, is_broken: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = steady.SANITIZED.format(is_broken=is_broken)
+    script = SCRIPT.format(is_broken=is_broken)
     script = script.replace(".cuda()", "").replace('"cuda"', '"cpu"')
     with mock.patch("fastcap.engine.modes_off", hooks.modes_off):
         exec(compile(script, "<script>", "exec"), {})
@@ -950,4 +952,5 @@ def test_the_twin_holds_what_the_cost_model_says_and_calls_itself_arithmetic(
             assert cell.secs <= 1.05 * cell.model_secs
     assert cells["llama", SLOTS].bound == "compute"
     assert cells["thin", SLOTS].bound == "link"
+    assert cells["thin", PINNED].bound == "link"
     assert cells["thin", ARCHIVE].bound == "disk"

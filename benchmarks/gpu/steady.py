@@ -82,34 +82,15 @@ def _drain(run: fastcap.Stream) -> None:
         pass
 
 
-SANITIZED = """
-from contextlib import nullcontext
-import torch, fastcap, fastcap.engine
-from tests.support.mutation import Change
-
-is_broken = {is_broken}
-fastcap.engine.modes_off = nullcontext  # the sanitizer is a dispatch mode, and must see packs
-change = Change(
-    "fastcap.lanes.staged:StagedLane._flush_open", "after=chunk.mark_packed(),", "after=(),"
-)
-model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4))).cuda()
-with change.applied() if is_broken else nullcontext():
-    with fastcap.ActivationStore(model, ["0", "1", "2"], device_bytes=16384) as store:
-        for _ in range(4):
-            model(torch.randn(64, 64, device="cuda"))
-        store.activations
-print("done")
-"""
-"""The second run is the control: an engine whose copy does not wait for its packs."""
-
-
 def sanitized(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     """Torch's CUDA sanitizer over a small store, and over one that is broken on purpose."""
+    from tests.support.sanitizer import SCRIPT  # what is measured otherwise needs no tests
+
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "TORCH_CUDA_SANITIZER": "1", "PYTHONPATH": path}
     reports = {}
     for is_broken in (False, True):
-        done = gpu.python(SANITIZED.format(is_broken=is_broken), env)
+        done = gpu.python(SCRIPT.format(is_broken=is_broken), env)
         has_reported = "CSAN" in done.stderr
         if done.stdout != "done\n" and not has_reported:
             raise UnavailableError(f"the sanitizer's script ended with {done.stderr[-300:]!r}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -20,7 +19,6 @@ from benchmarks.gpu.destinations import (
     LOOP,
     PINNED,
     SLOTS,
-    has_out,
     slot_budget,
 )
 from benchmarks.gpu.floors import ARCHIVE, FRESH
@@ -28,6 +26,7 @@ from fastcap.bench.report import aligned
 from fastcap.budget import Limits, plan_budget
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.host_memory import format_bytes
+from fastcap.lanes.straight import STRAIGHT_BYTES
 from tests.support.runs import running_on
 from tests.support.virtual import (
     Layer,
@@ -45,8 +44,6 @@ COSTS = Costs()
 DISK_BYTES_PER_SEC = 2.5e9
 FREE_BYTES = 100 << 30  # of the GPU and of its host: no budget is cut for want of memory
 DESTINATIONS = (SLOTS, LOOP, FRESH, PINNED, ARCHIVE, HOOK)
-STRAIGHT_BYTES = 1 << 20
-"""Records of as much or more are copied straight into pinned rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +92,7 @@ def load_of(group: Group, destination: str) -> Load:
 
 def play(groups: Sequence[Group]) -> list[VirtualCell]:
     """Every group's destinations, and the synchronous hook beside them."""
-    names = [name for name in DESTINATIONS if name != PINNED or has_out()]
-    return [_cell(group, destination) for group in groups for destination in names]
+    return [_cell(group, destination) for group in groups for destination in DESTINATIONS]
 
 
 def _cell(group: Group, destination: str) -> VirtualCell:
@@ -135,8 +131,7 @@ def _pinned_secs(load: Load) -> float:
     rows = {site: torch.empty(shape, dtype=torch.uint8) for site in load.sites}
     dataset = [{"input_ids": torch.zeros(1)}] * load.n_passes
     with running_on(device), budget_of(load):
-        options: dict[str, Any] = {"out": rows}
-        fastcap.extract_representations(model, dataset, load.sites, "cpu", 1, **options)
+        fastcap.extract_representations(model, dataset, load.sites, "cpu", 1, out=rows)
     return device.synchronise()
 
 
