@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,13 +15,14 @@ from fastcap.devices import open_device
 from fastcap.errors import ArgumentError, ResultError
 from fastcap.host_memory import available_bytes
 from fastcap.lanes.direct import QUEUED_BYTES
-from fastcap.planning.advice import PASSES_UNDER_WAY
 from fastcap.planning.costs import Into, Load, costs_of
+from fastcap.planning.examples import bytes_beside
 from fastcap.planning.machine import Machine
 from fastcap.planning.measure import PassSecs, nearest_folder
 from fastcap.planning.observe import Call, Observed
 from fastcap.planning.place import Place
-from fastcap.planning.plans import MemoryPlan, Plan, SitePlan, Size
+from fastcap.planning.plans import Plan
+from fastcap.planning.sizes import MemoryPlan, SitePlan, Size
 from fastcap.spec import UNPADDED, Selection
 
 
@@ -68,9 +70,17 @@ class _Lane:
 
 
 def assemble(
-    run: Run, observed: Observed, place: Place, machine: Machine, passes: PassSecs
+    run: Run, observed: Observed, batch: Any, place: Place, machine: Machine, passes: PassSecs
 ) -> Plan:
     """The plan.
+
+    Args:
+        run: What was asked.
+        observed: What one pass captures.
+        batch: What of that pass an archive would store beside its values.
+        place: Where the run will be.
+        machine: The rates that are known.
+        passes: What a pass takes without hooks.
 
     Raises:
         ArgumentError: Nothing says how many samples the example has.
@@ -88,7 +98,8 @@ def assemble(
     )
     size = Size(run.n_samples, batch_size)
     lanes = _lanes(run, observed, place, size)
-    load = _load(run, sites, lanes, place, size, passes)
+    memory = _memory(run, sites, lanes, size, _beside_bytes(run, batch, sites, size))
+    load = _load(run, sites, lanes, place, size, passes, memory.archive_bytes)
     return Plan(
         sites=sites,
         silent=observed.silent,
@@ -96,7 +107,7 @@ def assemble(
         into=run.into,
         selection=run.selection,
         is_exact=run.selection.positions != UNPADDED and (is_even or size.is_whole),
-        memory=_memory(run, sites, lanes, size),
+        memory=memory,
         machine=machine,
         costs=costs_of(load, machine),
         forward_secs=passes.forward,
@@ -158,7 +169,20 @@ def _lanes(run: Run, observed: Observed, place: Place, size: Size) -> list[_Lane
     return lanes
 
 
-def _memory(run: Run, sites: Sequence[SitePlan], lanes: Sequence[_Lane], size: Size) -> MemoryPlan:
+def _beside_bytes(run: Run, batch: Any, sites: Sequence[SitePlan], size: Size) -> int:
+    if run.into != "archive":
+        return 0
+    n_ragged_sites = len(sites) if run.selection.positions == UNPADDED else 0
+    return size.total(bytes_beside(batch, size.batch_size, n_ragged_sites))
+
+
+def _memory(
+    run: Run,
+    sites: Sequence[SitePlan],
+    lanes: Sequence[_Lane],
+    size: Size,
+    beside_bytes: int,
+) -> MemoryPlan:
     pass_bytes = sum(site.pass_bytes for site in sites)
     free_bytes = [lane.free_bytes for lane in lanes if lane.budget is not None]
     known = [n_bytes for n_bytes in free_bytes if n_bytes is not None]
@@ -167,7 +191,8 @@ def _memory(run: Run, sites: Sequence[SitePlan], lanes: Sequence[_Lane], size: S
         device_bytes=sum(lane.staging_bytes for lane in lanes),
         slot_bytes=sum(lane.slot_bytes for lane in lanes),
         result_bytes=_result_bytes(run, lanes, size, pass_bytes),
-        archive_bytes=0 if folder is None else size.total(pass_bytes),
+        archive_bytes=0 if folder is None else size.total(pass_bytes) + beside_bytes,
+        beside_bytes=beside_bytes,
         free_device_bytes=sum(known) if known and len(known) == len(free_bytes) else None,
         available_host_bytes=available_bytes(),
         free_disk_bytes=LocalFiles().free_bytes(nearest_folder(run.folder)),
@@ -181,7 +206,7 @@ def _result_bytes(run: Run, lanes: Sequence[_Lane], size: Size, pass_bytes: int)
     if run.into == "loop":
         calls = [(lane, call) for lane in lanes for call in lane.calls]
         lent_bytes = sum(c.delivered_bytes for lane, c in calls if run.lends and lane.lends(c))
-        return min(size.n_passes, PASSES_UNDER_WAY) * max(0, pass_bytes - lent_bytes)
+        return size.n_under_way * max(0, pass_bytes - lent_bytes)
     # Files are written out of slots, and on the CPU out of what hooks have copied.
     copied = [call.delivered_bytes for ln in lanes if ln.budget is None for call in ln.calls]
     return max(sum(copied), min(QUEUED_BYTES, size.total(sum(copied))))
@@ -194,6 +219,7 @@ def _load(
     place: Place,
     size: Size,
     passes: PassSecs,
+    disk_bytes: int,
 ) -> Load:
     link_bytes = sum(site.link_bytes for site in sites)
     calls = [call for lane in lanes for call in lane.calls]
@@ -207,6 +233,7 @@ def _load(
         link_bytes=size.total(link_bytes),
         read_bytes=size.total(sum(call.read_bytes for call in calls)),
         result_bytes=size.total(sum(site.pass_bytes for site in sites)),
+        disk_bytes=disk_bytes,
         last_bytes=min(link_bytes, chunk_bytes),
         stall_bytes=max(0, largest_bytes - staging_bytes),
         into=run.into,

@@ -14,6 +14,8 @@ Into: TypeAlias = Literal["memory", "loop", "archive"]
 
 BoundName: TypeAlias = Literal["compute", "link", "consumer", "disk", "hooks"]
 
+Secs: TypeAlias = dict[BoundName, float]
+
 LAUNCH_BOUND = 0.95
 """Share of a pass that the host takes to launch it, above which the host is what sets its time."""
 
@@ -43,6 +45,7 @@ class Load:
         link_bytes: Bytes that leave the model's device.
         read_bytes: Bytes that packs read.
         result_bytes: Bytes delivered.
+        disk_bytes: Bytes written to files.
         last_bytes: What is still under way when the last pass ends: at most a chunk.
         stall_bytes: What of one pass's largest record does not fit into staging.
         into: Who receives them.
@@ -57,6 +60,7 @@ class Load:
     link_bytes: int
     read_bytes: int
     result_bytes: int
+    disk_bytes: int
     last_bytes: int
     stall_bytes: int
     into: Into
@@ -81,7 +85,9 @@ class Costs:
         terms: Resource by resource.
         secs: The whole run; `None` where a term is not known.
         at_least_secs: What the known terms alone take.
-        bound: The name of the largest known term; `None` where none is known.
+        bound: What sets the time, of what is known: the largest term, on a CPU model the largest of
+            the thread's own unless the disk takes longer than all of these. `None` where none is
+            known.
     """
 
     terms: tuple[Term, ...]
@@ -97,13 +103,16 @@ def costs_of(load: Load, machine: Machine) -> Costs:
     writing to disk, hooks' copies included: the sum is the run.
     """
     terms = tuple(_terms(load, machine))
-    known = {term.name: term.secs for term in terms if term.secs is not None}
-    bound = max(known.items(), key=lambda item: item[1])[0] if known else None
+    known: Secs = {term.name: term.secs for term in terms if term.secs is not None}
+    rivals, secs = known, max(known.values(), default=0.0)
     if load.is_direct:
-        in_hooks = sum(secs for name, secs in known.items() if name != "disk")
-        secs = max(in_hooks, known.get("disk", 0.0))
+        in_thread: Secs = {name: secs for name, secs in known.items() if name != "disk"}
+        on_disk: Secs = {name: secs for name, secs in known.items() if name == "disk"}
+        rivals = max(in_thread, on_disk, key=lambda terms: sum(terms.values()))
+        secs = sum(rivals.values())
     else:
-        secs = max(known.values(), default=0.0) + _drain_secs(load, machine)
+        secs += _drain_secs(load, machine)
+    bound = max(rivals, key=rivals.__getitem__, default=None)
     return Costs(terms, secs if len(known) == len(terms) else None, secs, bound)
 
 
@@ -118,7 +127,7 @@ def _terms(load: Load, machine: Machine) -> Iterator[Term]:
         rate = machine.warm_bytes_per_sec
         yield _moved("consumer", load.result_bytes, rate, " into memory used again")
     if load.into == "archive":
-        yield _moved("disk", load.result_bytes, machine.disk_bytes_per_sec, "")
+        yield _moved("disk", load.disk_bytes, machine.disk_bytes_per_sec, "")
     yield _hooks(load, machine)
 
 
@@ -172,9 +181,9 @@ def _drain_secs(load: Load, machine: Machine) -> float:
 
 def format_secs(secs: float) -> str:
     """Seconds for people: `format_secs(0.0391) == "39.1 ms"`."""
-    if secs < 1e-3:
+    if secs < 0.9995e-3:  # which is shown as 1 ms
         return f"{secs * 1e6:.3g} us"
-    if secs < 1:
+    if secs < 0.9995:
         return f"{secs * 1e3:.3g} ms"
     if secs < 120:
         return f"{secs:.3g} s"

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from fastcap.errors import ArgumentError
+from fastcap.extraction.beside import Beside
 from fastcap.forward import count_rows
 from fastcap.tokens import count_tokens
+
+ID_BYTES = 8
+"""Of a sample's id, and of where its rows of a ragged stream begin."""
 
 
 def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> Any:
@@ -35,7 +39,12 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     n_rows, length = count_rows(example), _length(example)
     if batch_size not in (None, n_rows):
-        if not n_rows:
+        if n_rows == 0:
+            raise ArgumentError(
+                f"The example cannot be repeated to batch_size={batch_size}: it has no sample. "
+                "Give one with at least one."
+            )
+        if n_rows is None:
             raise ArgumentError(
                 f"The example cannot be repeated to batch_size={batch_size}: nothing in it says "
                 f"how many samples it has. Give one of {batch_size} samples, and leave batch_size= "
@@ -50,6 +59,17 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
             )
         example = _resized(example, 1, length, int(n_tokens or 0))
     return example
+
+
+def bytes_beside(batch: Any, n_rows: int, n_ragged_sites: int) -> int:
+    """What an archive stores of one pass beside its values, in bytes.
+
+    Raises:
+        ResultError: Token ids or a mask that do not have a row for each sample.
+    """
+    found = Beside().take(batch, n_rows, n_rows).tensors.values()
+    n_ragged = n_ragged_sites + len([lengths for _, lengths in found if lengths is not None])
+    return sum(value.nbytes for value, _ in found) + n_rows * (1 + n_ragged) * ID_BYTES
 
 
 def _length(batch: Any) -> int | None:

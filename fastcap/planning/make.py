@@ -129,7 +129,7 @@ def plan(
         lends=zero_copy,
         keeps_all=as_keeps_all(calls),
         folder=Path(folder),
-        limits=make_limits(device_bytes, host_bytes),
+        limits=make_limits(device_bytes, host_bytes, zero_copy),
     )
     _check(run, forward_secs, machine)
     call = BatchCaller(model, None if is_meta(model) else device, inputs, forward, may_be_meta=True)
@@ -141,7 +141,9 @@ def plan(
             rates = measure_machine(place.device, run.archive_folder, rates)
             if place.device is not None and forward_secs is None and not is_meta(model):
                 passes = measure_forward(call, model, batch, place.device)
-        return assemble(run, observed, place, rates, passes)
+        # Token ids that were made up come with a mask, which a run over token ids has not.
+        stored = batch["input_ids"] if example is None else batch
+        return assemble(run, observed, stored, place, rates, passes)
 
 
 def _at_most(n_samples: int, batch_size: int | None, example: Any) -> int | None:
