@@ -12,7 +12,7 @@ import torch
 from fastcap.archive.files import LocalFiles
 from fastcap.budget import Budget, Limits, plan_budget, settled_budget
 from fastcap.devices import open_device
-from fastcap.errors import ArgumentError, ResultError
+from fastcap.errors import ArgumentError, ResultError, SelectionError
 from fastcap.host_memory import available_bytes
 from fastcap.lanes.direct import QUEUED_BYTES
 from fastcap.planning.costs import Into, Load, costs_of
@@ -85,6 +85,7 @@ def assemble(
     Raises:
         ArgumentError: Nothing says how many samples the example has.
         ResultError: Unless into a loop, a site whose first dimension is not the batch.
+        SelectionError: The last pass has fewer samples than `positions` has lists.
     """
     batch_size = observed.n_rows
     if not batch_size:
@@ -97,6 +98,7 @@ def assemble(
         _site(name, calls, run.keeps_all, place.is_direct) for name, calls in observed.calls.items()
     )
     size = Size(run.n_samples, batch_size)
+    _check_last_pass(run.selection, size)
     lanes = _lanes(run, observed, place, size)
     memory = _memory(run, sites, lanes, size, _beside_bytes(run, batch, sites, size))
     load = _load(run, sites, lanes, place, size, passes, memory.archive_bytes)
@@ -111,24 +113,34 @@ def assemble(
         machine=machine,
         costs=costs_of(load, machine),
         forward_secs=passes.forward,
-        assumed=place.assumed,
+        assumed=(*place.assumed, *observed.doubts),
     )
+
+
+def _check_last_pass(selection: Selection, size: Size) -> None:
+    if selection.by_sample is not None and not size.is_whole:
+        raise SelectionError(
+            f"positions= has lists for {size.batch_size} samples, and the last pass of "
+            f"{size.n_samples:,} samples has {size.n_samples % size.batch_size}, where the run "
+            "would fail. Let the batches hold the positions (positions='key'), or plan a number "
+            f"of samples that {size.batch_size} divides."
+        )
 
 
 def _check_rows(run: Run, observed: Observed, batch_size: int) -> bool:
     """Whether the rows of every site are samples."""
+    needs_rows = run.into != "loop" and run.selection.positions != UNPADDED
+    is_even = True
     for name, calls in observed.calls.items():
         shape = calls[-1].shape
-        if shape[:1] == (batch_size,):
-            continue
-        if run.into != "loop" and run.selection.positions != UNPADDED:
+        is_even = is_even and all(call.shape[:1] == (batch_size,) for call in calls)
+        if needs_rows and shape[:1] != (batch_size,):
             raise ResultError(
                 f"Site {name!r} produced shape {shape} for a batch of {batch_size} samples: its "
                 "first dimension is not the batch, so its rows cannot be matched to samples. Leave "
                 "it out, or plan to receive it batch by batch with into='loop'."
             )
-        return False
-    return True
+    return is_even
 
 
 def _site(name: str, calls: Sequence[Call], keeps_all: bool, is_direct: bool) -> SitePlan:

@@ -37,7 +37,7 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
             )
         ids = torch.zeros(batch_size or 1, n_tokens, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    n_rows, length = count_rows(example), _length(example)
+    n_rows, length = count_rows(example), tokens_per_sample(example)
     if batch_size not in (None, n_rows):
         if n_rows == 0:
             raise ArgumentError(
@@ -72,7 +72,7 @@ def bytes_beside(batch: Any, n_rows: int, n_ragged_sites: int) -> int:
     return sum(value.nbytes for value, _ in found) + n_rows * (1 + n_ragged) * ID_BYTES
 
 
-def _length(batch: Any) -> int | None:
+def tokens_per_sample(batch: Any) -> int | None:
     """Token ids per sample, where the batch begins with a tensor of them."""
     if isinstance(batch, Mapping):
         batch = batch.get("input_ids")

@@ -128,11 +128,11 @@ def plan(
         into=into,
         lends=zero_copy,
         keeps_all=as_keeps_all(calls),
-        folder=Path(folder),
+        folder=_as_folder(folder),
         limits=make_limits(device_bytes, host_bytes, zero_copy),
     )
     _check(run, forward_secs, machine)
-    call = BatchCaller(model, None if is_meta(model) else device, inputs, forward, may_be_meta=True)
+    call = BatchCaller(model, device, inputs, forward, may_be_meta=True)
     batch = batch_like(example, _at_most(n_samples, batch_size, example), n_tokens)
     observed = observe(model, bind_sites(model, names), selection, mask, call, batch)
     rates, passes = machine or Machine(), PassSecs(forward_secs, None)
@@ -150,6 +150,13 @@ def _at_most(n_samples: int, batch_size: int | None, example: Any) -> int | None
     """Samples of one pass: a run with fewer than a batch has one smaller pass."""
     n_rows = batch_size or (1 if example is None else count_rows(example))
     return None if n_rows is None else min(n_rows, n_samples)
+
+
+def _as_folder(folder: Any) -> Path:
+    try:
+        return Path(folder)
+    except TypeError as error:
+        raise ArgumentTypeError(f"folder must be a path; got {folder!r}.") from error
 
 
 def _check(run: Run, forward_secs: float | None, machine: Machine | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,6 +17,7 @@ from fastcap.hooks import attach, detach, modes_off
 from fastcap.lanes.base import narrower
 from fastcap.listing import unchanged
 from fastcap.parts import check_capturable, describe_miss, take_part
+from fastcap.planning.examples import tokens_per_sample
 from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.selector import Selector
 from fastcap.silence import explain_silence
@@ -67,11 +68,13 @@ class Observed:
         calls: What each site captured, call by call, in the order the sites were asked. Sites that
             captured nothing are not in it.
         silent: Why the others did not, in sentences.
+        doubts: What a pass without data cannot tell, in sentences.
     """
 
     n_rows: int | None
     calls: dict[str, tuple[Call, ...]]
     silent: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 def observe(
@@ -104,7 +107,19 @@ def observe(
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}. Load its weights, or "
             "give an example whose pass looks at no values (leave attention_mask out of inputs=)."
         ) from error
-    return Observed(count_rows(prepared), observer.calls(), observer.silent())
+    doubts = tuple(_doubts(model, batch)) if call.device.type == "meta" else ()
+    return Observed(count_rows(prepared), observer.calls(), observer.silent(), doubts)
+
+
+def _doubts(model: nn.Module, batch: Any) -> Iterator[str]:
+    """A table of positions without data does not say that it is too short."""
+    n_tokens = tokens_per_sample(batch)
+    n_positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if n_tokens and isinstance(n_positions, int) and n_tokens > n_positions:
+        yield (
+            f"The model's configuration has {n_positions:,} positions, and samples have "
+            f"{n_tokens:,} tokens: a pass with data may fail."
+        )
 
 
 class _Observer:

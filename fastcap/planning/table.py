@@ -82,7 +82,7 @@ def of_memory(memory: MemoryPlan, into: Into) -> Iterator[str]:
     rows += _parts(("slots", memory.slot_bytes), (results, memory.result_bytes))
     rows.append(_needed("host memory in all", memory.host_bytes, memory.available_host_bytes))
     if memory.archive_bytes:
-        rows += _parts(("values", values_bytes), ("token ids, masks", memory.beside_bytes))
+        rows += _parts(("values", values_bytes), ("ids and masks", memory.beside_bytes))
         rows.append(_needed("disk in all", memory.archive_bytes, memory.free_disk_bytes))
     yield from _aligned(rows, "<>><")
 
