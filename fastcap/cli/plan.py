@@ -39,7 +39,9 @@ def plan(
         ),
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples per pass.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples per pass; the example's, or 32.")
+    ] = None,
     positions: PositionsText = None,
     reduce: ReduceText = None,
     dtype: Annotated[

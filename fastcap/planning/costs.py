@@ -190,4 +190,7 @@ def format_secs(secs: float) -> str:
     minutes = round(secs / 60)
     if minutes < 120:
         return f"{minutes} min"
-    return f"{minutes // 60:,} h {minutes % 60} min"
+    if minutes < 72 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    days = secs / 86_400
+    return f"{days:.1f} days" if days < 100 else f"{days:,.0f} days"

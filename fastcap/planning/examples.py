@@ -13,6 +13,9 @@ from fastcap.extraction.beside import Beside
 from fastcap.forward import count_rows
 from fastcap.tokens import count_tokens
 
+BATCH_SIZE = 32
+"""Samples per pass where nothing says: what runs have."""
+
 ID_BYTES = 8
 """Of a sample's id, and of where its rows of a ragged stream begin."""
 
@@ -22,7 +25,7 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
 
     Args:
         example: A batch as `stream` takes it; `None` for token ids alone.
-        batch_size: Samples; `None` for what the example has, and for 1 without one.
+        batch_size: Samples; `None` for what the example has, and for 32 without one.
         n_tokens: Tokens per sample; `None` for what the example has.
 
     Raises:
@@ -35,7 +38,7 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
                 "Nothing says what the model is called with. Give an example batch, or, for a "
                 "model of token ids, the tokens of each sample (n_tokens=, --tokens)."
             )
-        ids = torch.zeros(batch_size or 1, n_tokens, dtype=torch.int64)
+        ids = torch.zeros(batch_size or BATCH_SIZE, n_tokens, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     n_rows, length = count_rows(example), tokens_per_sample(example)
     if batch_size not in (None, n_rows):

@@ -14,7 +14,7 @@ from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.forward import BatchCaller, Forward, count_rows, is_meta
 from fastcap.planning.assemble import Run, assemble
 from fastcap.planning.costs import Into
-from fastcap.planning.examples import batch_like
+from fastcap.planning.examples import BATCH_SIZE, batch_like
 from fastcap.planning.machine import Machine, is_positive
 from fastcap.planning.measure import PassSecs, measure_forward, measure_machine
 from fastcap.planning.observe import observe
@@ -63,8 +63,8 @@ def plan(
             alone, of `n_tokens` each.
         sites: As `stream` takes them.
         n_samples: Samples of the run.
-        batch_size: Samples per pass; by default what the example has. The example is repeated or
-            cropped to it.
+        batch_size: Samples per pass; by default what the example has, and without one 32, which is
+            what runs have. The example is repeated or cropped to it.
         n_tokens: Tokens per sample; by default what the example has. Likewise.
         positions: As `stream` takes them.
         reduce: Likewise.
@@ -148,7 +148,7 @@ def plan(
 
 def _at_most(n_samples: int, batch_size: int | None, example: Any) -> int | None:
     """Samples of one pass: a run with fewer than a batch has one smaller pass."""
-    n_rows = batch_size or (1 if example is None else count_rows(example))
+    n_rows = batch_size or (BATCH_SIZE if example is None else count_rows(example))
     return None if n_rows is None else min(n_rows, n_samples)
 
 
