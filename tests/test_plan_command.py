@@ -183,9 +183,9 @@ def test_long_lists_of_positions_are_shortened(positions: str, text: str) -> Non
 def test_what_does_not_fit_into_a_line_goes_on_below_its_own_column(tmp_path: Path) -> None:
     path = tmp_path / "machine.json"
     path.write_text('{"link_bytes_per_sec": 5e9}')
-    options = ("--samples", "2000000000000", "--tokens", "4", "--batch-size", "2")
-    options += ("--machine", str(path), "--forward-secs", "0.0123", "--device", "cuda")
-    text = printed(f"{HERE}:make_stack", "--sites", "{1..12}.*", *options)
+    long = ("--samples", "2000000000000", "--tokens", "4", "--batch-size", "2")
+    rates = ("--machine", str(path), "--forward-secs", "0.0123", "--device", "cuda")
+    text = printed(f"{HERE}:make_stack", "--sites", "{1..12}.*", *long, *rates)
     assert (
         "compute   142,361 days  1,000,000,000,000 passes of 12.3 ms, without packs (rate\n"
         "                        not known)\n"
@@ -309,6 +309,13 @@ def test_the_weights_of_a_folder_are_read_to_measure_them(folder: Path) -> None:
 # Errors
 
 
+def test_a_folder_whose_configuration_is_wrong_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": 3}')
+    assert error_of(str(tmp_path), *PLANNED).startswith(
+        f"MODEL {str(tmp_path)!r}: cannot read its config.json (TypeError: "
+    )
+
+
 def test_something_has_to_say_what_the_model_is_called_with() -> None:
     assert error_of(f"{HERE}:make", "--sites", "norm", "--samples", "4") == (
         "Nothing says what the model is called with. Give an example batch, or, for a model of "
@@ -362,6 +369,10 @@ def test_a_model_that_cannot_be_called_with_the_example_is_one_line() -> None:
     options = ("--sites", "norm", "--samples", "4", "--example", f"{HERE}:wrong_batch")
     assert error_of(f"{HERE}:make", *options).startswith(
         "Running the model on the example failed with RuntimeError: "
+    )
+    assert error_of(f"{HERE}:make", *options).endswith(
+        ". Give --example a batch that it can be called with, and name its other keys with "
+        "--inputs."
     )
 
 

@@ -354,6 +354,34 @@ def test_records_under_way_to_a_loop_take_what_was_planned() -> None:
     assert within(0.2, found.memory.result_bytes, peak_bytes)
 
 
+@pytest.mark.parametrize("n_passes", [1, 10])
+def test_records_under_way_to_an_archive_take_at_most_what_was_planned(
+    tmp_path: Path, n_passes: int
+) -> None:
+    """A disk that keeps up leaves less waiting; the first pass waits for its files to be made."""
+    model, samples = nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(4 * n_passes, 1 << 18)
+    options: dict[str, Any] = {"forward": lambda model, batch: model(batch["acts"])}
+    found = fastcap.plan(
+        model,
+        {"acts": samples[:4]},
+        ["0", "1"],
+        n_samples=len(samples),
+        into="archive",
+        folder=tmp_path,
+        **options,
+    )
+    dataset = [{"acts": row} for row in samples]
+    tracemalloc.start()
+    try:
+        fastcap.extract(model, dataset, ["0", "1"], tmp_path / "a", batch_size=4, **options)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    pass_bytes = 2 * 4 * (1 << 20)
+    assert found.memory.result_bytes == n_passes * pass_bytes
+    assert pass_bytes <= peak_bytes <= 1.2 * found.memory.result_bytes
+
+
 def test_records_that_are_lent_take_no_memory_beside_the_slots() -> None:
     model, batch = nn.Sequential(*[nn.ReLU() for _ in range(4)]), torch.zeros(3, 1 << 19)
     sites, n_passes = ["0", "1", "2", "3"], 4

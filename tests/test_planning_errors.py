@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastcap
 from fastcap.devices.simulated import TimedDevice
 from fastcap.errors import (
+    ArchiveError,
     ArgumentError,
     ArgumentTypeError,
     DeviceError,
@@ -150,6 +151,20 @@ def test_lists_of_positions_that_do_not_fit_the_last_pass_are_refused() -> None:
         fastcap.stream(MODEL, [BATCH, BATCH[:1]], "", positions=[[0], [1]]) as stream,
     ):
         list(stream)
+
+
+def test_what_files_cannot_hold_is_refused_as_in_a_run(tmp_path: Path) -> None:
+    text = refusal(ArchiveError, dtype=torch.complex64, into="archive")
+    assert text.startswith("'' has dtype torch.complex64, which safetensors files cannot hold.")
+    with pytest.raises(ArchiveError) as caught:
+        fastcap.extract(
+            MODEL,
+            [{"input_ids": BATCH[0]}],
+            "",
+            tmp_path / "acts",
+            dtype=torch.complex64,
+        )
+    assert str(caught.value) == text
 
 
 def test_every_site_is_checked_for_rows_that_are_no_samples() -> None:

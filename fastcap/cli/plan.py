@@ -114,5 +114,6 @@ def _naming_the_model() -> Iterator[None]:
         raise
     except Exception as error:
         raise ArgumentError(
-            f"Running the model on the example failed with {locate.in_one_line(error)}."
+            f"Running the model on the example failed with {locate.in_one_line(error)}. Give "
+            "--example a batch that it can be called with, and name its other keys with --inputs."
         ) from error

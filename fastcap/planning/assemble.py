@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastcap.archive.files import LocalFiles
+from fastcap.archive.layout import dtype_name
 from fastcap.budget import Budget, Limits, plan_budget, settled_budget
 from fastcap.devices import open_device
 from fastcap.errors import ArgumentError, ResultError, SelectionError
@@ -85,6 +86,7 @@ def assemble(
     Raises:
         ArgumentError: Nothing says how many samples the example has.
         ResultError: Unless into a loop, a site whose first dimension is not the batch.
+        ArchiveError: A dtype that files of an archive cannot hold.
         SelectionError: The last pass has fewer samples than `positions` has lists.
     """
     batch_size = observed.n_rows
@@ -97,6 +99,7 @@ def assemble(
     sites = tuple(
         _site(name, calls, run.keeps_all, place.is_direct) for name, calls in observed.calls.items()
     )
+    _check_files(run, sites)
     size = Size(run.n_samples, batch_size)
     _check_last_pass(run.selection, size)
     lanes = _lanes(run, observed, place, size)
@@ -125,6 +128,13 @@ def _check_last_pass(selection: Selection, size: Size) -> None:
             "would fail. Let the batches hold the positions (positions='key'), or plan a number "
             f"of samples that {size.batch_size} divides."
         )
+
+
+def _check_files(run: Run, sites: Sequence[SitePlan]) -> None:
+    """That files can hold every dtype."""
+    if run.into == "archive":
+        for site in sites:
+            dtype_name(site.dtype, site.name)
 
 
 def _check_rows(run: Run, observed: Observed, batch_size: int) -> bool:

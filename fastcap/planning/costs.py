@@ -134,9 +134,9 @@ def _terms(load: Load, machine: Machine) -> Iterator[Term]:
 def _compute(load: Load, machine: Machine) -> Term:
     """`t_forward + t_pack + t_stall`. On a CPU model there are no packs."""
     if load.forward_secs is None:
-        return Term("compute", None, f"{load.n_passes:,} passes; forward pass not measured")
+        return Term("compute", None, f"{counted(load.n_passes, 'pass')}; forward pass not measured")
     secs = load.n_passes * load.forward_secs
-    work = f"{load.n_passes:,} passes of {format_secs(load.forward_secs)}"
+    work = f"{counted(load.n_passes, 'pass')} of {format_secs(load.forward_secs)}"
     if not load.is_direct and not load.waits_for_launches:
         packed_bytes, rate = load.read_bytes + load.link_bytes, machine.device_bytes_per_sec
         secs += load.n_passes * load.n_calls * (machine.pack_secs or 0.0)
@@ -158,12 +158,12 @@ def _moved(name: BoundName, n_bytes: int, rate: float | None, where: str) -> Ter
 def _hooks(load: Load, machine: Machine) -> Term:
     n_calls = load.n_passes * load.n_calls
     if machine.hook_secs is None:
-        return Term("hooks", None, f"{n_calls:,} calls; cost of one not known")
+        return Term("hooks", None, f"{counted(n_calls, 'call')}; cost of one not known")
     # On the CPU the host's part of a pass is the pass, and `compute` has it. Where the accelerator
     # waits for it, hooks make the whole pass longer.
     per_pass = load.forward_secs if load.waits_for_launches else load.launch_secs
     launch_secs = 0.0 if load.is_direct else load.n_passes * (per_pass or 0.0)
-    work = f"{n_calls:,} calls of {format_secs(machine.hook_secs)}"
+    work = f"{counted(n_calls, 'call')} of {format_secs(machine.hook_secs)}"
     return Term(
         "hooks", launch_secs + n_calls * machine.hook_secs, work + ", launches" * bool(launch_secs)
     )
@@ -177,6 +177,12 @@ def _drain_secs(load: Load, machine: Machine) -> float:
     elif load.into == "archive":
         rates.append(machine.disk_bytes_per_sec)
     return sum(load.last_bytes / rate for rate in rates if rate)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: `counted(2000, "pass") == "2,000 passes"`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def format_secs(secs: float) -> str:

@@ -80,7 +80,8 @@ def plan(
         zero_copy: Whether a loop is lent slots.
         folder: Where the archive would be.
         device: Where the run will be; by default where the model is. A model on the meta device is
-            planned for an accelerator unless this is `"cpu"`.
+            planned for an accelerator unless this is `"cpu"`; for another place than where the
+            model is, plan it there (`copy.deepcopy(model).to("meta")`).
         device_bytes: Staging memory on the accelerator, in bytes, as given to the run.
         host_bytes: Slot memory on the host, likewise.
         machine: Rates that are known. They go before measured ones.
@@ -96,6 +97,7 @@ def plan(
         ArgumentError, ArgumentTypeError: An argument out of range, or of the wrong type.
         SelectionError: The selection does not fit what a site produced.
         ResultError: Unless into a loop, a site whose first dimension is not the batch.
+        ArchiveError: A dtype that files of an archive cannot hold.
         BatchError, MissingInputError, DeviceError: The model cannot be called with the example.
         SaveError: The disk was to be measured, and `folder` cannot be written.
         Whatever the model raises, unchanged.

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from fastcap.host_memory import format_bytes
-from fastcap.planning.costs import Costs, Into, format_secs
+from fastcap.planning.costs import Costs, Into, counted, format_secs
 from fastcap.planning.sizes import MemoryPlan, SitePlan, Size, dtype_name
 from fastcap.spec import Selection
 
@@ -33,7 +33,7 @@ def page(*blocks: Iterable[str]) -> str:
 def of_run(size: Size, selection: Selection, into: Into) -> Iterator[str]:
     """What was asked, in a line."""
     line = (
-        f"{_counted(size.n_samples, 'sample')} in {_counted(size.n_passes, 'pass')} of "
+        f"{counted(size.n_samples, 'sample')} in {counted(size.n_passes, 'pass')} of "
         f"{size.batch_size:,}, {_chosen(selection)}, into {_INTO[into]}"
     )
     yield from textwrap.wrap(line, WIDTH, subsequent_indent=_GAP)
@@ -138,11 +138,6 @@ def of_comparison(rows: Sequence[tuple[str, float | None, float | None, str]]) -
     yield from _aligned(cells, "<>>>")
 
 
-def _counted(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
 def _chosen(selection: Selection) -> str:
     positions = selection.positions
     if selection.reduce is not None:
@@ -162,7 +157,7 @@ def _chosen(selection: Selection) -> str:
 def _listed_positions(positions: Sequence[object]) -> str:
     first = positions[0] if positions else None
     if isinstance(first, tuple):
-        return f"{_counted(len(first), 'position')} of each sample"
+        return f"{counted(len(first), 'position')} of each sample"
     return f"positions {_listed(positions)}"
 
 
