@@ -167,6 +167,28 @@ In all: 402,653,184 B per sample, 8,053,063,680,000,000 B (8.05 PB)"""
 
 
 @pytest.mark.parametrize(
+    ("site", "label"),
+    [
+        ("layers.{0,2,3}.mlp", "layers.{0,2,3}.mlp"),
+        ("layers.{0,1,2,4,5,6,8}", "layers.{0,1...8}"),
+        ("layers.{3..5}.attention_norm", "layers.{3..5}.attention_norm"),
+        ("layers.7.mlp:input", "layers.7.mlp:input"),
+        ("", '""'),
+    ],
+)
+def test_a_line_of_the_table_names_its_sites(site: str, label: str) -> None:
+    text = printed(f"{HERE}:make", "--sites", site, "--samples", "64", "--tokens", "4")
+    assert text.splitlines()[3].startswith(f"{label}  ")
+
+
+def test_what_comes_after_eight_lines_is_added_up() -> None:
+    text = printed(f"{HERE}:make", "--sites", "**", "--samples", "64", "--tokens", "4")
+    lines = text.splitlines()[3:13]
+    assert lines[8].split() == ["and", "50", "more", "50", "19.2", "kB", "1.23", "MB"]
+    assert lines[9] == "In all: 44,544 B per sample, 2,850,816 B (2.85 MB)"
+
+
+@pytest.mark.parametrize(
     ("positions", "text"),
     [
         ("0,1,2", "positions 0,1,2, into memory"),

@@ -317,6 +317,22 @@ def test_a_result_takes_what_was_planned() -> None:
     ]
 
 
+def test_a_run_into_memory_takes_what_was_planned() -> None:
+    model, acts = nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(40, 1 << 17)
+    options: dict[str, Any] = {"forward": lambda model, batch: model(batch["acts"])}
+    found = fastcap.plan(model, {"acts": acts[:4]}, ["0", "1"], n_samples=40, **options)
+    tracemalloc.start()
+    try:
+        fastcap.extract_representations(
+            model, [{"acts": row} for row in acts], ["0", "1"], "cpu", batch_size=4, **options
+        )
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.memory.host_bytes == 2 * 40 * 4 * (1 << 17)
+    assert within(0.2, found.memory.host_bytes, peak_bytes)
+
+
 def test_token_ids_that_are_made_up_are_counted_and_their_mask_is_not(tmp_path: Path) -> None:
     found = fastcap.plan(
         make_model(), None, "norm", n_samples=10, n_tokens=6, into="archive", folder=tmp_path

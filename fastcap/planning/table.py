@@ -14,10 +14,9 @@ from fastcap.spec import Selection
 MOST_LINES = 8
 """Of sites, so that the page stays one screen."""
 
-MOST_CHARACTERS = 28
-"""Of a site's name; fewer where its shape is long."""
-
 FEWEST_CHARACTERS = 12
+"""Of a site's name, however long its shape is."""
+
 WIDTH = 80
 _INTO = {"memory": "memory", "loop": "a loop", "archive": "an archive"}
 _NUMBER = re.compile(r"\d+")
@@ -53,7 +52,7 @@ def of_sites(sites: Sequence[SitePlan], size: Size, is_exact: bool) -> Iterator[
     if hidden:
         rows.append(("", "", *_amounts(hidden, size)))
     others = [len(_GAP) + max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = max(FEWEST_CHARACTERS, min(MOST_CHARACTERS, WIDTH - sum(others)))
+    room = max(FEWEST_CHARACTERS, WIDTH - sum(others))
     names = ["site", *(_shortened(_label([site.name for site in g]), room) for g in shown)]
     if hidden:
         names.append(f"and {len(hidden)} more")
@@ -198,7 +197,7 @@ def _shortened(name: str, room: int) -> str:
     if len(name) <= room:
         return name
     end = room // 2
-    return f"{name[: room - end - 3]}...{name[-end:]}"
+    return f"{name[: room - end - 3].rstrip('.')}...{name[-end:].lstrip('.')}"
 
 
 def _listed(values: Sequence[object]) -> str:
