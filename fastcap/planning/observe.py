@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -68,7 +68,7 @@ class Observed:
         calls: What each site captured, call by call, in the order the sites were asked. Sites that
             captured nothing are not in it.
         silent: Why the others did not, in sentences.
-        doubts: What a pass without data cannot tell, in sentences.
+        doubts: What the pass does not show, and may be meant otherwise, in sentences.
     """
 
     n_rows: int | None
@@ -107,12 +107,19 @@ def observe(
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}. Load its weights, or "
             "give an example whose pass looks at no values (leave attention_mask out of inputs=)."
         ) from error
-    doubts = tuple(_doubts(model, batch)) if call.device.type == "meta" else ()
+    doubts = tuple(_doubts(model, batch, call.device.type == "meta"))
     return Observed(count_rows(prepared), observer.calls(), observer.silent(), doubts)
 
 
-def _doubts(model: nn.Module, batch: Any) -> Iterator[str]:
-    """A table of positions without data does not say that it is too short."""
+def _doubts(model: nn.Module, batch: Any, is_shapes_only: bool) -> Iterator[str]:
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    if isinstance(ids, Tensor) and ids.ndim == 1 and not ids.is_floating_point():
+        yield (
+            f"The example's token ids have one dimension: they are taken for {len(ids):,} samples. "
+            "If they are one, give them as a batch: input_ids[None]."
+        )
+    if not is_shapes_only:  # a table of positions with data says itself that it is too short
+        return
     n_tokens = tokens_per_sample(batch)
     n_positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if n_tokens and isinstance(n_positions, int) and n_tokens > n_positions:
