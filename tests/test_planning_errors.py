@@ -275,9 +275,10 @@ def test_a_device_without_a_link_that_is_not_here_cannot_be_measured_either() ->
 def test_a_sample_that_may_be_meant_for_a_batch_is_said_to_be() -> None:
     model, ids = nn.Embedding(10, 4), torch.zeros(32, dtype=torch.int64)
     for example in (ids, {"input_ids": ids}):
-        assert fastcap.plan(model, example, "", n_samples=200).assumed == (
+        [doubt] = fastcap.plan(model, example, "", n_samples=200).assumed
+        assert doubt == (
             "The example's token ids have one dimension: they are taken for 32 samples. If they "
-            "are one, give them as a batch: input_ids[None].",
+            "are one, give them as a batch: input_ids[None]."
         )
     found = fastcap.plan(model, {"input_ids": ids[None]}, "", n_samples=200)
     assert (found.assumed, found.total_bytes) == ((), 200 * 32 * 4 * 4)
