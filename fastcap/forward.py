@@ -189,7 +189,7 @@ def _check_device(model: nn.Module, device: torch.device | str | int | None) -> 
         )
     if device is None:
         return next(iter(model.parameters())).device if found else torch.device("cpu")
-    wanted = torch.device(device)
+    wanted = as_device(device)
     matches = any(_same_device(wanted, place) for place in found)
     if found and not matches:
         places = ", ".join(sorted(map(str, found)))
@@ -198,6 +198,20 @@ def _check_device(model: nn.Module, device: torch.device | str | int | None) -> 
             f"(model.to({str(wanted)!r})) or pass the device it is on."
         )
     return wanted
+
+
+def as_device(device: torch.device | str | int) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        DeviceError: It is none of torch's.
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DeviceError(
+            f"device={device!r} is no device of torch. Give one such as 'cuda' or 'cpu'."
+        ) from error
 
 
 def _same_device(wanted: torch.device, place: torch.device) -> bool:

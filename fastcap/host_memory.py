@@ -117,8 +117,8 @@ def normal_mode() -> AbstractContextManager[Any]:
 
 def format_bytes(n_bytes: float) -> str:
     """Bytes for people, in powers of 1000: `format_bytes(2_150_000_000) == "2.15 GB"`."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB", "EB"):
+        if n_bytes < 999.5 or unit == "EB":  # 999.5 would be shown as 1000
             break
         n_bytes /= 1000
-    return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.3g} {unit}"
+    return f"{n_bytes:,.0f} {unit}" if unit == "B" or n_bytes >= 999.5 else f"{n_bytes:.3g} {unit}"

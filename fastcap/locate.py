@@ -137,8 +137,8 @@ def _check_model(text: str, found: Any) -> nn.Module:
 def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = config.get("architectures") or []
-    except (OSError, ValueError, AttributeError) as error:
+        names = [str(name) for name in config.get("architectures") or []]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ArgumentError(
             f"MODEL {str(folder)!r}: cannot read its config.json ({in_one_line(error)}). Give the "
             f"folder of a saved transformers model, or an import path: {FORM}."

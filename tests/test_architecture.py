@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import fastcap
@@ -28,9 +29,9 @@ LEVELS = [
     {"engine"},
     {"results"},
     {"streams"},
-    {"activations", "representations", "planning"},
+    {"activations", "representations"},
     {"extraction"},
-    {"bench", "demo", "huggingface", "site_tree"},
+    {"bench", "demo", "huggingface", "planning", "site_tree"},
     {"datasets"},
     {"cli"},
 ]
@@ -73,6 +74,24 @@ def test_imports_point_down() -> None:
         if target != room and target in ROOMS and level_of(target) >= level_of(room)
     ]
     assert not upward
+
+
+def test_modules_of_a_room_have_an_order() -> None:
+    """Nor do imports for types alone run in circles."""
+    paths = {f"fastcap.{name.removesuffix('.__init__')}": tree for name, tree in modules()}
+    graph = {name: set(needed(tree, paths)) - {name} for name, tree in paths.items()}
+    assert graph["fastcap.planning.plans"] > {"fastcap.planning.table"}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def needed(tree: ast.Module, known: Container[str]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                target = full if full in known else node.module
+                if target in known:
+                    yield target
 
 
 def test_the_import_check_sees_an_upward_import() -> None:

@@ -103,7 +103,9 @@ def test_this_machine_has_some_memory_available() -> None:
         (999, "999 B"),
         (1500, "1.5 kB"),
         (2_150_000_000, "2.15 GB"),
-        (44e14, "4.4e+03 TB"),
+        (999_600, "1 MB"),
+        (44e14, "4.4 PB"),
+        (44e21, "44,000 EB"),
     ],
 )
 def test_bytes_for_people(n_bytes: float, text: str) -> None:

@@ -73,11 +73,11 @@ def test_a_plan_is_one_screen() -> None:
     assert (
         text
         == """\
-1,000 samples in 1,000 passes of 1, all positions, into memory
+1,000 samples in 32 passes of 32, all positions, into memory
 
-site                one pass    dtype    calls  per sample   in all
-layers.{0..11}.mlp  1 x 9 x 16  float32     12     6.91 kB  6.91 MB
-norm                1 x 9 x 16  float32      1       576 B   576 kB
+site                one pass     dtype    calls  per sample   in all
+layers.{0..11}.mlp  32 x 9 x 16  float32     12     6.91 kB  6.91 MB
+norm                32 x 9 x 16  float32      1       576 B   576 kB
 In all: 7,488 B per sample, 7,488,000 B (7.49 MB)
 
 memory               needed  there is
@@ -85,9 +85,9 @@ memory               needed  there is
 host memory in all  7.49 MB     64 GB  fits
 
 time       at least  work
-compute   not known  1,000 passes; forward pass not measured
+compute   not known  32 passes; forward pass not measured
 consumer  not known  7.49 MB into fresh memory; rate not known
-hooks     not known  13,000 calls; cost of one not known
+hooks     not known  416 calls; cost of one not known
 The run: not known.
 What is not known can be measured (--measure, measure=True) or given.
 """
@@ -135,6 +135,85 @@ Does not fit: 4.4 TB of host memory, and there is 64 GB.
     )
 
 
+WIDE = ("--samples", "20000000", "--tokens", "4096", "--batch-size", "8")
+
+
+def make_stack() -> nn.Module:
+    """Layers of two sites each, one with a name that does not fit."""
+    with torch.device("meta"):
+        blocks = []
+        for _ in range(12):
+            block = nn.Sequential()
+            block.add_module("projection_of_the_first_kind", nn.Linear(4096, 4096))
+            block.add_module("act", nn.ReLU())
+            blocks.append(block)
+        return nn.Sequential(nn.Embedding(32_000, 4096), *blocks)
+
+
+def test_two_sites_of_every_layer_are_two_lines_however_long_names_and_shapes_are() -> None:
+    options = (*WIDE, "--dtype", "float8_e4m3fn", "--into", "archive")
+    text = printed(f"{HERE}:make_stack", "--sites", "{1..12}.*", *options)
+    assert (
+        text.partition("\n\nmemory")[0]
+        == """\
+20,000,000 samples in 2,500,000 passes of 8, all positions as float8_e4m3fn,
+  into an archive
+
+site                  one pass         dtype          calls  per sample   in all
+{1..12}...first_kind  8 x 4096 x 4096  float8_e4m3fn     12      201 MB  4.03 PB
+{1..12}.act           8 x 4096 x 4096  float8_e4m3fn     12      201 MB  4.03 PB
+In all: 402,653,184 B per sample, 8,053,063,680,000,000 B (8.05 PB)"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("site", "label"),
+    [
+        ("layers.{0,2,3}.mlp", "layers.{0,2,3}.mlp"),
+        ("layers.{0,1,2,4,5,6,8}", "layers.{0,1...8}"),
+        ("layers.{3..5}.attention_norm", "layers.{3..5}.attention_norm"),
+        ("layers.7.mlp:input", "layers.7.mlp:input"),
+        ("", '""'),
+    ],
+)
+def test_a_line_of_the_table_names_its_sites(site: str, label: str) -> None:
+    text = printed(f"{HERE}:make", "--sites", site, "--samples", "64", "--tokens", "4")
+    assert text.splitlines()[3].startswith(f"{label}  ")
+
+
+def test_what_comes_after_eight_lines_is_added_up() -> None:
+    text = printed(f"{HERE}:make", "--sites", "**", "--samples", "64", "--tokens", "4")
+    lines = text.splitlines()[3:13]
+    assert lines[8].split() == ["and", "50", "more", "50", "19.2", "kB", "1.23", "MB"]
+    assert lines[9] == "In all: 44,544 B per sample, 2,850,816 B (2.85 MB)"
+
+
+@pytest.mark.parametrize(
+    ("positions", "text"),
+    [
+        ("0,1,2", "positions 0,1,2, into memory"),
+        (",".join(map(str, range(40))), "positions 0,1...39, into memory"),
+        ("last", "positions 'last', into memory"),
+    ],
+)
+def test_long_lists_of_positions_are_shortened(positions: str, text: str) -> None:
+    options = ("--samples", "1", "--tokens", "40", "--positions", positions)
+    found = printed(f"{HERE}:make_stack", "--sites", "1.act", *options)
+    assert found.startswith(f"1 sample in 1 pass of 1, {text}\n")
+
+
+def test_what_does_not_fit_into_a_line_goes_on_below_its_own_column(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text('{"link_bytes_per_sec": 5e9}')
+    long = ("--samples", "2000000000000", "--tokens", "4", "--batch-size", "2")
+    rates = ("--machine", str(path), "--forward-secs", "0.0123", "--device", "cuda")
+    text = printed(f"{HERE}:make_stack", "--sites", "{1..12}.*", *long, *rates)
+    assert (
+        "compute   142,361 days  1,000,000,000,000 passes of 12.3 ms, without packs (rate\n"
+        "                        not known)\n"
+    ) in text
+
+
 def test_json_is_the_whole_plan() -> None:
     found = json.loads(
         printed_json(
@@ -161,7 +240,9 @@ def test_json_is_the_whole_plan() -> None:
         "seq_dim": None,
     }
     assert (found["into"], found["fits"], found["is_exact"]) == ("archive", True, True)
-    assert found["memory"]["archive_bytes"] == 1280
+    # Beside 1,280 bytes of values: token ids, where each sample's begin, and its id.
+    assert found["memory"]["beside_bytes"] == 10 * (7 * 8 + 8 + 8)
+    assert found["memory"]["archive_bytes"] == 1280 + 720
 
 
 def printed_json(*arguments: str) -> str:
@@ -250,6 +331,13 @@ def test_the_weights_of_a_folder_are_read_to_measure_them(folder: Path) -> None:
 # Errors
 
 
+def test_a_folder_whose_configuration_is_wrong_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": 3}')
+    assert error_of(str(tmp_path), *PLANNED).startswith(
+        f"MODEL {str(tmp_path)!r}: cannot read its config.json (TypeError: "
+    )
+
+
 def test_something_has_to_say_what_the_model_is_called_with() -> None:
     assert error_of(f"{HERE}:make", "--sites", "norm", "--samples", "4") == (
         "Nothing says what the model is called with. Give an example batch, or, for a model of "
@@ -303,6 +391,10 @@ def test_a_model_that_cannot_be_called_with_the_example_is_one_line() -> None:
     options = ("--sites", "norm", "--samples", "4", "--example", f"{HERE}:wrong_batch")
     assert error_of(f"{HERE}:make", *options).startswith(
         "Running the model on the example failed with RuntimeError: "
+    )
+    assert error_of(f"{HERE}:make", *options).endswith(
+        ". Give --example a batch that it can be called with, and name its other keys with "
+        "--inputs."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
@@ -144,6 +145,24 @@ class CallsTwice(nn.Module):
         return second
 
 
+class FlatThenBatch(nn.Module):
+    """Calls one module on rows that are no samples, and then on samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, acts: Tensor) -> Tensor:
+        self.act(acts.flatten(0, 1))
+        found: Tensor = self.act(acts)
+        return found
+
+
+def test_an_earlier_call_whose_rows_are_no_samples_makes_bytes_inexact() -> None:
+    found = fastcap.plan(FlatThenBatch(), torch.ones(2, 3, 4), "act", n_samples=5, into="loop")
+    assert not found.is_exact
+
+
 @pytest.mark.parametrize("calls", ["last", "all"])
 def test_every_call_is_captured_and_counted(calls: str) -> None:
     model, batch = CallsTwice(), torch.ones(2, 3, 8)
@@ -203,8 +222,14 @@ def test_tuples_and_lists_beside_the_tensors_are_repeated_too() -> None:
 
 def test_without_an_example_there_are_token_ids_and_all_of_them_are_real() -> None:
     found = fastcap.plan(make_model(), None, "norm", n_samples=5, n_tokens=7, positions="last")
-    assert found.sites[0].shape == (1, 16)
-    assert found.size.n_passes == 5
+    assert found.sites[0].shape == (5, 16)
+    assert found.size.n_passes == 1
+
+
+@pytest.mark.parametrize("run", [fastcap.extract, fastcap.extract_representations])
+def test_without_an_example_passes_are_as_large_as_those_of_runs(run: Any) -> None:
+    found = fastcap.plan(make_model(), None, "norm", n_samples=100, n_tokens=7)
+    assert found.size.batch_size == inspect.signature(run).parameters["batch_size"].default
 
 
 def test_a_run_of_fewer_samples_than_a_batch_is_one_smaller_pass() -> None:
@@ -286,6 +311,33 @@ def test_a_result_takes_what_was_planned() -> None:
         value.untyped_storage().nbytes() for value in acts.values()
     )
     assert (found.memory.device_bytes, found.memory.slot_bytes) == (0, 0)
+    assert [(row.name, row.ratio) for row in found.compare(acts).rows] == [
+        ("result", 1.0),
+        ("time", None),
+    ]
+
+
+def test_a_run_into_memory_takes_what_was_planned() -> None:
+    model, acts = nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(40, 1 << 17)
+    options: dict[str, Any] = {"forward": lambda model, batch: model(batch["acts"])}
+    found = fastcap.plan(model, {"acts": acts[:4]}, ["0", "1"], n_samples=40, **options)
+    tracemalloc.start()
+    try:
+        fastcap.extract_representations(
+            model, [{"acts": row} for row in acts], ["0", "1"], "cpu", batch_size=4, **options
+        )
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.memory.host_bytes == 2 * 40 * 4 * (1 << 17)
+    assert within(0.2, found.memory.host_bytes, peak_bytes)
+
+
+def test_token_ids_that_are_made_up_are_counted_and_their_mask_is_not(tmp_path: Path) -> None:
+    found = fastcap.plan(
+        make_model(), None, "norm", n_samples=10, n_tokens=6, into="archive", folder=tmp_path
+    )
+    assert found.memory.beside_bytes == 10 * (6 * 8 + 8 + 8)
 
 
 @pytest.mark.parametrize("positions", [None, -1, "unpadded"])
@@ -298,7 +350,11 @@ def test_an_archive_holds_what_was_planned(tmp_path: Path, positions: Any) -> No
     )
     archive = fastcap.extract(model, samples, sites, tmp_path / "acts", batch_size=4, **options)
     n_bytes = sum(archive[site][sample].nbytes for site in sites for sample in range(10))
-    assert found.memory.archive_bytes == found.total_bytes == n_bytes
+    assert found.total_bytes == n_bytes
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "acts").rglob("*.safetensors"))
+    assert 4096 <= on_disk - found.memory.archive_bytes < 4096 + 100  # the header of one file
+    row = found.compare(archive, 0.5).rows[0]
+    assert (row.name, row.planned, row.found) == ("disk", found.memory.archive_bytes, on_disk)
 
 
 def test_records_under_way_to_a_loop_take_what_was_planned() -> None:
@@ -314,6 +370,34 @@ def test_records_under_way_to_a_loop_take_what_was_planned() -> None:
     assert within(0.2, found.memory.result_bytes, peak_bytes)
 
 
+@pytest.mark.parametrize("n_passes", [1, 10])
+def test_records_under_way_to_an_archive_take_at_most_what_was_planned(
+    tmp_path: Path, n_passes: int
+) -> None:
+    """A disk that keeps up leaves less waiting; the first pass waits for its files to be made."""
+    model, samples = nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(4 * n_passes, 1 << 18)
+    options: dict[str, Any] = {"forward": lambda model, batch: model(batch["acts"])}
+    found = fastcap.plan(
+        model,
+        {"acts": samples[:4]},
+        ["0", "1"],
+        n_samples=len(samples),
+        into="archive",
+        folder=tmp_path,
+        **options,
+    )
+    dataset = [{"acts": row} for row in samples]
+    tracemalloc.start()
+    try:
+        fastcap.extract(model, dataset, ["0", "1"], tmp_path / "a", batch_size=4, **options)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    pass_bytes = 2 * 4 * (1 << 20)
+    assert found.memory.result_bytes == n_passes * pass_bytes
+    assert pass_bytes <= peak_bytes <= 1.2 * found.memory.result_bytes
+
+
 def test_records_that_are_lent_take_no_memory_beside_the_slots() -> None:
     model, batch = nn.Sequential(*[nn.ReLU() for _ in range(4)]), torch.zeros(3, 1 << 19)
     sites, n_passes = ["0", "1", "2", "3"], 4
@@ -325,6 +409,16 @@ def test_records_that_are_lent_take_no_memory_beside_the_slots() -> None:
             n_lends = max(stream.statistics().lends for _ in stream)
     assert found.memory.result_bytes == 0
     assert n_lends >= 4 * (n_passes - 1)
+
+
+@pytest.mark.parametrize("lends", [False, True])
+def test_a_loop_that_is_lent_slots_has_more_of_them(lends: bool) -> None:
+    model, batch = nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(4, 24 << 16)
+    with running_on(SimulatedDevice(Schedule("early", seed=1))):
+        found = fastcap.plan(model, batch, ["0", "1"], n_samples=12, into="loop", zero_copy=lends)
+        with fastcap.stream(model, [batch] * 3, ["0", "1"], zero_copy=lends) as stream:
+            _, host_bytes = most(stream.statistics() for _ in stream)
+    assert found.memory.slot_bytes == host_bytes
 
 
 def test_a_plan_is_held_against_its_run() -> None:

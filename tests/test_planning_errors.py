@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import fastcap
 from fastcap.devices.simulated import TimedDevice
 from fastcap.errors import (
+    ArchiveError,
     ArgumentError,
     ArgumentTypeError,
     DeviceError,
@@ -66,6 +68,13 @@ def refusal(kind: type[FastcapError], **options: Any) -> str:
                 "(positions='last', reduce='mean')."
             ),
         ),
+        (
+            {"example": {"input_ids": torch.zeros(0, 3)}, "batch_size": 2},
+            (
+                "The example cannot be repeated to batch_size=2: it has no sample. Give one with "
+                "at least one."
+            ),
+        ),
         ({"forward_secs": -1.0}, "forward_secs must be a positive number; got -1.0."),
         (
             {"example": None},
@@ -109,6 +118,68 @@ def test_a_machine_is_a_machine() -> None:
     assert refusal(ArgumentTypeError, machine={"link_bytes_per_sec": 1}) == (
         "machine must be a fastcap.planning.Machine; got a dict."
     )
+
+
+def test_a_folder_is_a_path() -> None:
+    assert refusal(ArgumentTypeError, folder=3) == "folder must be a path; got 3."
+
+
+def test_a_model_is_a_module() -> None:
+    assert refusal(ArgumentTypeError, model=3) == "model must be a torch.nn.Module; got 3."
+
+
+def test_a_plan_is_compared_with_a_run() -> None:
+    found = fastcap.plan(MODEL, BATCH, "", n_samples=4)
+    run: Any = [BATCH]
+    with pytest.raises(ArgumentTypeError) as caught:
+        found.compare(run)
+    assert str(caught.value) == (
+        "compare takes the statistics of a stream or store, a result (a dict of tensors) or an "
+        "archive; got a list."
+    )
+
+
+def test_lists_of_positions_that_do_not_fit_the_last_pass_are_refused() -> None:
+    options: dict[str, Any] = {"positions": [[0], [1]], "into": "loop"}
+    assert refusal(SelectionError, n_samples=5, **options) == (
+        "positions= has lists for 2 samples, and the last pass of 5 samples has 1, where the run "
+        "would fail. Let the batches hold the positions (positions='key'), or plan a number of "
+        "samples that 2 divides."
+    )
+    with (
+        pytest.raises(SelectionError),
+        fastcap.stream(MODEL, [BATCH, BATCH[:1]], "", positions=[[0], [1]]) as stream,
+    ):
+        list(stream)
+
+
+def test_what_files_cannot_hold_is_refused_as_in_a_run(tmp_path: Path) -> None:
+    text = refusal(ArchiveError, dtype=torch.complex64, into="archive")
+    assert text.startswith("'' has dtype torch.complex64, which safetensors files cannot hold.")
+    with pytest.raises(ArchiveError) as caught:
+        fastcap.extract(
+            MODEL,
+            [{"input_ids": BATCH[0]}],
+            "",
+            tmp_path / "acts",
+            dtype=torch.complex64,
+        )
+    assert str(caught.value) == text
+
+
+def test_every_site_is_checked_for_rows_that_are_no_samples() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.ReLU(), nn.ReLU()
+
+        def forward(self, acts: Tensor) -> Tensor:
+            self.first(acts.flatten(0, 1))
+            found: Tensor = self.second(self.first(acts).flatten(0, 1))
+            return found
+
+    text = refusal(ResultError, model=Both(), sites=["first", "second"])
+    assert text.startswith("Site 'second' produced shape (6, 4) for a batch of 2 samples")
 
 
 @pytest.mark.parametrize("rate", [0, -1.0, float("inf"), float("nan"), True, "55"])
@@ -178,6 +249,54 @@ def test_a_device_that_torch_does_not_know_is_refused() -> None:
     assert refusal(DeviceError, model=nn.Linear(4, 4, device="meta"), device="gpu") == (
         "device='gpu' is no device of torch. Give one such as 'cuda' or 'cpu'."
     )
+
+
+def test_a_device_that_torch_does_not_know_is_refused_for_a_model_that_is_here() -> None:
+    text = "device='gpu' is no device of torch. Give one such as 'cuda' or 'cpu'."
+    assert refusal(DeviceError, device="gpu") == text
+    with pytest.raises(DeviceError) as caught:
+        fastcap.stream(MODEL, [BATCH], "", device="gpu")
+    assert str(caught.value) == text
+
+
+def test_a_run_cannot_be_where_there_is_no_data() -> None:
+    assert refusal(DeviceError, model=nn.Linear(4, 4, device="meta"), device="meta") == (
+        "device='meta' holds no data, so no run can be there. Name the place of the run, such as "
+        "'cuda' or 'cpu'."
+    )
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without MPS")
+def test_a_device_without_a_link_that_is_not_here_cannot_be_measured_either() -> None:
+    text = refusal(DeviceError, model=nn.Linear(4, 4, device="meta"), device="mps", measure=True)
+    assert text.startswith("device='mps' cannot be measured on this machine: ")
+
+
+def test_a_sample_that_may_be_meant_for_a_batch_is_said_to_be() -> None:
+    model, ids = nn.Embedding(10, 4), torch.zeros(32, dtype=torch.int64)
+    for example in (ids, {"input_ids": ids}):
+        [doubt] = fastcap.plan(model, example, "", n_samples=200).assumed
+        assert doubt == (
+            "The example's token ids have one dimension: they are taken for 32 samples. If they "
+            "are one, give them as a batch: input_ids[None]."
+        )
+    found = fastcap.plan(model, {"input_ids": ids[None]}, "", n_samples=200)
+    assert (found.assumed, found.total_bytes) == ((), 200 * 32 * 4 * 4)
+
+
+def test_more_tokens_than_positions_are_a_doubt_where_there_is_no_data() -> None:
+    model: Any = nn.Linear(4, 4, device="meta")
+    model.config = SimpleNamespace(max_position_embeddings=8)
+    options: dict[str, Any] = {
+        "n_samples": 2,
+        "forward": lambda model, batch: model(BATCH.to("meta")),
+    }
+    [_, doubt] = fastcap.plan(model, None, "", n_tokens=9, **options).assumed
+    assert doubt == (
+        "The model's configuration has 8 positions, and samples have 9 tokens: a pass with data "
+        "may fail."
+    )
+    assert len(fastcap.plan(model, None, "", n_tokens=8, **options).assumed) == 1
 
 
 def test_a_device_that_is_not_here_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,10 +375,10 @@ def test_what_is_sliced_and_narrow_already_is_not_advised_again(advised: Any) ->
 
 def test_a_disk_that_is_too_small_gets_advice_too(advised: Any) -> None:
     assert advised(10**9, 60_000, into="archive") == (
-        "Does not fit: 102 kB on disk, and there is 60 kB.",
+        "Does not fit: 110 kB on disk, and there is 60 kB.",
         "slice: positions=-1 takes 12.8 kB, fits",
         "cast: dtype=torch.bfloat16 takes 51.2 kB, fits",
-        "fewer: 58 of 100 samples fit",
+        "fewer: 54 of 100 samples fit",
     )
 
 

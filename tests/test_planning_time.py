@@ -13,6 +13,7 @@ import fastcap
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.planning import Machine, Plan
 from fastcap.planning.costs import format_secs
+from fastcap.planning.examples import ID_BYTES
 from fastcap.planning.measure import measure_machine
 from tests.support.runs import running_on
 from tests.support.virtual import Load, budget_of, hookless_secs, model_of
@@ -59,7 +60,9 @@ class Case:
         with running_on(device), budget_of(load):
             for _ in fastcap.stream(model, batches, load.sites, zero_copy=load.lends):
                 if self.disk_bytes_per_sec:
-                    device.host_secs += load.pass_bytes / self.disk_bytes_per_sec
+                    # One byte for each sample, and its id.
+                    on_disk = load.pass_bytes + ID_BYTES * load.site_bytes
+                    device.host_secs += on_disk / self.disk_bytes_per_sec
         return device.synchronise()
 
     def measured_bound(self) -> str:
@@ -177,14 +180,25 @@ def test_on_the_cpu_one_thread_does_it_all_and_the_disk_works_beside_it() -> Non
         hook_secs=0.5,
         disk_bytes_per_sec=10.0,
     )
-    model, batch = torch.nn.Linear(5, 5), torch.ones(2, 5)  # 40 bytes per pass
+    model, batch = torch.nn.Linear(5, 5), (torch.ones(2, 5),)  # 40 bytes per pass
     options: dict[str, Any] = {"n_samples": 10, "machine": rates, "forward_secs": 1.0}
     into_memory = fastcap.plan(model, batch, "", **options)
     assert into_memory.secs == pytest.approx(5 * (1.0 + 0.4 + 0.5))
     assert into_memory.overhead == pytest.approx(1.9)
     archive = fastcap.plan(model, batch, "", into="archive", **options)
-    assert archive.secs == pytest.approx(5 * 4.0)
+    assert archive.secs == pytest.approx(5 * (4.0 + 1.6))  # and the ids of two samples
     assert (into_memory.bound, archive.bound) == ("compute", "disk")
+
+
+def test_on_the_cpu_the_disk_is_the_bound_only_where_it_takes_longer_than_the_thread() -> None:
+    model, batch = torch.nn.Linear(5, 5), (torch.ones(2, 5),)
+    rates = {"hook_secs": 0.75, "warm_bytes_per_sec": 40.0}
+    for disk_rate, secs, bound in [(56 / 1.5, 2.75, "compute"), (56 / 3.0, 3.0, "disk")]:
+        machine = Machine(disk_bytes_per_sec=disk_rate, **rates)
+        options: dict[str, Any] = {"machine": machine, "forward_secs": 1.0, "into": "archive"}
+        found = fastcap.plan(model, batch, "", n_samples=2, **options)
+        assert found.secs == pytest.approx(secs)
+        assert found.bound == bound
 
 
 def test_on_an_accelerator_the_slowest_is_the_run_and_the_last_chunk_comes_after() -> None:
@@ -239,12 +253,16 @@ def test_what_is_not_known_is_not_guessed() -> None:
     ("secs", "text"),
     [
         (4e-6, "4 us"),
+        (999.9e-6, "1 ms"),
         (0.0391, "39.1 ms"),
+        (0.9996, "1 s"),
         (3.04, "3.04 s"),
         (119.0, "119 s"),
         (150.0, "2 min"),
         (7500.0, "2 h 5 min"),
-        (4e6, "1,111 h 7 min"),
+        (2.5e5, "69 h 27 min"),
+        (4e6, "46.3 days"),
+        (1e9, "11,574 days"),
     ],
 )
 def test_seconds_are_shown_in_units_people_use(secs: float, text: str) -> None:

@@ -16,24 +16,15 @@ from fastcap import locate
 from fastcap.bench import Case, charts, make_case, page, report
 from fastcap.bench.ways import check_sites_fire
 from fastcap.cli.command import STATUS_ERROR, command, to_stderr
-from fastcap.cli.words import move, parse_positions
+from fastcap.cli.words import Device, Inputs, Model, SiteNames, move, parse_positions
 from fastcap.datasets.opening import vocabulary_size
 from fastcap.errors import ArgumentError, FastcapError
 
 
 @command
 def bench(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="package.module:attribute (a module, or a function that returns one), or a local "
-            "folder that transformers can load.",
-        ),
-    ],
-    sites: Annotated[
-        list[str], typer.Option(help="What to capture: several names or patterns, in quotes.")
-    ],
+    model: Model,
+    sites: SiteNames,
     example: Annotated[
         str | None,
         typer.Option(
@@ -43,16 +34,11 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of random token ids.")] = 8,
     tokens: Annotated[int, typer.Option(min=1, help="Random token ids of each sample.")] = 128,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
-    ] = None,
+    inputs: Inputs = None,
     positions: Annotated[
         str | None, typer.Option(help="An int, a slice a:b, or a list a,b,c. Otherwise all.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where to run; where the model is unless given.")
-    ] = None,
+    device: Device = None,
     rounds: Annotated[int, typer.Option(min=2, help="Timed rounds.")] = 7,
     passes: Annotated[
         int | None, typer.Option(min=1, help="Passes of one run. By default half a second of them.")

@@ -17,7 +17,17 @@ from fastcap import locate
 from fastcap.archive.reader import Archive
 from fastcap.cli.command import command
 from fastcap.cli.inspect import summarise
-from fastcap.cli.words import move, parse_dtype, parse_positions
+from fastcap.cli.words import (
+    Device,
+    Inputs,
+    Model,
+    PositionsText,
+    ReduceText,
+    SiteNames,
+    move,
+    parse_dtype,
+    parse_positions,
+)
 from fastcap.datasets import LabelCollator, LineFile
 from fastcap.datasets.opening import open_dataset, vocabulary_size
 from fastcap.errors import ArgumentError
@@ -29,14 +39,7 @@ from fastcap.huggingface.loading import load_tokenizer
 
 @command
 def extract(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="package.module:attribute (a module, or a function that returns one), or a local "
-            "folder that transformers can load.",
-        ),
-    ],
+    model: Model,
     data: Annotated[
         str,
         typer.Option(
@@ -44,7 +47,7 @@ def extract(
             help="Token ids (.npy, or raw .bin), texts (.txt, .jsonl), or a dataset of your own.",
         ),
     ],
-    sites: Annotated[list[str], typer.Option(help="Names or patterns: several, in quotes.")],
+    sites: SiteNames,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The archive, new or to go on with.")],
     tokenizer: Annotated[
         str | None, typer.Option(metavar="DIR", help="For texts; MODEL unless given.")
@@ -62,23 +65,15 @@ def extract(
     token_dtype: Annotated[
         str | None, typer.Option(help="uint16 or uint32, of raw token ids.")
     ] = None,
-    positions: Annotated[
-        str | None,
-        typer.Option(help="An int, a slice a:b, a list a,b,c, last, unpadded, or a batch key."),
-    ] = None,
-    reduce: Annotated[str | None, typer.Option(help="mean: over each sample's tokens.")] = None,
+    positions: PositionsText = None,
+    reduce: ReduceText = None,
     dtype: Annotated[
         str | None, typer.Option(help="To store, such as float16; the model's unless given.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples per pass.")] = 32,
     max_samples: Annotated[int | None, typer.Option(help="Where to stop.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where to run; where the model is unless given.")
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
-    ] = None,
+    device: Device = None,
+    inputs: Inputs = None,
     num_workers: Annotated[int, typer.Option(help="Processes that load the data.")] = 0,
     rank: Annotated[int, typer.Option(envvar="RANK", help="Which process this is.")] = 0,
     world_size: Annotated[

@@ -13,21 +13,23 @@ from torch import nn
 
 from fastcap import locate, planning
 from fastcap.cli.command import command
-from fastcap.cli.words import move, parse_dtype, parse_positions
+from fastcap.cli.words import (
+    Inputs,
+    Model,
+    PositionsText,
+    ReduceText,
+    SiteNames,
+    move,
+    parse_dtype,
+    parse_positions,
+)
 from fastcap.errors import ArgumentError, FastcapError
 
 
 @command
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="package.module:attribute (a module, or a function that returns one), or a local "
-            "folder that transformers can load; its weights are read with --measure only.",
-        ),
-    ],
-    sites: Annotated[list[str], typer.Option(help="Names or patterns: several, in quotes.")],
+    model: Model,
+    sites: SiteNames,
     samples: Annotated[int, typer.Option(help="Samples of the run.")],
     example: Annotated[
         str | None,
@@ -37,20 +39,16 @@ def plan(
         ),
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples per pass.")] = None,
-    positions: Annotated[
-        str | None,
-        typer.Option(help="An int, a slice a:b, a list a,b,c, last, unpadded, or a batch key."),
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples per pass; the example's, or 32.")
     ] = None,
-    reduce: Annotated[str | None, typer.Option(help="mean: over each sample's tokens.")] = None,
+    positions: PositionsText = None,
+    reduce: ReduceText = None,
     dtype: Annotated[
         str | None, typer.Option(help="To deliver, such as float16; the model's unless given.")
     ] = None,
     seq_dim: Annotated[int | None, typer.Option(help="The dimension of positions.")] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
-    ] = None,
+    inputs: Inputs = None,
     into: Annotated[str, typer.Option(help="memory, loop or archive.")] = "memory",
     folder: Annotated[Path, typer.Option(help="Where the archive would be.")] = Path(),
     device: Annotated[
@@ -70,8 +68,8 @@ def plan(
     """Say what a run will take before it runs: bytes, memory, time and what bounds it.
 
     Bytes and memory need one pass of the example, and nothing else. Times need rates: measured with
-    --measure, or given. What is not known is said to be. Give MODEL before --sites, which takes
-    several values.
+    --measure, or given. What is not known is said to be. The weights of a folder are read with
+    --measure only. Give MODEL before --sites, which takes several values.
     """
     taken = parse_positions(positions), parse_dtype(dtype)
     rates = None if machine is None else planning.read_machine(machine)
@@ -116,5 +114,6 @@ def _naming_the_model() -> Iterator[None]:
         raise
     except Exception as error:
         raise ArgumentError(
-            f"Running the model on the example failed with {locate.in_one_line(error)}."
+            f"Running the model on the example failed with {locate.in_one_line(error)}. Give "
+            "--example a batch that it can be called with, and name its other keys with --inputs."
         ) from error

@@ -12,20 +12,14 @@ from torch import nn
 
 from fastcap import locate, site_tree
 from fastcap.cli.command import command, to_stderr
+from fastcap.cli.words import Inputs, Model
 from fastcap.errors import ArgumentError, FastcapError
 from fastcap.listing import SiteInfo, list_sites
 
 
 @command
 def sites(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="package.module:attribute (a module, or a function that returns one), or a local "
-            "folder that transformers can load.",
-        ),
-    ],
+    model: Model,
     sites: Annotated[
         list[str] | None,
         typer.Option(help="Only modules of these names or patterns: several values, in quotes."),
@@ -37,10 +31,7 @@ def sites(
             help="A batch, or a function that returns one: run it, and show calls, shapes, dtypes.",
         ),
     ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(help="Key of the batch passed to the model by name; repeatable."),
-    ] = None,
+    inputs: Inputs = None,
     depth: Annotated[
         int | None, typer.Option(min=0, help="Show names of up to this many segments.")
     ] = None,

@@ -1,15 +1,41 @@
-"""Options that several commands have: from words to values."""
+"""Options that several commands have: their declarations, and from words to values."""
 
 from __future__ import annotations
 
 import re
+from typing import Annotated, TypeAlias
 
 import torch
+import typer
 from torch import nn
 
 from fastcap import locate
 from fastcap.errors import ArgumentError
 from fastcap.spec import Positions
+
+Model: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="package.module:attribute (a module, or a function that returns one), or a local "
+        "folder that transformers can load.",
+    ),
+]
+SiteNames: TypeAlias = Annotated[
+    list[str], typer.Option(help="Names or patterns: several, in quotes.")
+]
+PositionsText: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="An int, a slice a:b, a list a,b,c, last, unpadded, or a batch key."),
+]
+ReduceText: TypeAlias = Annotated[str | None, typer.Option(help="mean: over each sample's tokens.")]
+Inputs: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="Key of the batch passed to the model by name; repeatable."),
+]
+Device: TypeAlias = Annotated[
+    str | None, typer.Option(help="Where to run; where the model is unless given.")
+]
 
 
 def parse_positions(text: str | None) -> Positions:

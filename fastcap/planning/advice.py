@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 
 from fastcap.host_memory import format_bytes
-
-if TYPE_CHECKING:
-    from fastcap.planning.plans import Plan, SitePlan
-
-PASSES_UNDER_WAY = 3
-"""Of a stream with `lookahead=1`: two that run or have run, and one that the loop holds."""
+from fastcap.planning.costs import Into
+from fastcap.planning.sizes import MemoryPlan, SitePlan, Size
+from fastcap.spec import Selection
 
 NARROW = torch.bfloat16
 
 
-def of(plan: Plan) -> tuple[str, ...]:
+def ways_out(
+    sites: Sequence[SitePlan], size: Size, into: Into, selection: Selection, memory: MemoryPlan
+) -> tuple[str, ...]:
     """First what does not fit, then the ways out, each with what it would take."""
-    memory = plan.memory
     lines: list[str] = []
     if _is_over(memory.device_bytes, memory.free_device_bytes):
         lines.append(_over("of staging", memory.device_bytes, memory.free_device_bytes))
         lines.append("smaller: device_bytes=, or smaller batches")
+    pass_bytes = sum(site.pass_bytes for site in sites)
+    smaller = [] if into == "loop" else list(_smaller(sites, size, selection))
     if _is_over(memory.host_bytes, memory.available_host_bytes):
-        lines.append(_over("of host memory", memory.host_bytes, memory.available_host_bytes))
-        lines += _smaller(plan, memory.slot_bytes, memory.available_host_bytes or 0)
-        lines += _elsewhere(plan, memory.available_host_bytes or 0)
+        free_bytes = memory.available_host_bytes or 0
+        lines.append(_over("of host memory", memory.host_bytes, free_bytes))
+        if into == "memory":
+            lines += _verdicts(smaller, memory.slot_bytes, free_bytes)
+            lines += _fewer(size, pass_bytes, free_bytes - memory.slot_bytes)
+            lines += _elsewhere(size, pass_bytes, memory)
+        else:
+            lines.append("smaller: smaller batches, or host_bytes=")
     if _is_over(memory.archive_bytes, memory.free_disk_bytes):
-        lines.append(_over("on disk", memory.archive_bytes, memory.free_disk_bytes))
-        lines += _smaller(plan, 0, memory.free_disk_bytes or 0)
+        free_bytes = memory.free_disk_bytes or 0
+        lines.append(_over("on disk", memory.archive_bytes, free_bytes))
+        lines += _verdicts(smaller, memory.beside_bytes, free_bytes)
+        lines += _fewer(size, memory.archive_bytes * size.batch_size / size.n_samples, free_bytes)
     return tuple(lines)
 
 
@@ -51,53 +57,53 @@ def _is_over(needed_bytes: int, free_bytes: int | None) -> bool:
     return free_bytes is not None and needed_bytes > free_bytes
 
 
-def _smaller(plan: Plan, other_bytes: int, free_bytes: int) -> Iterator[str]:
-    """The same run with a part of it."""
-
-    def option(verb: str, how: str, total_bytes: int) -> str:
-        verdict = _verdict(total_bytes + other_bytes, free_bytes)
-        return f"{verb}: {how} takes {format_bytes(total_bytes)}, {verdict}"
-
-    if plan.into == "loop":
-        yield "smaller: smaller batches, or host_bytes="
-        return
-    sliced_bytes = _sliced_bytes(plan)
+def _smaller(
+    sites: Sequence[SitePlan], size: Size, selection: Selection
+) -> Iterator[tuple[str, int]]:
+    """The same run with a part of every value, and its bytes."""
+    sliced_bytes = _sliced_bytes(sites, size, selection)
     if sliced_bytes is not None:
-        yield option("slice", "positions=-1", sliced_bytes)
-    cast_bytes = sum(site.pass_bytes // _narrowed_by(site) for site in plan.sites)
-    if plan.size.total(cast_bytes) < plan.total_bytes:
-        yield option("cast", "dtype=torch.bfloat16", plan.size.total(cast_bytes))
-    n_fitting = int(max(0, free_bytes - other_bytes) // max(plan.bytes_per_sample, 1))
+        yield "slice: positions=-1", sliced_bytes
+    cast_bytes = size.total(sum(site.pass_bytes // _narrowed_by(site) for site in sites))
+    if cast_bytes < size.total(sum(site.pass_bytes for site in sites)):
+        yield "cast: dtype=torch.bfloat16", cast_bytes
+
+
+def _verdicts(
+    options: Sequence[tuple[str, int]], other_bytes: int, free_bytes: int
+) -> Iterator[str]:
+    for how, n_bytes in options:
+        verdict = _verdict(n_bytes + other_bytes, free_bytes)
+        yield f"{how} takes {format_bytes(n_bytes)}, {verdict}"
+
+
+def _fewer(size: Size, pass_bytes: float, free_bytes: int) -> Iterator[str]:
+    n_fitting = int(max(0, free_bytes) // max(pass_bytes / size.batch_size, 1))
     if n_fitting:
-        yield f"fewer: {n_fitting:,} of {plan.size.n_samples:,} samples fit"
+        yield f"fewer: {n_fitting:,} of {size.n_samples:,} samples fit"
 
 
-def _elsewhere(plan: Plan, free_bytes: int) -> Iterator[str]:
+def _elsewhere(size: Size, pass_bytes: int, memory: MemoryPlan) -> Iterator[str]:
     """Batch by batch, to a disk or to a loop."""
-    if plan.into != "memory":
-        return
-    total, free_disk_bytes = plan.total_bytes, plan.memory.free_disk_bytes
-    verdict = _verdict(total, free_disk_bytes)
-    yield f"archive: {format_bytes(total)} on disk instead (fastcap.extract), {verdict}"
-    n_passes = min(plan.size.n_passes, PASSES_UNDER_WAY)
-    under_way = plan.bytes_per_sample * plan.size.batch_size * n_passes
-    verdict = _verdict(under_way + plan.memory.slot_bytes, free_bytes)
+    total_bytes = size.total(pass_bytes)
+    verdict = _verdict(total_bytes, memory.free_disk_bytes)
+    yield f"archive: {format_bytes(total_bytes)} on disk instead (fastcap.extract), {verdict}"
+    under_way = pass_bytes * size.n_under_way
+    verdict = _verdict(under_way + memory.slot_bytes, memory.available_host_bytes)
     yield f"stream: {format_bytes(under_way)} at a time instead (fastcap.stream), {verdict}"
 
 
-def _sliced_bytes(plan: Plan) -> int | None:
+def _sliced_bytes(sites: Sequence[SitePlan], size: Size, selection: Selection) -> int | None:
     """Bytes of the run with one position of each site that has positions."""
-    selection = plan.selection
     if selection.positions is not None or selection.reduce is not None:
         return None
     dim = 1 if selection.seq_dim is None else selection.seq_dim
-    if not all(len(site.produced) >= 3 and -3 <= dim < len(site.produced) for site in plan.sites):
+    if not all(len(site.produced) >= 3 and -3 <= dim < len(site.produced) for site in sites):
         return None
     per_pass = sum(
-        prod(site.produced) // max(site.produced[dim], 1) * site.dtype.itemsize
-        for site in plan.sites
+        prod(site.produced) // max(site.produced[dim], 1) * site.dtype.itemsize for site in sites
     )
-    return plan.size.total(per_pass)
+    return size.total(per_pass)
 
 
 def _narrowed_by(site: SitePlan) -> int:

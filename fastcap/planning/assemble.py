@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastcap.archive.files import LocalFiles
+from fastcap.archive.layout import dtype_name
 from fastcap.budget import Budget, Limits, plan_budget, settled_budget
 from fastcap.devices import open_device
-from fastcap.errors import ArgumentError, ResultError
+from fastcap.errors import ArgumentError, ResultError, SelectionError
 from fastcap.host_memory import available_bytes
 from fastcap.lanes.direct import QUEUED_BYTES
-from fastcap.planning.advice import PASSES_UNDER_WAY
 from fastcap.planning.costs import Into, Load, costs_of
+from fastcap.planning.examples import bytes_beside
 from fastcap.planning.machine import Machine
 from fastcap.planning.measure import PassSecs, nearest_folder
 from fastcap.planning.observe import Call, Observed
 from fastcap.planning.place import Place
-from fastcap.planning.plans import MemoryPlan, Plan, SitePlan, Size
+from fastcap.planning.plans import Plan
+from fastcap.planning.sizes import MemoryPlan, SitePlan, Size
 from fastcap.spec import UNPADDED, Selection
 
 
@@ -68,13 +71,23 @@ class _Lane:
 
 
 def assemble(
-    run: Run, observed: Observed, place: Place, machine: Machine, passes: PassSecs
+    run: Run, observed: Observed, batch: Any, place: Place, machine: Machine, passes: PassSecs
 ) -> Plan:
     """The plan.
+
+    Args:
+        run: What was asked.
+        observed: What one pass captures.
+        batch: What of that pass an archive would store beside its values.
+        place: Where the run will be.
+        machine: The rates that are known.
+        passes: What a pass takes without hooks.
 
     Raises:
         ArgumentError: Nothing says how many samples the example has.
         ResultError: Unless into a loop, a site whose first dimension is not the batch.
+        ArchiveError: A dtype that files of an archive cannot hold.
+        SelectionError: The last pass has fewer samples than `positions` has lists.
     """
     batch_size = observed.n_rows
     if not batch_size:
@@ -86,9 +99,12 @@ def assemble(
     sites = tuple(
         _site(name, calls, run.keeps_all, place.is_direct) for name, calls in observed.calls.items()
     )
+    _check_files(run, sites)
     size = Size(run.n_samples, batch_size)
+    _check_last_pass(run.selection, size)
     lanes = _lanes(run, observed, place, size)
-    load = _load(run, sites, lanes, place, size, passes)
+    memory = _memory(run, sites, lanes, size, _beside_bytes(run, batch, sites, size))
+    load = _load(run, sites, lanes, place, size, passes, memory.archive_bytes)
     return Plan(
         sites=sites,
         silent=observed.silent,
@@ -96,28 +112,45 @@ def assemble(
         into=run.into,
         selection=run.selection,
         is_exact=run.selection.positions != UNPADDED and (is_even or size.is_whole),
-        memory=_memory(run, sites, lanes, size),
+        memory=memory,
         machine=machine,
         costs=costs_of(load, machine),
         forward_secs=passes.forward,
-        assumed=place.assumed,
+        assumed=(*place.assumed, *observed.doubts),
     )
+
+
+def _check_last_pass(selection: Selection, size: Size) -> None:
+    if selection.by_sample is not None and not size.is_whole:
+        raise SelectionError(
+            f"positions= has lists for {size.batch_size} samples, and the last pass of "
+            f"{size.n_samples:,} samples has {size.n_samples % size.batch_size}, where the run "
+            "would fail. Let the batches hold the positions (positions='key'), or plan a number "
+            f"of samples that {size.batch_size} divides."
+        )
+
+
+def _check_files(run: Run, sites: Sequence[SitePlan]) -> None:
+    """That files can hold every dtype."""
+    if run.into == "archive":
+        for site in sites:
+            dtype_name(site.dtype, site.name)
 
 
 def _check_rows(run: Run, observed: Observed, batch_size: int) -> bool:
     """Whether the rows of every site are samples."""
+    needs_rows = run.into != "loop" and run.selection.positions != UNPADDED
+    is_even = True
     for name, calls in observed.calls.items():
         shape = calls[-1].shape
-        if shape[:1] == (batch_size,):
-            continue
-        if run.into != "loop" and run.selection.positions != UNPADDED:
+        is_even = is_even and all(call.shape[:1] == (batch_size,) for call in calls)
+        if needs_rows and shape[:1] != (batch_size,):
             raise ResultError(
                 f"Site {name!r} produced shape {shape} for a batch of {batch_size} samples: its "
                 "first dimension is not the batch, so its rows cannot be matched to samples. Leave "
                 "it out, or plan to receive it batch by batch with into='loop'."
             )
-        return False
-    return True
+    return is_even
 
 
 def _site(name: str, calls: Sequence[Call], keeps_all: bool, is_direct: bool) -> SitePlan:
@@ -158,7 +191,20 @@ def _lanes(run: Run, observed: Observed, place: Place, size: Size) -> list[_Lane
     return lanes
 
 
-def _memory(run: Run, sites: Sequence[SitePlan], lanes: Sequence[_Lane], size: Size) -> MemoryPlan:
+def _beside_bytes(run: Run, batch: Any, sites: Sequence[SitePlan], size: Size) -> int:
+    if run.into != "archive":
+        return 0
+    n_ragged_sites = len(sites) if run.selection.positions == UNPADDED else 0
+    return size.total(bytes_beside(batch, size.batch_size, n_ragged_sites))
+
+
+def _memory(
+    run: Run,
+    sites: Sequence[SitePlan],
+    lanes: Sequence[_Lane],
+    size: Size,
+    beside_bytes: int,
+) -> MemoryPlan:
     pass_bytes = sum(site.pass_bytes for site in sites)
     free_bytes = [lane.free_bytes for lane in lanes if lane.budget is not None]
     known = [n_bytes for n_bytes in free_bytes if n_bytes is not None]
@@ -167,7 +213,8 @@ def _memory(run: Run, sites: Sequence[SitePlan], lanes: Sequence[_Lane], size: S
         device_bytes=sum(lane.staging_bytes for lane in lanes),
         slot_bytes=sum(lane.slot_bytes for lane in lanes),
         result_bytes=_result_bytes(run, lanes, size, pass_bytes),
-        archive_bytes=0 if folder is None else size.total(pass_bytes),
+        archive_bytes=0 if folder is None else size.total(pass_bytes) + beside_bytes,
+        beside_bytes=beside_bytes,
         free_device_bytes=sum(known) if known and len(known) == len(free_bytes) else None,
         available_host_bytes=available_bytes(),
         free_disk_bytes=LocalFiles().free_bytes(nearest_folder(run.folder)),
@@ -181,7 +228,7 @@ def _result_bytes(run: Run, lanes: Sequence[_Lane], size: Size, pass_bytes: int)
     if run.into == "loop":
         calls = [(lane, call) for lane in lanes for call in lane.calls]
         lent_bytes = sum(c.delivered_bytes for lane, c in calls if run.lends and lane.lends(c))
-        return min(size.n_passes, PASSES_UNDER_WAY) * max(0, pass_bytes - lent_bytes)
+        return size.n_under_way * max(0, pass_bytes - lent_bytes)
     # Files are written out of slots, and on the CPU out of what hooks have copied.
     copied = [call.delivered_bytes for ln in lanes if ln.budget is None for call in ln.calls]
     return max(sum(copied), min(QUEUED_BYTES, size.total(sum(copied))))
@@ -194,6 +241,7 @@ def _load(
     place: Place,
     size: Size,
     passes: PassSecs,
+    disk_bytes: int,
 ) -> Load:
     link_bytes = sum(site.link_bytes for site in sites)
     calls = [call for lane in lanes for call in lane.calls]
@@ -207,6 +255,7 @@ def _load(
         link_bytes=size.total(link_bytes),
         read_bytes=size.total(sum(call.read_bytes for call in calls)),
         result_bytes=size.total(sum(site.pass_bytes for site in sites)),
+        disk_bytes=disk_bytes,
         last_bytes=min(link_bytes, chunk_bytes),
         stall_bytes=max(0, largest_bytes - staging_bytes),
         into=run.into,

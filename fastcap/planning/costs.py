@@ -14,6 +14,8 @@ Into: TypeAlias = Literal["memory", "loop", "archive"]
 
 BoundName: TypeAlias = Literal["compute", "link", "consumer", "disk", "hooks"]
 
+Secs: TypeAlias = dict[BoundName, float]
+
 LAUNCH_BOUND = 0.95
 """Share of a pass that the host takes to launch it, above which the host is what sets its time."""
 
@@ -43,6 +45,7 @@ class Load:
         link_bytes: Bytes that leave the model's device.
         read_bytes: Bytes that packs read.
         result_bytes: Bytes delivered.
+        disk_bytes: Bytes written to files.
         last_bytes: What is still under way when the last pass ends: at most a chunk.
         stall_bytes: What of one pass's largest record does not fit into staging.
         into: Who receives them.
@@ -57,6 +60,7 @@ class Load:
     link_bytes: int
     read_bytes: int
     result_bytes: int
+    disk_bytes: int
     last_bytes: int
     stall_bytes: int
     into: Into
@@ -81,7 +85,9 @@ class Costs:
         terms: Resource by resource.
         secs: The whole run; `None` where a term is not known.
         at_least_secs: What the known terms alone take.
-        bound: The name of the largest known term; `None` where none is known.
+        bound: What sets the time, of what is known: the largest term, on a CPU model the largest of
+            the thread's own unless the disk takes longer than all of these. `None` where none is
+            known.
     """
 
     terms: tuple[Term, ...]
@@ -97,13 +103,16 @@ def costs_of(load: Load, machine: Machine) -> Costs:
     writing to disk, hooks' copies included: the sum is the run.
     """
     terms = tuple(_terms(load, machine))
-    known = {term.name: term.secs for term in terms if term.secs is not None}
-    bound = max(known.items(), key=lambda item: item[1])[0] if known else None
+    known: Secs = {term.name: term.secs for term in terms if term.secs is not None}
+    rivals, secs = known, max(known.values(), default=0.0)
     if load.is_direct:
-        in_hooks = sum(secs for name, secs in known.items() if name != "disk")
-        secs = max(in_hooks, known.get("disk", 0.0))
+        in_thread: Secs = {name: secs for name, secs in known.items() if name != "disk"}
+        on_disk: Secs = {name: secs for name, secs in known.items() if name == "disk"}
+        rivals = max(in_thread, on_disk, key=lambda terms: sum(terms.values()))
+        secs = sum(rivals.values())
     else:
-        secs = max(known.values(), default=0.0) + _drain_secs(load, machine)
+        secs += _drain_secs(load, machine)
+    bound = max(rivals, key=rivals.__getitem__, default=None)
     return Costs(terms, secs if len(known) == len(terms) else None, secs, bound)
 
 
@@ -118,16 +127,16 @@ def _terms(load: Load, machine: Machine) -> Iterator[Term]:
         rate = machine.warm_bytes_per_sec
         yield _moved("consumer", load.result_bytes, rate, " into memory used again")
     if load.into == "archive":
-        yield _moved("disk", load.result_bytes, machine.disk_bytes_per_sec, "")
+        yield _moved("disk", load.disk_bytes, machine.disk_bytes_per_sec, "")
     yield _hooks(load, machine)
 
 
 def _compute(load: Load, machine: Machine) -> Term:
     """`t_forward + t_pack + t_stall`. On a CPU model there are no packs."""
     if load.forward_secs is None:
-        return Term("compute", None, f"{load.n_passes:,} passes; forward pass not measured")
+        return Term("compute", None, f"{counted(load.n_passes, 'pass')}; forward pass not measured")
     secs = load.n_passes * load.forward_secs
-    work = f"{load.n_passes:,} passes of {format_secs(load.forward_secs)}"
+    work = f"{counted(load.n_passes, 'pass')} of {format_secs(load.forward_secs)}"
     if not load.is_direct and not load.waits_for_launches:
         packed_bytes, rate = load.read_bytes + load.link_bytes, machine.device_bytes_per_sec
         secs += load.n_passes * load.n_calls * (machine.pack_secs or 0.0)
@@ -149,12 +158,12 @@ def _moved(name: BoundName, n_bytes: int, rate: float | None, where: str) -> Ter
 def _hooks(load: Load, machine: Machine) -> Term:
     n_calls = load.n_passes * load.n_calls
     if machine.hook_secs is None:
-        return Term("hooks", None, f"{n_calls:,} calls; cost of one not known")
+        return Term("hooks", None, f"{counted(n_calls, 'call')}; cost of one not known")
     # On the CPU the host's part of a pass is the pass, and `compute` has it. Where the accelerator
     # waits for it, hooks make the whole pass longer.
     per_pass = load.forward_secs if load.waits_for_launches else load.launch_secs
     launch_secs = 0.0 if load.is_direct else load.n_passes * (per_pass or 0.0)
-    work = f"{n_calls:,} calls of {format_secs(machine.hook_secs)}"
+    work = f"{counted(n_calls, 'call')} of {format_secs(machine.hook_secs)}"
     return Term(
         "hooks", launch_secs + n_calls * machine.hook_secs, work + ", launches" * bool(launch_secs)
     )
@@ -170,15 +179,24 @@ def _drain_secs(load: Load, machine: Machine) -> float:
     return sum(load.last_bytes / rate for rate in rates if rate)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `counted(2000, "pass") == "2,000 passes"`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def format_secs(secs: float) -> str:
     """Seconds for people: `format_secs(0.0391) == "39.1 ms"`."""
-    if secs < 1e-3:
+    if secs < 0.9995e-3:  # which is shown as 1 ms
         return f"{secs * 1e6:.3g} us"
-    if secs < 1:
+    if secs < 0.9995:
         return f"{secs * 1e3:.3g} ms"
     if secs < 120:
         return f"{secs:.3g} s"
     minutes = round(secs / 60)
     if minutes < 120:
         return f"{minutes} min"
-    return f"{minutes // 60:,} h {minutes % 60} min"
+    if minutes < 72 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    days = secs / 86_400
+    return f"{days:.1f} days" if days < 100 else f"{days:,.0f} days"

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from fastcap.errors import ArgumentError
+from fastcap.extraction.beside import Beside
 from fastcap.forward import count_rows
 from fastcap.tokens import count_tokens
+
+BATCH_SIZE = 32
+"""Samples per pass where nothing says: what runs have."""
+
+ID_BYTES = 8
+"""Of a sample's id, and of where its rows of a ragged stream begin."""
 
 
 def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> Any:
@@ -18,7 +25,7 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
 
     Args:
         example: A batch as `stream` takes it; `None` for token ids alone.
-        batch_size: Samples; `None` for what the example has, and for 1 without one.
+        batch_size: Samples; `None` for what the example has, and for 32 without one.
         n_tokens: Tokens per sample; `None` for what the example has.
 
     Raises:
@@ -31,11 +38,16 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
                 "Nothing says what the model is called with. Give an example batch, or, for a "
                 "model of token ids, the tokens of each sample (n_tokens=, --tokens)."
             )
-        ids = torch.zeros(batch_size or 1, n_tokens, dtype=torch.int64)
+        ids = torch.zeros(batch_size or BATCH_SIZE, n_tokens, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    n_rows, length = count_rows(example), _length(example)
+    n_rows, length = count_rows(example), tokens_per_sample(example)
     if batch_size not in (None, n_rows):
-        if not n_rows:
+        if n_rows == 0:
+            raise ArgumentError(
+                f"The example cannot be repeated to batch_size={batch_size}: it has no sample. "
+                "Give one with at least one."
+            )
+        if n_rows is None:
             raise ArgumentError(
                 f"The example cannot be repeated to batch_size={batch_size}: nothing in it says "
                 f"how many samples it has. Give one of {batch_size} samples, and leave batch_size= "
@@ -52,7 +64,18 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
     return example
 
 
-def _length(batch: Any) -> int | None:
+def bytes_beside(batch: Any, n_rows: int, n_ragged_sites: int) -> int:
+    """What an archive stores of one pass beside its values, in bytes.
+
+    Raises:
+        ResultError: Token ids or a mask that do not have a row for each sample.
+    """
+    found = Beside().take(batch, n_rows, n_rows).tensors.values()
+    n_ragged = n_ragged_sites + len([lengths for _, lengths in found if lengths is not None])
+    return sum(value.nbytes for value, _ in found) + n_rows * (1 + n_ragged) * ID_BYTES
+
+
+def tokens_per_sample(batch: Any) -> int | None:
     """Token ids per sample, where the batch begins with a tensor of them."""
     if isinstance(batch, Mapping):
         batch = batch.get("input_ids")

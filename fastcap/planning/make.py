@@ -14,7 +14,7 @@ from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.forward import BatchCaller, Forward, count_rows, is_meta
 from fastcap.planning.assemble import Run, assemble
 from fastcap.planning.costs import Into
-from fastcap.planning.examples import batch_like
+from fastcap.planning.examples import BATCH_SIZE, batch_like
 from fastcap.planning.machine import Machine, is_positive
 from fastcap.planning.measure import PassSecs, measure_forward, measure_machine
 from fastcap.planning.observe import observe
@@ -63,8 +63,8 @@ def plan(
             alone, of `n_tokens` each.
         sites: As `stream` takes them.
         n_samples: Samples of the run.
-        batch_size: Samples per pass; by default what the example has. The example is repeated or
-            cropped to it.
+        batch_size: Samples per pass; by default what the example has, and without one 32, which is
+            what runs have. The example is repeated or cropped to it.
         n_tokens: Tokens per sample; by default what the example has. Likewise.
         positions: As `stream` takes them.
         reduce: Likewise.
@@ -80,7 +80,8 @@ def plan(
         zero_copy: Whether a loop is lent slots.
         folder: Where the archive would be.
         device: Where the run will be; by default where the model is. A model on the meta device is
-            planned for an accelerator unless this is `"cpu"`.
+            planned for an accelerator unless this is `"cpu"`; for another place than where the
+            model is, plan it there (`copy.deepcopy(model).to("meta")`).
         device_bytes: Staging memory on the accelerator, in bytes, as given to the run.
         host_bytes: Slot memory on the host, likewise.
         machine: Rates that are known. They go before measured ones.
@@ -96,6 +97,7 @@ def plan(
         ArgumentError, ArgumentTypeError: An argument out of range, or of the wrong type.
         SelectionError: The selection does not fit what a site produced.
         ResultError: Unless into a loop, a site whose first dimension is not the batch.
+        ArchiveError: A dtype that files of an archive cannot hold.
         BatchError, MissingInputError, DeviceError: The model cannot be called with the example.
         SaveError: The disk was to be measured, and `folder` cannot be written.
         Whatever the model raises, unchanged.
@@ -128,11 +130,11 @@ def plan(
         into=into,
         lends=zero_copy,
         keeps_all=as_keeps_all(calls),
-        folder=Path(folder),
-        limits=make_limits(device_bytes, host_bytes),
+        folder=_as_folder(folder),
+        limits=make_limits(device_bytes, host_bytes, zero_copy),
     )
     _check(run, forward_secs, machine)
-    call = BatchCaller(model, None if is_meta(model) else device, inputs, forward, may_be_meta=True)
+    call = BatchCaller(model, device, inputs, forward, may_be_meta=True)
     batch = batch_like(example, _at_most(n_samples, batch_size, example), n_tokens)
     observed = observe(model, bind_sites(model, names), selection, mask, call, batch)
     rates, passes = machine or Machine(), PassSecs(forward_secs, None)
@@ -141,13 +143,22 @@ def plan(
             rates = measure_machine(place.device, run.archive_folder, rates)
             if place.device is not None and forward_secs is None and not is_meta(model):
                 passes = measure_forward(call, model, batch, place.device)
-        return assemble(run, observed, place, rates, passes)
+        # Token ids that were made up come with a mask, which a run over token ids has not.
+        stored = batch["input_ids"] if example is None else batch
+        return assemble(run, observed, stored, place, rates, passes)
 
 
 def _at_most(n_samples: int, batch_size: int | None, example: Any) -> int | None:
     """Samples of one pass: a run with fewer than a batch has one smaller pass."""
-    n_rows = batch_size or (1 if example is None else count_rows(example))
+    n_rows = batch_size or (BATCH_SIZE if example is None else count_rows(example))
     return None if n_rows is None else min(n_rows, n_samples)
+
+
+def _as_folder(folder: Any) -> Path:
+    try:
+        return Path(folder)
+    except TypeError as error:
+        raise ArgumentTypeError(f"folder must be a path; got {folder!r}.") from error
 
 
 def _check(run: Run, forward_secs: float | None, machine: Machine | None) -> None:

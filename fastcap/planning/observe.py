@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,6 +17,7 @@ from fastcap.hooks import attach, detach, modes_off
 from fastcap.lanes.base import narrower
 from fastcap.listing import unchanged
 from fastcap.parts import check_capturable, describe_miss, take_part
+from fastcap.planning.examples import tokens_per_sample
 from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.selector import Selector
 from fastcap.silence import explain_silence
@@ -67,11 +68,13 @@ class Observed:
         calls: What each site captured, call by call, in the order the sites were asked. Sites that
             captured nothing are not in it.
         silent: Why the others did not, in sentences.
+        doubts: What the pass does not show, and may be meant otherwise, in sentences.
     """
 
     n_rows: int | None
     calls: dict[str, tuple[Call, ...]]
     silent: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 def observe(
@@ -104,7 +107,26 @@ def observe(
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}. Load its weights, or "
             "give an example whose pass looks at no values (leave attention_mask out of inputs=)."
         ) from error
-    return Observed(count_rows(prepared), observer.calls(), observer.silent())
+    doubts = tuple(_doubts(model, batch, call.device.type == "meta"))
+    return Observed(count_rows(prepared), observer.calls(), observer.silent(), doubts)
+
+
+def _doubts(model: nn.Module, batch: Any, is_shapes_only: bool) -> Iterator[str]:
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    if isinstance(ids, Tensor) and ids.ndim == 1 and not ids.is_floating_point():
+        yield (
+            f"The example's token ids have one dimension: they are taken for {len(ids):,} samples. "
+            "If they are one, give them as a batch: input_ids[None]."
+        )
+    if not is_shapes_only:  # a table of positions with data says itself that it is too short
+        return
+    n_tokens = tokens_per_sample(batch)
+    n_positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if n_tokens and isinstance(n_positions, int) and n_tokens > n_positions:
+        yield (
+            f"The model's configuration has {n_positions:,} positions, and samples have "
+            f"{n_tokens:,} tokens: a pass with data may fail."
+        )
 
 
 class _Observer:

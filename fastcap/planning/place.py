@@ -11,6 +11,7 @@ import torch
 from fastcap.devices import open_device
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import DeviceError
+from fastcap.forward import as_device
 
 WITHOUT_LINK = ("cpu", "mps")
 
@@ -56,18 +57,18 @@ def _place(of_model: torch.device, asked: torch.device | str | int | None, measu
     here = "The model has no data, so its forward pass is not measured."
     if asked is None:
         return Place(None, (f"{here} Planned for an accelerator; device= names another place.",))
-    try:
-        wanted = torch.device(asked)
-    except RuntimeError as error:
+    wanted = as_device(asked)
+    if wanted.type == "meta":
         raise DeviceError(
-            f"device={asked!r} is no device of torch. Give one such as 'cuda' or 'cpu'."
-        ) from error
-    if wanted.type in WITHOUT_LINK:
-        return Place(open_device(wanted), (here,))
+            "device='meta' holds no data, so no run can be there. Name the place of the run, such "
+            "as 'cuda' or 'cpu'."
+        )
     if not measure:
-        return Place(None, (here,))
+        return Place(open_device(wanted) if wanted.type in WITHOUT_LINK else None, (here,))
     try:
-        return Place(open_device(wanted), (here,))
+        device = open_device(wanted)
+        torch.empty(0, device=device.torch_device)
+        return Place(device, (here,))
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(
             f"device={str(wanted)!r} cannot be measured on this machine: "

@@ -1,109 +1,24 @@
-"""What a run will take: a plan, and what it is held against afterwards."""
+"""What a run will take."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
+from fastcap.archive.reader import Archive
+from fastcap.errors import ArgumentTypeError
 from fastcap.planning import advice, table
+from fastcap.planning.comparison import Compared, Comparison
 from fastcap.planning.costs import BoundName, Costs, Into
 from fastcap.planning.machine import Machine
-from fastcap.planning.table import dtype_name
+from fastcap.planning.sizes import MemoryPlan, SitePlan, Size, dtype_name
 from fastcap.records import Statistics
 from fastcap.spec import Selection
-
-
-@dataclass(frozen=True, slots=True)
-class SitePlan:
-    """What one site will give.
-
-    Attributes:
-        name: The site.
-        produced: The shape of what the module produces in one pass.
-        shape: The shape delivered per pass, after selection.
-        dtype: The dtype delivered.
-        n_calls: Captured calls of one pass.
-        pass_bytes: Bytes delivered per pass.
-        link_bytes: Bytes that leave the model's device per pass, those of earlier calls included.
-    """
-
-    name: str
-    produced: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    n_calls: int
-    pass_bytes: int
-    link_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How long a run is.
-
-    Attributes:
-        n_samples: Samples of the run.
-        batch_size: Samples per pass; the last one may have fewer.
-    """
-
-    n_samples: int
-    batch_size: int
-
-    @property
-    def n_passes(self) -> int:
-        """Passes, the last one included."""
-        return -(-self.n_samples // self.batch_size)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the last pass is as large as the others."""
-        return self.n_samples % self.batch_size == 0
-
-    def total(self, pass_bytes: int) -> int:
-        """From the bytes of one pass to those of the run."""
-        return -(-pass_bytes * self.n_samples // self.batch_size)
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """Bytes that fastcap will take, and that there are; `None` where that is not known.
-
-    Attributes:
-        device_bytes: Staging on the accelerator.
-        slot_bytes: Slots in (pinned) host memory.
-        result_bytes: The result, or the records under way to a loop or an archive.
-        archive_bytes: On the disk.
-        free_device_bytes: On the accelerator now.
-        available_host_bytes: Of host memory now.
-        free_disk_bytes: On the disk now.
-    """
-
-    device_bytes: int
-    slot_bytes: int
-    result_bytes: int
-    archive_bytes: int
-    free_device_bytes: int | None
-    available_host_bytes: int | None
-    free_disk_bytes: int | None
-
-    @property
-    def host_bytes(self) -> int:
-        """Slots and results together."""
-        return self.slot_bytes + self.result_bytes
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether all of it fits; `None` where nothing says no and something is not known."""
-        pairs = [
-            (self.device_bytes, self.free_device_bytes),
-            (self.host_bytes, self.available_host_bytes),
-            (self.archive_bytes, self.free_disk_bytes),
-        ]
-        found = [None if free is None else needed <= free for needed, free in pairs if needed]
-        return False if False in found else None if None in found else True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,24 +93,40 @@ class Plan:
     @property
     def advice(self) -> tuple[str, ...]:
         """What to do, where it does not fit."""
-        return advice.of(self)
+        return advice.ways_out(self.sites, self.size, self.into, self.selection, self.memory)
 
-    def compare(self, statistics: Statistics, secs: float | None = None) -> Comparison:
+    def compare(
+        self, found: Statistics | Mapping[str, Tensor] | Archive, secs: float | None = None
+    ) -> Comparison:
         """Hold the plan against a run.
 
         Args:
-            statistics: Of the stream or store. Memory is counted while it is open.
+            found: The statistics of a stream or store (memory is counted while it is open), what
+                `extract_representations` returned, or the archive that `extract` did.
             secs: What the run took.
+
+        Raises:
+            ArgumentTypeError: `found` is none of these.
         """
-        memory = self.memory
-        return Comparison(
-            (
-                Compared("captured", self.captured_bytes, statistics.captured_bytes, "bytes"),
-                _held("staging", memory.device_bytes, statistics.device_bytes),
-                _held("slots", memory.slot_bytes, statistics.host_bytes),
-                Compared("time", self.secs, secs, "secs"),
+        if isinstance(found, Statistics):
+            rows = [
+                Compared("captured", self.captured_bytes, found.captured_bytes),
+                _held("staging", self.memory.device_bytes, found.device_bytes),
+                _held("slots", self.memory.slot_bytes, found.host_bytes),
+            ]
+        elif isinstance(found, Archive):
+            groups = [group for writer in found.writers for group in writer.groups]
+            n_bytes = sum(group.n_bytes for group in groups)
+            rows = [Compared("disk", self.memory.archive_bytes, n_bytes)]
+        elif isinstance(found, Mapping):
+            n_bytes = sum(value.nbytes for value in found.values())
+            rows = [Compared("result", self.memory.result_bytes, n_bytes)]
+        else:
+            raise ArgumentTypeError(
+                "compare takes the statistics of a stream or store, a result (a dict of tensors) "
+                f"or an archive; got a {type(found).__name__}."
             )
-        )
+        return Comparison((*rows, Compared("time", self.secs, secs, "secs")))
 
     def as_dict(self) -> dict[str, Any]:
         """The whole plan in plain values, as `fastcap plan --json` prints it."""
@@ -218,48 +149,17 @@ class Plan:
         return json.dumps(self.as_dict(), indent=2)
 
     def __str__(self) -> str:
-        return table.of_plan(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One quantity: planned, and as it was; `None` where not known.
-
-    Attributes:
-        name: `captured`, `staging`, `slots` or `time`.
-        planned: What the plan said.
-        found: What the run took.
-        unit: `bytes` or `secs`.
-    """
-
-    name: str
-    planned: float | None
-    found: float | None
-    unit: str
-
-    @property
-    def ratio(self) -> float | None:
-        """Found by planned."""
-        if self.found is None or not self.planned:
-            return None
-        return self.found / self.planned
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Planned against measured; `str` is a table.
-
-    Attributes:
-        rows: Quantity by quantity.
-    """
-
-    rows: tuple[Compared, ...]
-
-    def __str__(self) -> str:
-        return table.of_comparison(self)
+        return table.page(
+            table.of_run(self.size, self.selection, self.into),
+            table.of_sites(self.sites, self.size, self.is_exact),
+            table.of_memory(self.memory, self.into),
+            table.of_time(self.costs, self.overhead),
+            table.of_notes((*self.assumed, *self.silent)),
+            table.of_advice(self.advice),
+        )
 
 
 def _held(name: str, planned_bytes: int, found_bytes: int) -> Compared:
     """Memory that a run has while it runs: none of it is left afterwards."""
     is_over = planned_bytes > 0 and found_bytes == 0
-    return Compared(name, planned_bytes, None if is_over else found_bytes, "bytes")
+    return Compared(name, planned_bytes, None if is_over else found_bytes)

@@ -1,121 +1,172 @@
-"""A plan as a page of text, and a comparison."""
+"""Blocks of lines for a terminal: sites, memory, time, and what to do."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING
-
-import torch
+from collections.abc import Iterable, Iterator, Sequence
 
 from fastcap.host_memory import format_bytes
-from fastcap.planning.costs import format_secs
-
-if TYPE_CHECKING:
-    from fastcap.planning.plans import Comparison, Plan, SitePlan
+from fastcap.planning.costs import Costs, Into, counted, format_secs
+from fastcap.planning.sizes import MemoryPlan, SitePlan, Size, dtype_name
+from fastcap.spec import Selection
 
 MOST_LINES = 8
 """Of sites, so that the page stays one screen."""
 
-MOST_CHARACTERS = 28
-"""Of a site's name."""
+FEWEST_CHARACTERS = 12
+"""Of a site's name, however long its shape is."""
 
 WIDTH = 80
 _INTO = {"memory": "memory", "loop": "a loop", "archive": "an archive"}
 _NUMBER = re.compile(r"\d+")
+_GAP = "  "
 
 
-def of_plan(plan: Plan) -> str:
-    """Sites and bytes, then memory, then time, then what to do."""
-    size = plan.size
-    passes = "1 pass" if size.n_passes == 1 else f"{size.n_passes:,} passes"
-    head = f"{size.n_samples:,} samples in {passes} of {size.batch_size:,}, {_chosen(plan)}"
-    lines = [
-        f"{head}, into {_INTO[plan.into]}",
-        "",
-        *_sites(plan),
-        "",
-        *_memory(plan),
-        "",
-        *_times(plan),
-    ]
-    notes = [*plan.assumed, *plan.silent]
-    if notes:
-        lines.append("")
-        for note in notes:
-            lines += textwrap.wrap(note, WIDTH)
-    if plan.advice:
-        lines.append("")
-        for line in plan.advice:
-            indent = "" if line.startswith("Does not fit") else "  "
-            lines += textwrap.wrap(
-                line, WIDTH, initial_indent=indent, subsequent_indent=indent + "  "
+def page(*blocks: Iterable[str]) -> str:
+    """The blocks that have lines, with an empty line between them."""
+    found = ["\n".join(block) for block in blocks]
+    return "\n\n".join(block for block in found if block)
+
+
+def of_run(size: Size, selection: Selection, into: Into) -> Iterator[str]:
+    """What was asked, in a line."""
+    line = (
+        f"{counted(size.n_samples, 'sample')} in {counted(size.n_passes, 'pass')} of "
+        f"{size.batch_size:,}, {_chosen(selection)}, into {_INTO[into]}"
+    )
+    yield from textwrap.wrap(line, WIDTH, subsequent_indent=_GAP)
+
+
+def of_sites(sites: Sequence[SitePlan], size: Size, is_exact: bool) -> Iterator[str]:
+    """Bytes of sites; those that differ in numbers only are one line."""
+    groups: dict[tuple[object, ...], list[SitePlan]] = {}
+    for site in sites:
+        groups.setdefault(_look(site), []).append(site)
+    shown = list(groups.values())[:MOST_LINES]
+    rows = [("one pass", "dtype", "calls", "per sample", "in all")]
+    for group in shown:
+        shape = " x ".join(map(str, group[0].shape)) or "scalar"
+        rows.append((shape, dtype_name(group[0].dtype), *_amounts(group, size)))
+    hidden = [site for group in list(groups.values())[MOST_LINES:] for site in group]
+    if hidden:
+        rows.append(("", "", *_amounts(hidden, size)))
+    others = [len(_GAP) + max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = max(FEWEST_CHARACTERS, WIDTH - sum(others))
+    names = ["site", *(_shortened(_label([site.name for site in g]), room) for g in shown)]
+    if hidden:
+        names.append(f"and {len(hidden)} more")
+    yield from _aligned([(name, *row) for name, row in zip(names, rows, strict=True)], "<<<>>>")
+    per_sample = sum(site.pass_bytes for site in sites) / size.batch_size
+    total_bytes = size.total(sum(site.pass_bytes for site in sites))
+    sent_bytes = size.total(sum(site.link_bytes for site in sites))
+    sign = "" if is_exact else "about "
+    line = (
+        f"In all: {sign}{per_sample:,.0f} B per sample, {sign}{total_bytes:,} B "
+        f"({format_bytes(total_bytes)})"
+    )
+    yield from textwrap.wrap(line, WIDTH, subsequent_indent=_GAP)
+    if sent_bytes != total_bytes:
+        yield f"Leaving the model's device: {sign}{sent_bytes:,} B"
+
+
+def of_memory(memory: MemoryPlan, into: Into) -> Iterator[str]:
+    """What is needed of each kind of memory, and what there is."""
+    results = "result" if into == "memory" else "records under way"
+    values_bytes = memory.archive_bytes - memory.beside_bytes
+    rows = [("memory", "needed", "there is", "")]
+    if memory.device_bytes:
+        staging = memory.device_bytes, memory.free_device_bytes
+        rows.append(_needed("staging, on the device", *staging))
+    rows += _parts(("slots", memory.slot_bytes), (results, memory.result_bytes))
+    rows.append(_needed("host memory in all", memory.host_bytes, memory.available_host_bytes))
+    if memory.archive_bytes:
+        rows += _parts(("values", values_bytes), ("ids and masks", memory.beside_bytes))
+        rows.append(_needed("disk in all", memory.archive_bytes, memory.free_disk_bytes))
+    yield from _aligned(rows, "<>><")
+
+
+def of_time(costs: Costs, overhead: float | None) -> Iterator[str]:
+    """What the run takes of each resource, and which of them bounds it."""
+    is_known = costs.secs is not None
+    rows = [("time", "at least", "work")]
+    for term in costs.terms:
+        secs = "not known" if term.secs is None else format_secs(term.secs)
+        mark = f"{_GAP}<- bound" if is_known and term.name == costs.bound else ""
+        rows.append((term.name, secs, term.work + mark))
+    yield from _aligned(rows, "<><")
+    if costs.secs is not None:
+        share = "" if overhead is None else f", {overhead:.2f} times the passes alone"
+        yield f"The run: {format_secs(costs.secs)}{share}; {costs.bound} is the bound."
+        return
+    known = "" if costs.bound is None else f", at least {format_secs(costs.at_least_secs)}"
+    yield f"The run: not known{known}."
+    yield "What is not known can be measured (--measure, measure=True) or given."
+
+
+def of_notes(notes: Iterable[str]) -> Iterator[str]:
+    """Sentences."""
+    for note in notes:
+        yield from textwrap.wrap(note, WIDTH)
+
+
+def of_advice(lines: Iterable[str]) -> Iterator[str]:
+    """What does not fit, and below it the ways out."""
+    for line in lines:
+        indent = "" if line.startswith("Does not fit") else _GAP
+        yield from textwrap.wrap(
+            line, WIDTH, initial_indent=indent, subsequent_indent=indent + _GAP
+        )
+
+
+def of_comparison(rows: Sequence[tuple[str, float | None, float | None, str]]) -> Iterator[str]:
+    """Name, planned, found and unit: one line per quantity."""
+    cells = [("", "planned", "found", "found / planned")]
+    for name, planned, found, unit in rows:
+        show = format_bytes if unit == "bytes" else format_secs
+        missing = "given back" if unit == "bytes" else "not known"
+        ratio = f"{found / planned:.3f}" if planned and found is not None else ""
+        cells.append(
+            (
+                name,
+                "not known" if planned is None else show(planned),
+                missing if found is None else show(found),
+                ratio,
             )
-    return "\n".join(lines)
+        )
+    yield from _aligned(cells, "<>>>")
 
 
-def of_comparison(comparison: Comparison) -> str:
-    """One line per quantity."""
-    rows = [("", "planned", "found", "found / planned")]
-    for row in comparison.rows:
-        is_bytes = row.unit == "bytes"
-        show = format_bytes if is_bytes else format_secs
-        planned = "not known" if row.planned is None else show(row.planned)
-        missing = "given back" if is_bytes else "not known"
-        found = missing if row.found is None else show(row.found)
-        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-        rows.append((row.name, planned, found, ratio))
-    return "\n".join(_aligned(rows, "<>>>"))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float32` for `torch.float32`."""
-    return str(dtype).removeprefix("torch.")
-
-
-def _chosen(plan: Plan) -> str:
-    selection = plan.selection
+def _chosen(selection: Selection) -> str:
+    positions = selection.positions
     if selection.reduce is not None:
         what = "the mean of each" if selection.reduce == "mean" else "reduced"
-    elif selection.positions is None:
+    elif positions is None:
         what = "all positions"
-    elif isinstance(selection.positions, slice):
-        parts = (selection.positions.start, selection.positions.stop, selection.positions.step)
+    elif isinstance(positions, slice):
+        parts = (positions.start, positions.stop, positions.step)
         what = "positions " + ":".join("" if part is None else str(part) for part in parts)
+    elif isinstance(positions, tuple):
+        what = _listed_positions(positions)
     else:
-        what = f"positions {selection.positions!r}"[:40]
+        what = f"positions {positions!r}"
     return what if selection.dtype is None else f"{what} as {dtype_name(selection.dtype)}"
 
 
-def _sites(plan: Plan) -> Iterator[str]:
-    groups = [list(found) for _, found in groupby(plan.sites, _look)]
-    rows = [("site", "one pass", "dtype", "calls", "per sample", "in all")]
-    for group in groups[:MOST_LINES]:
-        shape = " x ".join(map(str, group[0].shape)) or "scalar"
-        name = _shortened(_label([site.name for site in group]))
-        rows.append((name, shape, dtype_name(group[0].dtype), *_amounts(plan, group)))
-    hidden = [site for group in groups[MOST_LINES:] for site in group]
-    if hidden:
-        rows.append((f"and {len(hidden)} more sites", "", "", *_amounts(plan, hidden)))
-    yield from _aligned(rows, "<<<>>>")
-    total_bytes, sign = plan.total_bytes, "" if plan.is_exact else "about "
-    yield (
-        f"In all: {sign}{plan.bytes_per_sample:,.0f} B per sample, {sign}{total_bytes:,} B "
-        f"({format_bytes(total_bytes)})"
-    )
-    if plan.captured_bytes != total_bytes:
-        yield f"Leaving the model's device: {sign}{plan.captured_bytes:,} B"
+def _listed_positions(positions: Sequence[object]) -> str:
+    first = positions[0] if positions else None
+    if isinstance(first, tuple):
+        return f"{counted(len(first), 'position')} of each sample"
+    return f"positions {_listed(positions)}"
 
 
-def _amounts(plan: Plan, sites: Sequence[SitePlan]) -> tuple[str, str, str]:
+def _amounts(sites: Sequence[SitePlan], size: Size) -> tuple[str, str, str]:
     """Calls, bytes per sample and bytes in all."""
     pass_bytes = sum(site.pass_bytes for site in sites)
     return (
         str(sum(site.n_calls for site in sites)),
-        format_bytes(pass_bytes / plan.size.batch_size),
-        format_bytes(plan.size.total(pass_bytes)),
+        format_bytes(pass_bytes / size.batch_size),
+        format_bytes(size.total(pass_bytes)),
     )
 
 
@@ -142,32 +193,22 @@ def _label(names: Sequence[str]) -> str:
     )
 
 
-def _shortened(name: str) -> str:
-    if len(name) <= MOST_CHARACTERS:
+def _shortened(name: str, room: int) -> str:
+    if len(name) <= room:
         return name
-    end = MOST_CHARACTERS // 2
-    return f"{name[: MOST_CHARACTERS - end - 3]}...{name[-end:]}"
+    end = room // 2
+    return f"{name[: room - end - 3].rstrip('.')}...{name[-end:].lstrip('.')}"
 
 
-def _listed(values: Sequence[int]) -> str:
+def _listed(values: Sequence[object]) -> str:
     if len(values) <= 6:
         return ",".join(map(str, values))
     return f"{values[0]},{values[1]}...{values[-1]}"
 
 
-def _memory(plan: Plan) -> Iterator[str]:
-    memory = plan.memory
-    results = "result" if plan.into == "memory" else "records under way"
-    parts = [("slots", memory.slot_bytes), (results, memory.result_bytes)]
-    rows = [("memory", "needed", "there is", "")]
-    if memory.device_bytes:
-        staging = memory.device_bytes, memory.free_device_bytes
-        rows.append(_needed("staging, on the device", *staging))
-    rows += [(f"  {name}", format_bytes(n_bytes), "", "") for name, n_bytes in parts if n_bytes]
-    rows.append(_needed("host memory in all", memory.host_bytes, memory.available_host_bytes))
-    if memory.archive_bytes:
-        rows.append(_needed("disk", memory.archive_bytes, memory.free_disk_bytes))
-    yield from _aligned(rows, "<>><")
+def _parts(*parts: tuple[str, int]) -> list[tuple[str, str, str, str]]:
+    """What the next line adds up; nothing of what is nothing."""
+    return [(f"  {name}", format_bytes(n_bytes), "", "") for name, n_bytes in parts if n_bytes]
 
 
 def _needed(name: str, n_bytes: int, free_bytes: int | None) -> tuple[str, str, str, str]:
@@ -177,29 +218,16 @@ def _needed(name: str, n_bytes: int, free_bytes: int | None) -> tuple[str, str, 
     return name, format_bytes(n_bytes), format_bytes(free_bytes), verdict
 
 
-def _times(plan: Plan) -> Iterator[str]:
-    costs = plan.costs
-    is_known = costs.secs is not None
-    rows = [("time", "at least", "work", "")]
-    for term in costs.terms:
-        secs = "not known" if term.secs is None else format_secs(term.secs)
-        mark = "<- bound" if is_known and term.name == costs.bound else ""
-        rows.append((term.name, secs, term.work, mark))
-    yield from _aligned(rows, "<><<")
-    if costs.secs is not None:
-        share = "" if plan.overhead is None else f", {plan.overhead:.2f} times the passes alone"
-        yield f"The run: {format_secs(costs.secs)}{share}; {plan.bound} is the bound."
-        return
-    known = "" if costs.bound is None else f", at least {format_secs(costs.at_least_secs)}"
-    yield f"The run: not known{known}."
-    yield "What is not known can be measured (--measure, measure=True) or given."
-
-
 def _aligned(rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
-    """Columns two spaces apart; `<` puts a cell left, `>` right."""
+    """Columns two spaces apart; `<` puts a cell left, `>` right. A long last cell is wrapped."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(sides))]
+    indent = " " * (sum(widths[:-1]) + len(_GAP) * (len(widths) - 1))
     for row in rows:
         cells = [
             f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)
         ]
-        yield "  ".join(cells).rstrip()
+        line = _GAP.join(cells).rstrip()
+        if len(line) <= WIDTH or sides[-1] == ">":
+            yield line
+        else:
+            yield from textwrap.wrap(line, WIDTH, subsequent_indent=indent)

@@ -1,0 +1,46 @@
+"""A plan held against its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastcap.planning import table
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One quantity: planned, and as it was; `None` where not known.
+
+    Attributes:
+        name: `captured`, `staging`, `slots`, `result`, `disk` or `time`.
+        planned: What the plan said.
+        found: What the run took.
+        unit: `bytes` or `secs`.
+    """
+
+    name: str
+    planned: float | None
+    found: float | None
+    unit: str = "bytes"
+
+    @property
+    def ratio(self) -> float | None:
+        """Found by planned."""
+        if self.found is None or not self.planned:
+            return None
+        return self.found / self.planned
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Planned against measured; `str` is a table.
+
+    Attributes:
+        rows: Quantity by quantity.
+    """
+
+    rows: tuple[Compared, ...]
+
+    def __str__(self) -> str:
+        cells = [(row.name, row.planned, row.found, row.unit) for row in self.rows]
+        return table.page(table.of_comparison(cells))
