@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks.checkout import describe_checkout
 from fastcap import ActivationStore, devices
 from fastcap.bench.machine import describe_machine
-from fastcap.bench.timing import FEWEST_ROUNDS, rotated
+from fastcap.bench.timing import FEWEST_ROUNDS, order_of_round
 from fastcap.devices.cpu import SynchronousDevice
 
 N_SITES = 32
@@ -169,7 +169,7 @@ def measure(n_rounds: int) -> dict[str, Cost]:
     try:
         with torch.no_grad():
             for index in range(-1, n_rounds):  # the first warms up
-                for name in rotated(list(steps), index):
+                for name in order_of_round(list(steps), index):
                     taken = _time(steps[name], acts)
                     if index >= 0:
                         micros[name].append(taken)

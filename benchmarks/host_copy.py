@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.checkout import describe_checkout
 from fastcap.bench.machine import describe_machine
-from fastcap.bench.timing import FEWEST_ROUNDS, rotated
+from fastcap.bench.timing import FEWEST_ROUNDS, order_of_round
 
 KiB, MiB = 1 << 10, 1 << 20
 SIZES = (16 * KiB, 256 * KiB, 4 * MiB, 64 * MiB)
@@ -71,7 +71,7 @@ def rates(n_bytes: int, n_rounds: int) -> dict[str, float]:
     n_calls = max(1, MiB // n_bytes)  # what is too short to time is done several times
     secs: dict[str, list[float]] = {name: [] for name in copies}
     for index in range(-1, n_rounds):  # the first warms up
-        for name in rotated(list(copies), index):
+        for name in order_of_round(list(copies), index):
             started = time.perf_counter()
             for _ in range(n_calls):
                 copies[name]()
