@@ -35,7 +35,7 @@ from benchmarks.gpu.toolbox import Gpu
 from fastcap.bench import Case, Ratio, make_case, paired_ratio
 from fastcap.bench.case import Values
 from fastcap.bench.equality import same_bytes
-from fastcap.bench.timing import give_back_memory, rotated
+from fastcap.bench.timing import give_back_memory, order_of_round
 from fastcap.host_memory import available_bytes
 from fastcap.reference import differences
 
@@ -304,7 +304,7 @@ def _run_round(
     gpu: Gpu, number: int, cells: Mapping[str, Cell], question: Question, comparer: Comparer
 ) -> None:
     found: dict[str, float] = {}
-    for name in rotated(list(cells), number):
+    for name in order_of_round(list(cells), number):
         cell = cells[name]
         destination = nowhere if name == HOOKLESS else cell.group.destinations[name]
         try:
