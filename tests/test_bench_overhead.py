@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -334,3 +335,21 @@ def test_a_batch_without_a_number_of_samples_is_refused_before_anything_runs() -
 
     with pytest.raises(BatchError, match="how many samples a batch has"):
         overhead(model, [object()], ["hook"], sites=["0"], forward=forward)
+
+
+def test_passes_cost_a_hook_nothing_that_its_own_loop_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        entered.append("uncompiled")
+        yield
+
+    monkeypatch.setattr("fastcap.bench.case.uncompiled", counted)
+    case = make_case(model_of(), batches_of(5), ["1"])
+    assert len(list(case.passes())) == 5
+    assert entered == ["uncompiled"]
+    assert len(list(case.passes(is_compiled=True))) == 5
+    assert entered == ["uncompiled"]

@@ -296,3 +296,12 @@ def test_of_many_differences_the_text_has_a_few() -> None:
     report = made_report(points=(bad,))
     assert "layers.2: 8 bytes differ; and 197 more, which --json has" in as_text(report)
     assert len(json.loads(as_json(report))["points"][0]["problems"]["hook"]) == 200
+
+
+def test_a_disk_that_cannot_be_measured_is_found_before_the_rounds(tmp_path: Path) -> None:
+    def forward(model: nn.Module, batch: torch.Tensor) -> None:
+        raise AssertionError("this ran")
+
+    case = make_case(nn.Sequential(nn.Identity()), [torch.ones(2, 8)], ["0"], forward=forward)
+    with pytest.raises(SaveError, match="which measures its disk"):
+        make_report("m", case, folder=tmp_path / "nowhere", floor_bytes=1 << 10)

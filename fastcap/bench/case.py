@@ -69,15 +69,16 @@ class Case:
         return known
 
     def passes(self, *, is_compiled: bool = False) -> Iterator[Any]:
-        """Run the model over each batch; gives each batch after its pass.
+        """Run the model over each batch; gives each batch after its pass. Nothing is done in a pass
+        that the model's own loop would not do.
 
         Args:
             is_compiled: Whether compiled parts run as such. Their graphs skip hooks.
         """
-        with evaluation_mode(self.model):
+        plain = nullcontext() if is_compiled else uncompiled()
+        with evaluation_mode(self.model), plain:
             for batch in self.batches:
-                plain = nullcontext() if is_compiled else uncompiled()
-                with plain, torch.no_grad():
+                with torch.no_grad():
                     self.call(self.call.prepare(batch))
                 yield batch
 

@@ -126,6 +126,7 @@ def make_report(
         on_round: Told how many sites are captured, every round's index and its seconds by way.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    floors = measure_floors(case.device, floor_bytes, rest_secs=None, folder=folder)
     if passes is None:
         passes = choose_passes(case)
     run = replace(case, batches=repeated(case.batches, passes))
@@ -150,7 +151,7 @@ def make_report(
         load=load,
         n_threads=torch.get_num_threads(),
         points=tuple(points),
-        floors=measure_floors(case.device, floor_bytes, rest_secs=None, folder=folder),
+        floors=floors,
         timeline=timeline,
         statistics=statistics,
     )
