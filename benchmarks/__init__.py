@@ -5,6 +5,7 @@ python -m benchmarks.suite                every workload of the grid that this m
 python -m benchmarks.imports              what `import fastcap` adds to `import torch`
 make bench-peers                          beside other libraries, in an environment of their own
 python -m benchmarks.gpu                  everything that is to be measured on a GPU, in one report
+python -m benchmarks.figures              documents and pictures from the newest results
 pytest benchmarks --benchmark-enable      small workloads, for comparing two commits
 
 models      the decoder that is captured from
@@ -16,6 +17,7 @@ checkout    which code was measured
 programs    what the programs share: arguments, refusals, and what every result file names
 report      the card, the table, the JSON and the Markdown of one workload
 peers/      nnsight, TransformerLens and SAELens beside fastcap
+figures/    the tables, numbers and pictures of docs/performance.md and the README
 
 Timing, intervals, floors, equality and the suite's ways are those of `fastcap.bench`, which has
 them for everybody.

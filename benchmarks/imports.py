@@ -1,6 +1,6 @@
 """What `import fastcap` adds to `import torch`, and what it must not bring along.
 
-    python -m benchmarks.imports [--rounds 20]
+    python -m benchmarks.imports [--rounds 20] [--out benchmarks/results]
 
 Each round starts two fresh processes, in turn first and second: one imports torch alone, the other
 torch and then fastcap. The figure is the time of the second import within its process, since there
@@ -10,7 +10,7 @@ carries the noise of two imports of torch. Exit status 1 when a limit is broken.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -18,11 +18,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from benchmarks.checkout import PROJECT
+from benchmarks.programs import CANNOT_START, begin, parser_of, write
+
 LIMIT_MS = 50.0
-PROJECT = Path(__file__).resolve().parent.parent
 OPTIONAL = frozenset(
     ("hypothesis", "matplotlib", "pytest", "rich", "sklearn", "tqdm", "transformers", "typer")
 )
@@ -129,9 +130,11 @@ def broken_limits(cost: ImportCost, limit_ms: float = LIMIT_MS) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.imports")
-    parser.add_argument("--rounds", type=int, default=20, help="pairs of processes (default 20)")
-    cost = measure_imports(parser.parse_args(arguments).rounds)
+    options = parser_of("benchmarks.imports", __doc__, rounds=20).parse_args(arguments)
+    origin = begin(options)
+    if origin is None:
+        return CANNOT_START
+    cost = measure_imports(options.rounds)
     broken = broken_limits(cost)
     foreign = sorted({name.partition(".")[0] for name in cost.modules} - {"fastcap"})
     lines = [
@@ -142,6 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
         *broken,
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+    if options.out:
+        figures = {"rounds": options.rounds, "limit_ms": LIMIT_MS, **dataclasses.asdict(cost)}
+        write(options.out, "imports", origin, figures)
     return 1 if broken else 0
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +25,9 @@ from benchmarks.slices import play_round
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, Values, Verifier, oracle
 from benchmarks.workloads import Workload, blocks, build_case
 from fastcap.bench.timing import Ratio, measure_rounds, paired_ratio
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BASES = (HOOKLESS, INCUMBENT)
 SITES, SAMPLES, WIDTH = "sites", "samples", "width"
@@ -92,7 +96,7 @@ def _line(ratios: Ratios) -> str:
     return ", ".join(f"{base} = 1: {ratio}" for base, ratio in ratios.items())
 
 
-def draw(figures: Mapping[str, Mapping[int, Ratios]], title: str, path: Path) -> None:
+def picture(figures: Mapping[str, Mapping[int, Ratios]], title: str) -> Figure:
     """One panel per series; the ways differ in marker and line, not in colour."""
     from matplotlib.figure import Figure
 
@@ -119,7 +123,7 @@ def draw(figures: Mapping[str, Mapping[int, Ratios]], title: str, path: Path) ->
     panels[0].set_ylabel("fastcap's time, as a multiple")
     panels[0].legend(frameon=False)
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path)
+    return figure
 
 
 def _bars(ratios: Sequence[Ratio]) -> list[list[float]]:
@@ -159,7 +163,7 @@ def write(
         f"torch {torch.__version__}, threads: {origin.n_threads}, {origin.day}\n"
         f"Bars: 95 % intervals of {n_rounds} rounds. Otherwise 4 sites, 128 samples, width 256."
     )
-    draw(figures, title, path.with_suffix(".svg"))
+    picture(figures, title).savefig(path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

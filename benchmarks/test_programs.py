@@ -12,7 +12,7 @@ from benchmarks import programs
 from benchmarks.checkout import Checkout
 from benchmarks.programs import CANNOT_START, begin, parser_of, write
 
-PROGRAMS = ("run", "suite", "archive", "early_stop", "hook_cost", "host_copy", "scaling")
+PROGRAMS = ("run", "suite", "archive", "early_stop", "hook_cost", "host_copy", "imports", "scaling")
 DIRTY = Checkout("c0ffee", ("fastcap/engine.py",))
 
 

@@ -56,13 +56,18 @@ class Piece:
 
 
 class Chunk:
-    """A part of staging that is filled by packs and emptied by one copy."""
+    """A part of staging that is filled by packs and emptied by one copy.
+
+    Attributes:
+        is_straight: Whether what it holds goes to rows of a result, by a copy for each piece.
+    """
 
     def __init__(self, device: AnyDevice, n_bytes: int) -> None:
         self._device = device
         self.staging: Staging = device.staging(n_bytes)
         self.n_bytes = n_bytes
         self.fill_bytes = 0
+        self.is_straight = False
         self.pieces: dict[Piece, None] = {}
         self.queues: dict[Hashable, Fence] = {}
         self._spare_fences: list[Fence] = [device.fence()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from fastcap.budget import make_limits
+from fastcap.devices import open_device
 from fastcap.engine import Engine
 from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.forward import BatchCaller, Forward, evaluation_mode
+from fastcap.out import check_out
 from fastcap.progress import Progress, open_progress
 from fastcap.results import MemoryResult
 from fastcap.rows import MaskOfBatch, RowSource
@@ -47,6 +49,7 @@ def extract_representations(
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     check_memory: bool = True,
+    out: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Run a dataset through the model and collect what its sites produce.
 
@@ -85,12 +88,17 @@ def extract_representations(
         num_workers: Processes that load data, as in `torch.utils.data.DataLoader`.
         collate_fn: How samples become a batch, as in `torch.utils.data.DataLoader`.
         check_memory: Whether to refuse a result that cannot fit in the memory available.
+        out: Where to write the result: a contiguous CPU tensor of shape `(n_samples, ...)` or with
+            more rows per site, in the dtype that is delivered. It saves the first touch of fresh
+            memory from the second time on, and an accelerator copies records of 1 MiB and more
+            straight into pinned memory (`torch.empty(..., pin_memory=True)`). After an error some
+            rows may have been written; afterwards nothing writes to it any more.
 
     Returns:
         One tensor of shape `(n_samples, ...)` per site, in the order of `layers` (a pattern
         expands in place, in model order): CPU, contiguous,
         in the dtype the module produced unless asked otherwise. A site that never fired is left
-        out, with a warning.
+        out, with a warning. With `out`, its tensors, or their first `n_samples` rows.
 
     Raises:
         SiteNotFoundError: A layer is no module of the model.
@@ -98,6 +106,7 @@ def extract_representations(
         MissingInputError, BatchError: A batch the model cannot be called with.
         SelectionError: The selection does not fit what a site produced.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
+        ResultError: What `out` holds for a site does not fit it.
         ResultTooLargeError: The result cannot fit in memory; known after the first batch.
         DeviceError: The model is not on `device`.
         Whatever the model raises, unchanged.
@@ -132,8 +141,11 @@ def extract_representations(
         num_workers=num_workers,
         collate_fn=collate_fn,
     )
-    result = MemoryResult(length_of(dataset), max_samples, check_memory)
     bound = bind_sites(model, names)
+    result = MemoryResult(length_of(dataset), max_samples, check_memory)
+    if out is not None:
+        checked = check_out(out, [each.site.name for each in bound], result.n_expected)
+        result.write_into(checked, open_device(call.device).reaches)
     early_stop = EarlyStop(model, len(bound), stop_after_last_site)
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
@@ -15,6 +15,7 @@ from fastcap.engine import Pass
 from fastcap.errors import HostMemoryError, ResultError, ResultTooLargeError
 from fastcap.host_memory import available_bytes, bytes_tensor, empty_bytes, format_bytes
 from fastcap.lanes.base import Capture, Lane
+from fastcap.lanes.straight import PinnedRows
 
 _Specs: TypeAlias = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape of one row, and dtype, by site."""
@@ -26,10 +27,17 @@ MOST_OF_MEMORY = 0.9
 
 @dataclass(slots=True)
 class _Rows:
-    """One site's result: the memory of all rows, and its typed view."""
+    """One site's result.
 
-    memory: Tensor
+    Attributes:
+        memory: All of it, in bytes; `None` for the caller's.
+        view: The same as rows.
+        is_pinned: Whether copies can write it.
+    """
+
+    memory: Tensor | None
     view: Tensor
+    is_pinned: bool = False
 
 
 class MemoryResult:
@@ -49,6 +57,7 @@ class MemoryResult:
         self.n_expected = n_samples
         self._max_samples = max_samples
         self._check_memory = check_memory
+        self._out: dict[str, _Rows] | None = None
         self._rows: dict[str, _Rows] | None = None
         self._first_rows: dict[str, _Rows] = {}
         self._placed: set[str] = set()
@@ -58,6 +67,15 @@ class MemoryResult:
         self._n_kept = 0
         self._n_passes = 0
         self.n_done = 0
+
+    def write_into(self, out: Mapping[str, Tensor], reaches: Callable[[Tensor], bool]) -> None:
+        """Before the first pass: take the caller's memory, by site, and none of its own.
+
+        Args:
+            out: See `fastcap.out.check_out`.
+            reaches: Whether copies can write host memory.
+        """
+        self._out = {site: _Rows(None, view, reaches(view)) for site, view in out.items()}
 
     @property
     def is_full(self) -> bool:
@@ -77,10 +95,11 @@ class MemoryResult:
 
     def place(
         self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | PinnedRows | None]:
         """In the hook: the rows that are kept and, where that is known already, where they go."""
         self._misfits.pop(site, None)
-        self._placed.discard(site)  # by an earlier call in this pass
+        is_first_call = site not in self._placed
+        self._placed.discard(site)
         if value.ndim == 0 or value.shape[0] != self._n_batch:
             self._misfits[site] = tuple(value.shape)  # an error if this call is the last one
             return value, None
@@ -88,8 +107,11 @@ class MemoryResult:
         rows = self._rows_for(site, value, dtype) if self._rows is None else self._rows.get(site)
         if rows is None or not _fits(rows.view, value.shape, dtype):
             return value, None
+        if rows.is_pinned and not is_first_call:
+            return value, None  # a host worker may be writing the call before: go behind it
         self._placed.add(site)
-        return value, rows.view[self.n_done : self.n_done + self._n_kept]
+        target = rows.view[self.n_done : self.n_done + self._n_kept]
+        return value, PinnedRows(target) if rows.is_pinned else target
 
     def _rows_for(self, site: str, value: Tensor, dtype: torch.dtype) -> _Rows | None:
         """In the first pass: rows for all samples, if it is known how many there will be.
@@ -97,6 +119,8 @@ class MemoryResult:
         Whether all sites' rows fit in memory is seen at the end of the pass. Until then little but
         address space is taken.
         """
+        if self._out is not None:
+            return self._out.get(site)
         if self.n_expected is None:
             return None
         rows = self._first_rows.get(site)
@@ -145,6 +169,8 @@ class MemoryResult:
     def _cropped(self, rows: _Rows) -> Tensor:
         if len(rows.view) == self.n_done:
             return rows.view
+        if rows.memory is None:
+            return rows.view[: self.n_done]
         shape = (self.n_done, *rows.view.shape[1:])
         n_bytes = prod(shape) * rows.view.dtype.itemsize
         return _typed(bytes_tensor(rows.memory.numpy()[:n_bytes]), rows.view.dtype, shape)
@@ -166,6 +192,18 @@ class MemoryResult:
             if site not in self._rows:
                 self._refuse_gap(site, "captured something", "earlier ones did not")
             self._check_rows(site, tuple(capture.shape[1:]), capture.dtype)
+
+    def _check_out(self, site: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        assert self._rows is not None
+        view = self._rows[site].view
+        if (tuple(view.shape[1:]), view.dtype) != (shape, dtype):
+            dims = "".join(f", {size}" for size in shape)
+            raise ResultError(
+                f"out[{site!r}] has rows of shape {tuple(view.shape[1:])} in {view.dtype}, and the "
+                f"site gave {shape} in {dtype}. Give torch.empty((n_samples{dims}), "
+                f"dtype={dtype}), "
+                "or ask for another selection or dtype=."
+            )
 
     def _refuse_gap(self, site: str, what: str, others: str) -> None:
         raise ResultError(
@@ -197,6 +235,12 @@ class MemoryResult:
             site: (tuple(capture.shape[1:]), capture.dtype)
             for site, (_, capture) in first.captures.items()
         }
+        if self._out is not None:
+            self._rows = {site: self._out[site] for site in specs}
+            for site, (shape, dtype) in specs.items():
+                self._check_out(site, shape, dtype)
+            self._make_room(self._n_kept)
+            return
         if self.n_expected is not None:
             self._rows = self._new_rows(specs, max(self.n_expected, self._n_kept), self._first_rows)
             self._first_rows = {}
@@ -225,6 +269,11 @@ class MemoryResult:
         capacity = min((len(rows.view) for rows in self._rows.values()), default=n_rows)
         if n_rows <= capacity:
             return
+        if self._out is not None:
+            raise ResultError(
+                f"out has {capacity} rows, and the dataset has given {n_rows} samples and may give "
+                f"more. Give it more rows, or pass max_samples={capacity}."
+            )
         specs = {site: (tuple(r.view.shape[1:]), r.view.dtype) for site, r in self._rows.items()}
         most = self._most_rows(specs)
         capacity = 2 * capacity if most is None else min(2 * capacity, most)

@@ -15,7 +15,7 @@ PACKAGE = Path(fastcap.__file__).parent
 LEVELS = [
     {"errors"},
     {"spec", "records", "host_memory", "warn", "rates"},
-    {"arguments", "patterns", "locate"},
+    {"arguments", "patterns", "locate", "out"},
     {"suggestions"},
     {"budget", "reference", "sites", "progress", "saving", "devices"},
     {"fingerprint"},

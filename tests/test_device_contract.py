@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, HostBuffer, Staging
+from fastcap.devices.simulated import SimulatedDevice
 from tests.support.devices import open_devices
 
 DEVICES = open_devices()
@@ -146,6 +147,30 @@ def test_staging_may_be_rewritten_after_a_hold_on_its_copy(device: AnyDevice) ->
     target = torch.empty(16)
     device.read(slot, 0, torch.float32, target)
     assert target.equal(first.cpu())
+
+
+def pinned_rows(device: AnyDevice, n_values: int) -> Tensor:
+    rows = torch.empty(n_values, pin_memory=device.torch_device.type == "cuda")
+    if isinstance(device, SimulatedDevice):
+        device.pin(rows)
+    return rows
+
+
+def test_a_copy_takes_any_part_of_staging_to_any_part_of_rows(device: AnyDevice) -> None:
+    value, rows = values_on(device, 64), pinned_rows(device, 96)
+    staging, packed, landed = device.staging(SIZE), device.fence(), device.fence()
+    device.pack(value, staging, 256, torch.float32)
+    device.mark(packed, device.current_queue())
+    part = HostBuffer(rows[32:].view(torch.uint8))
+    device.copy(staging, part, 128, after=[packed], then=[landed], offset=256 + 128)
+    device.wait(landed)
+    assert rows[32:64].equal(value.cpu()[32:])
+
+
+def test_copies_reach_what_is_pinned_and_nothing_else(device: AnyDevice) -> None:
+    can_pin = device.torch_device.type == "cuda" or isinstance(device, SimulatedDevice)
+    assert device.reaches(pinned_rows(device, 96)[32:]) is can_pin
+    assert not device.reaches(torch.empty(96))
 
 
 def test_copies_land_in_the_order_they_were_issued(device: AnyDevice) -> None:

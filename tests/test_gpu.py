@@ -117,6 +117,21 @@ def test_values_are_exact_with_a_window_forced_open(
             must_equal(oracle.activations, store.activations)
 
 
+@pytest.mark.parametrize("pins", [True, False], ids=["pinned", "ordinary"])
+def test_results_in_the_caller_s_memory_are_exact(pins: bool) -> None:
+    model = model_of(lambda: torch.cuda._sleep(CYCLES // 10))  # type: ignore[no-untyped-call]
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(8, 512, WIDTH, generator=generator) for _ in range(5)]  # 4 MiB a record
+    dataset = [{"input_ids": row} for batch in batches for row in batch]
+    expected = reference.extract(
+        model, [{"input_ids": b} for b in batches], SITES, lambda m, b: m(b["input_ids"].cuda())
+    )
+    found = {site: torch.zeros(40, 512, WIDTH, pin_memory=pins) for site in SITES}
+    for _ in range(2):
+        fastcap.extract_representations(model, dataset, SITES, "cuda", 8, out=found)
+        must_equal(expected, found)
+
+
 def test_a_layer_on_another_stream_is_exact(other_stream: torch.cuda.Stream) -> None:
     model = model_of()
     acts = torch.randn(WIDTH, WIDTH, device="cuda")

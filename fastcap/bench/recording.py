@@ -144,15 +144,16 @@ class RecordingAccelerator(AcceleratorDevice):
     def copy(
         self,
         staging: Staging,
-        slot: HostBuffer,
+        target: HostBuffer,
         n_bytes: int,
         after: Iterable[Any],
         then: Iterable[Any],
+        offset: int = 0,
     ) -> None:
         for fence in after:  # before the stamp: waiting is not copying
             self._copy_stream.wait_event(fence)
         start = self._stamp_on(self._copy_stream)
-        super().copy(staging, slot, n_bytes, (), then)
+        super().copy(staging, target, n_bytes, (), then, offset)
         end = self._stamp_on(self._copy_stream)
         self._recorder.note(start, end, COPY_QUEUE, COPY, n_bytes)
 
@@ -234,12 +235,13 @@ class RecordingTwin(TimedDevice):
     def copy(
         self,
         staging: Staging,
-        slot: HostBuffer,
+        target: HostBuffer,
         n_bytes: int,
         after: Iterable[virtual.Moment],
         then: Iterable[virtual.Moment],
+        offset: int = 0,
     ) -> None:
-        super().copy(staging, slot, n_bytes, after, then)
+        super().copy(staging, target, n_bytes, after, then, offset)
         secs = self.costs.copy_latency_secs + n_bytes / self.costs.link_bytes_per_sec
         self._note(self.copy_queue, secs, COPY_QUEUE, COPY, n_bytes)
 

@@ -160,6 +160,9 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
             queue.wait_event(fence)
         self.counters.device_bytes -= buffer.n_bytes
 
+    def reaches(self, memory: Tensor) -> bool:
+        return memory.is_pinned()
+
     def upload(self, value: Tensor) -> Tensor:
         pinned = self._can.pinned_bytes(value.nbytes).view(value.dtype).view(value.shape)
         # torch's pinned allocator records this copy, and keeps the block until it is done.
@@ -171,15 +174,17 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
     def copy(
         self,
         staging: Staging,
-        slot: HostBuffer,
+        target: HostBuffer,
         n_bytes: int,
         after: Iterable[Event],
         then: Iterable[Event],
+        offset: int = 0,
     ) -> None:
         for fence in after:
             self._copy_stream.wait_event(fence)
         with self._can.use_stream(self._copy_stream):
-            slot.bytes[:n_bytes].copy_(staging.bytes[:n_bytes], non_blocking=True)
+            source = staging.bytes[offset : offset + n_bytes]
+            target.bytes[:n_bytes].copy_(source, non_blocking=True)
         for fence in then:
             fence.record(self._copy_stream)
         self.counters.copies += 1

@@ -9,8 +9,9 @@ Requirements on a device, checked by one contract suite (`tests/test_device_cont
 
 * A fence that was never marked is done. Marking it again moves it; a wait captures the last mark
   at the time of the call.
-* `copy` reads staging and writes slots and does nothing else; it starts after the fences it is
-  given, in order with earlier copies, and marks the fences it is given when the bytes have landed.
+* `copy` reads staging and writes slots, or rows of a result that it `reaches`, and does nothing
+  else; it starts after the fences it is given, in order with earlier copies, and marks the fences
+  it is given when the bytes have landed.
 * `deliver` runs on a host worker after its fence; deliveries to one worker run in order.
 * `release` gives memory back without blocking the host, after the work that may still use it.
 * Nothing here is called from a finalizer or at interpreter shutdown.
@@ -196,6 +197,10 @@ class Device(ABC, Generic[QueueT, FenceT]):
     def release(self, buffer: Buffer, after: Iterable[FenceT] = ()) -> None:
         """Give a buffer up: its memory may be used again once `after` are done. Never blocks."""
 
+    def reaches(self, memory: Tensor) -> bool:
+        """Whether copies can write this host memory as they write slots (R4)."""
+        return False
+
     # Moving bytes
 
     def upload(self, value: Tensor) -> Tensor:
@@ -210,12 +215,15 @@ class Device(ABC, Generic[QueueT, FenceT]):
     def copy(
         self,
         staging: Staging,
-        slot: HostBuffer,
+        target: HostBuffer,
         n_bytes: int,
         after: Iterable[FenceT],
         then: Iterable[FenceT],
+        offset: int = 0,
     ) -> None:
-        """On the copy queue: wait for `after`, copy the first `n_bytes`, mark each of `then`."""
+        """On the copy queue: wait for `after`, copy `n_bytes` from `offset` of staging to the
+        beginning of a slot or of rows that copies `reach`, mark each of `then`.
+        """
 
     @abstractmethod
     def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:

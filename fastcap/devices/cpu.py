@@ -66,11 +66,12 @@ class SynchronousDevice(ThreadedDevice[None, None]):
     def copy(
         self,
         staging: Staging,
-        slot: HostBuffer,
+        target: HostBuffer,
         n_bytes: int,
         after: Iterable[None],
         then: Iterable[None],
+        offset: int = 0,
     ) -> None:
-        slot.bytes[:n_bytes].copy_(staging.bytes[:n_bytes])
+        target.bytes[:n_bytes].copy_(staging.bytes[offset : offset + n_bytes])
         self.counters.copies += 1
         self.counters.copied_bytes += n_bytes

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
-from fastcap.host_memory import normal_mode
 from fastcap.pool import Piece
 from fastcap.records import Statistics
 
@@ -32,6 +31,7 @@ class Capture:
         spilled: Memory for the whole value, once a piece of it had to leave its slot.
         route: Captures with one route are delivered in order.
         is_lendable: Whether it fills enough of a slot to be lent out of it.
+        is_straight: Whether copies bring it to its rows, with no slot between.
         is_small: Whether it is not worth a host worker: whoever asks for it reads it.
         was_read: Whether somebody has asked for the value.
         dropped: Whether nobody wants the value any more.
@@ -45,6 +45,7 @@ class Capture:
         "error",
         "is_lendable",
         "is_small",
+        "is_straight",
         "lengths",
         "n_bytes",
         "pieces",
@@ -69,12 +70,23 @@ class Capture:
         self.spilled: HostBuffer | None = None
         self.target: Target | None = None
         self.tickets: list[Ticket] = []
+        self.is_straight = False
         self.is_small = False
         self.is_lendable = False
         self.was_read = False
         self.dropped = False
         self.error: Exception | None = None
         self.lengths: tuple[int, ...] | None = None
+
+    def note_read(self) -> None:
+        """Somebody asks for the value.
+
+        Raises:
+            Its `error`.
+        """
+        if self.error is not None:
+            raise without_frames(self.error)
+        self.was_read = True
 
     @property
     def wants_worker(self) -> bool:
@@ -86,6 +98,25 @@ class Capture:
     def is_delivered(self) -> bool:
         """Whether every byte that was captured is where `target` says."""
         return not self.pieces and all(ticket.done() for ticket in self.tickets)
+
+
+@dataclass(slots=True)
+class LaneCounters:
+    """What a lane has done; `Statistics` explains each field."""
+
+    captures: int = 0
+    captured_bytes: int = 0
+    superseded_bytes: int = 0
+    spills: int = 0
+    spilled_bytes: int = 0
+    lends: int = 0
+
+    def note(self, capture: Capture) -> None:
+        self.captures += 1
+        self.captured_bytes += capture.n_bytes
+
+    def with_those_of(self, device: AnyDevice) -> Statistics:
+        return Statistics(**asdict(self), **asdict(device.counters))
 
 
 class Lane(Protocol):
@@ -157,32 +188,6 @@ def without_frames(error: Exception) -> Exception:
         part.__traceback__ = None
         part = part.__cause__ or part.__context__
     return error
-
-
-def part_of(target: Target | None, piece: Piece) -> Target:
-    """The part of a capture's target that a piece's bytes become."""
-    assert target is not None
-    if piece.n_bytes == piece.owner.n_bytes:
-        return target
-    itemsize = piece.owner.wire_dtype.itemsize
-    first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
-    if not isinstance(target, Tensor):
-        return target.segment(first, last)
-    with normal_mode():
-        return target.view(-1)[first:last]
-
-
-def split(value: Tensor, capture: Capture, most_bytes: int) -> Iterator[tuple[Tensor, Piece]]:
-    """A value as pieces of at most `most_bytes`, in order."""
-    if capture.n_bytes <= most_bytes:
-        yield value, Piece(capture, 0, capture.n_bytes)
-        return
-    flat = value.reshape(-1)  # dense: a view where it can be, else a copy on the same queue
-    itemsize = capture.wire_dtype.itemsize
-    step = most_bytes // itemsize
-    for first in range(0, flat.numel(), step):
-        part = flat[first : first + step]
-        yield part, Piece(capture, first * itemsize, part.numel() * itemsize)
 
 
 def narrower(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:

@@ -5,7 +5,6 @@ What is wanted in a file is copied to owned memory in the hook, and written by a
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections import deque
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.errors import FastcapError
 from fastcap.host_memory import normal_mode
-from fastcap.lanes.base import Capture, Target, without_frames
+from fastcap.lanes.base import Capture, LaneCounters, Target, without_frames
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
 
@@ -30,9 +29,7 @@ class DirectLane:
     def __init__(self, device: AnyDevice, buffers: HostBuffers) -> None:
         self._device = device
         self._buffers = buffers
-        self._n_captures = 0
-        self._captured_bytes = 0
-        self._superseded_bytes = 0
+        self._counters = LaneCounters()
         self._queued: deque[tuple[Ticket, int]] = deque()
         self._queued_bytes = 0
         self._queue_lock = threading.Lock()
@@ -57,8 +54,7 @@ class DirectLane:
         except FastcapError as error:
             capture.error = without_frames(error)
             return capture
-        self._n_captures += 1
-        self._captured_bytes += capture.n_bytes
+        self._counters.note(capture)
         return capture
 
     def drop(self, capture: Capture) -> None:
@@ -66,7 +62,7 @@ class DirectLane:
             capture.dropped = True
             capture.target = None
             if not capture.was_read:
-                self._superseded_bytes += capture.n_bytes
+                self._counters.superseded_bytes += capture.n_bytes
 
     def _place_aside(self, value: Tensor, dtype: torch.dtype, memory: Tensor | None) -> Tensor:
         """Copy with this thread alone: torch's others would wait for cores that workers use."""
@@ -119,16 +115,12 @@ class DirectLane:
         self._buffers.trim()  # with a target known from now on, owned memory is not needed again
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
-        if capture.error is not None:
-            raise without_frames(capture.error)
-        capture.was_read = True
+        capture.note_read()
         assert capture.target is None or isinstance(capture.target, Tensor)
         return capture.target
 
     def settle(self, capture: Capture) -> None:
-        if capture.error is not None:
-            raise without_frames(capture.error)
-        capture.was_read = True
+        capture.note_read()
         for ticket in capture.tickets:
             self._device.join(ticket)
             if (error := ticket.error()) is not None:
@@ -141,12 +133,7 @@ class DirectLane:
         """Nothing is planned: memory is taken by the value."""
 
     def statistics(self) -> Statistics:
-        return Statistics(
-            captures=self._n_captures,
-            captured_bytes=self._captured_bytes,
-            superseded_bytes=self._superseded_bytes,
-            **dataclasses.asdict(self._device.counters),
-        )
+        return self._counters.with_those_of(self._device)
 
     def close(self) -> None:
         self._device.close()

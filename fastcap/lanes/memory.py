@@ -20,6 +20,8 @@ class LaneMemory:
     def __init__(self, device: AnyDevice, limits: Limits) -> None:
         self._device = device
         self._limits = limits
+        self._pass_bytes = 0
+        self._largest_bytes = 0
         self._opened: tuple[StagingRing, SlotPool] | None = None
         self._refusal: tuple[type[DeviceMemoryError | HostMemoryError], str] | None = None
         self.is_sized = False
@@ -50,9 +52,14 @@ class LaneMemory:
                 raise
         return self._opened
 
-    def better_budget(self, pass_bytes: int, largest_bytes: int) -> Budget | None:
+    def note(self, n_bytes: int) -> None:
+        """A capture of so many bytes is to be staged."""
+        self._pass_bytes += n_bytes
+        self._largest_bytes = max(self._largest_bytes, n_bytes)
+
+    def better_budget(self) -> Budget | None:
         """What suits passes like the one seen; `None`, for good, where that is what there is."""
-        budget, first = self._plan(pass_bytes, largest_bytes), self._budget()
+        budget, first = self._plan(self._pass_bytes, self._largest_bytes), self._budget()
         self.is_sized = budget == first or budget.chunk_bytes < first.chunk_bytes
         return None if self.is_sized else budget
 

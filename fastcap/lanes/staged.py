@@ -11,7 +11,6 @@ bytes out of slots and may wait for a fence or a worker, neither of which needs 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
@@ -23,8 +22,10 @@ from fastcap.budget import Limits
 from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
 from fastcap.host_memory import empty_bytes
-from fastcap.lanes.base import Capture, Target, narrower, part_of, split, without_frames
+from fastcap.lanes.base import Capture, LaneCounters, Target, narrower, without_frames
 from fastcap.lanes.memory import LaneMemory
+from fastcap.lanes.pieces import part_of, split
+from fastcap.lanes.straight import Landing, choose_way, copy_straight, wait_for
 from fastcap.pool import Chunk, HostBuffers, Piece, Slot
 from fastcap.records import Statistics
 
@@ -39,13 +40,8 @@ class StagedLane:
         self._moving = threading.RLock()
         self._memory = LaneMemory(device, limits)
         self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
-        self._largest_bytes = 0
-        self._n_captures = 0
-        self._captured_bytes = 0
-        self._superseded_bytes = 0
-        self._n_spills = 0
-        self._spilled_bytes = 0
-        self._n_lends = 0
+        self._last_landing: Landing | None = None
+        self._counters = LaneCounters()
 
     @property
     def device(self) -> AnyDevice:
@@ -78,16 +74,14 @@ class StagedLane:
         compute_queue = self._device.current_queue()  # R1
         whole = Piece(capture, 0, capture.n_bytes)
         with self._lock:
-            self._n_captures += 1
-            self._captured_bytes += whole.n_bytes
-            self._largest_bytes = max(self._largest_bytes, whole.n_bytes)
+            self._counters.note(capture)
+            self._memory.note(capture.n_bytes)
             if whole.n_bytes == 0:
                 return
             ring = self._memory.ring
-            capture.is_small = whole.n_bytes < ring.small_bytes
+            choose_way(capture, ring)
             if capture.is_small and isinstance(capture.target, Tensor):
                 self._small.append(capture)
-            capture.is_lendable = ring.chunk_bytes <= 2 * whole.n_bytes <= 2 * ring.chunk_bytes
             if self._pack(compute_queue, value, whole):
                 return
         for part, piece in split(value, capture, ring.chunk_bytes):
@@ -105,6 +99,9 @@ class StagedLane:
     def _pack(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> bool:
         """Reserve, pack and link: one step, under the lock; `False` when the chunk has no room."""
         chunk, capture = self._memory.ring.open, piece.owner
+        if chunk.fill_bytes and chunk.is_straight is not capture.is_straight:
+            return False
+        chunk.is_straight = capture.is_straight
         offset = chunk.reserve(piece.n_bytes)
         if offset is None:
             return False
@@ -133,11 +130,23 @@ class StagedLane:
             self._make_room()
 
     def _flush_open(self) -> bool:
-        """Copy the open chunk to a slot and open the next; `False` when no slot is free."""
+        """Copy the open chunk and open the next; `False` when it needs a slot and none is free."""
         ring = self._memory.ring
         chunk = ring.open
         if chunk.fill_bytes == 0 or chunk.abandon():
             return True
+        if chunk.is_straight and chunk.pieces:
+            self._last_landing = copy_straight(self._device, chunk)
+            for piece in list(chunk.pieces):
+                piece.owner.tickets.append(self._last_landing)
+                self._unlink(piece)
+        elif not self._copy_to_slot(chunk):
+            return False
+        chunk.reset()
+        ring.advance()
+        return True
+
+    def _copy_to_slot(self, chunk: Chunk) -> bool:
         slot = self._memory.slots.take()
         if slot is None:
             return False
@@ -153,8 +162,6 @@ class StagedLane:
             slot.pieces[piece] = None
             if piece.owner.wants_worker:
                 self._hand_over(piece)
-        chunk.reset()
-        ring.advance()
         return True
 
     # landed → delivered
@@ -189,9 +196,7 @@ class StagedLane:
         self._unlink(piece)
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
-        if capture.error is not None:
-            raise without_frames(capture.error)
-        capture.was_read = True
+        capture.note_read()
         with self._moving:
             self._put_on_its_way(capture)
             if not capture.dropped:
@@ -205,9 +210,7 @@ class StagedLane:
             return target
 
     def settle(self, capture: Capture) -> None:
-        if capture.error is not None:
-            raise without_frames(capture.error)
-        capture.was_read = True
+        capture.note_read()
         with self._moving:
             self._put_on_its_way(capture)
             self._finish(capture)
@@ -217,7 +220,7 @@ class StagedLane:
         if capture.pieces and capture.target is not None:  # none: another thread is dropping it
             self._read(capture)
         for ticket in capture.tickets:
-            self._device.join(ticket)
+            wait_for(self._device, ticket)
             if (error := ticket.error()) is not None:
                 raise error
 
@@ -264,7 +267,7 @@ class StagedLane:
                 if not self._memory.is_open or not self._memory.slots.may_lend(slot, piece.n_bytes):
                     return None
                 memory = self._memory.slots.lend(slot, piece.offset, piece.n_bytes)
-        self._n_lends += 1
+        self._counters.lends += 1
         self._unlink_all(capture)
         with torch.inference_mode(False):
             return memory.view(capture.dtype).view(capture.shape)
@@ -292,7 +295,7 @@ class StagedLane:
             return
         capture.dropped = True
         if not capture.was_read:
-            self._superseded_bytes += capture.n_bytes
+            self._counters.superseded_bytes += capture.n_bytes
         if capture.pieces:
             self._unlink_all(capture)
         capture.spilled = None
@@ -342,14 +345,14 @@ class StagedLane:
         if spilled is None:
             # Sized for the whole record, which may still be packing its later pieces.
             capture.spilled = spilled = HostBuffer(empty_bytes(capture.n_bytes))
-            self._n_spills += 1
+            self._counters.spills += 1
         part = spilled.bytes[piece.start : piece.start + piece.n_bytes]
         self._device.read(slot.buffer, piece.offset, torch.uint8, part)
         with self._lock:
             if piece in slot.pieces:
                 del slot.pieces[piece]
                 piece.home, piece.offset = spilled, piece.start
-                self._spilled_bytes += piece.n_bytes
+                self._counters.spilled_bytes += piece.n_bytes
 
     # Memory and counts
 
@@ -363,7 +366,7 @@ class StagedLane:
                     return
                 if self._memory.slots.any_lent():
                     return  # a lent slot cannot be replaced: later
-                budget = self._memory.better_budget(self._captured_bytes, self._largest_bytes)
+                budget = self._memory.better_budget()
                 if budget is None:
                     return
                 slots = self._memory.slots.all()
@@ -375,20 +378,16 @@ class StagedLane:
                     self._memory.resize(budget)
 
     def statistics(self) -> Statistics:
-        return Statistics(
-            captures=self._n_captures,
-            captured_bytes=self._captured_bytes,
-            superseded_bytes=self._superseded_bytes,
-            spills=self._n_spills,
-            spilled_bytes=self._spilled_bytes,
-            lends=self._n_lends,
-            **dataclasses.asdict(self._device.counters),
-        )
+        return self._counters.with_those_of(self._device)
 
     def close(self) -> None:
         with self._moving:
             self._read_small(waits=True)
             self._small.clear()
+            if (
+                self._last_landing is not None
+            ):  # the caller's memory: nothing writes it from here on
+                self._device.wait(self._last_landing.fence)
             self._device.close()
             with self._lock:
                 for piece in self._memory.staged():

@@ -131,8 +131,7 @@ def live(
         if life.dies:
             files.kill()
         else:
-            writer.close()
-            history.wrong.extend(_kept(writer, files))
+            history.wrong.extend(_close(writer, files))
     except Exception as error:  # noqa: BLE001 - whatever reaches a caller is judged
         history.errors.append(error)
         history.wrong.extend(judge_error(error, files))
@@ -268,16 +267,18 @@ def _judge_dead(
     if files.n_operations != n_before or files.disk.image() != before:
         history.wrong.append("a writer that has failed touches the disk")
     try:
-        writer.close()
+        history.wrong.extend(_close(writer, files))
         writer.close()
     except OSError as second:
         history.wrong.append(f"closing a writer that has failed: {second!r}")
-    if not files.has_lasting_fault:
-        history.wrong.extend(_kept(writer, files))
 
 
-def _kept(writer: Writer, files: SimulatedFiles) -> Iterator[str]:
-    """What a writer that was closed has not given back: on a full disk, others need the space."""
+def _close(writer: Writer, files: SimulatedFiles) -> Iterator[str]:
+    """Close a writer. It gives its space back, which others need on a full disk, if it can."""
+    n_failures = len(files.failures)
+    writer.close()
+    if len(files.failures) > n_failures:
+        return
     for path in files.disk.image():
         if path.startswith(f"{writer.directory}/") and path.endswith(".safetensors.tmp"):
             yield f"a closed writer keeps {path}"

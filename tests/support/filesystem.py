@@ -260,10 +260,6 @@ class SimulatedFiles:
             return False
         return self.fault.kind not in _CAPACITY or name in _TAKES_SPACE
 
-    @property
-    def has_lasting_fault(self) -> bool:
-        return self.fault is not None and self.fault.is_lasting
-
     def _crash(self, effect: Effect, fault: Fault) -> None:
         loss = Loss(fault.seed)
         effect.interrupt(self.disk, loss)

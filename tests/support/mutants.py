@@ -16,6 +16,7 @@ from tests.support import scenarios
 from tests.support.mutation import Change, Deletion, seam_calls
 
 POOL, STAGED = "fastcap.pool", "fastcap.lanes.staged"
+STRAIGHT = "fastcap.lanes.straight"
 SIMULATED = "fastcap.devices.simulated.device:SimulatedDevice"
 IN_ORDER = (
     "copies of one device run in the order they were issued, so a copy into a slot that nobody "
@@ -106,7 +107,7 @@ MUTANTS = [
     _mutant(
         "R3",
         "the copy does not wait for the packs",
-        (f"{STAGED}:StagedLane._flush_open", "after=chunk.mark_packed(),", "after=(),"),
+        (f"{STAGED}:StagedLane._copy_to_slot", "after=chunk.mark_packed(),", "after=(),"),
     ),
     _mutant(
         "R3",
@@ -126,7 +127,7 @@ MUTANTS = [
         "R3",
         "staging is rewritten without waiting for its copy",
         (
-            f"{STAGED}:StagedLane._flush_open",
+            f"{STAGED}:StagedLane._copy_to_slot",
             "then=(slot.landed, chunk.copied),",
             "then=(slot.landed,),",
         ),
@@ -182,10 +183,43 @@ MUTANTS = [
         (f"{POOL}:Slot.__init__", "device.host(n_bytes)", "HostBuffer(empty_bytes(n_bytes))"),
     ),
     _mutant(
+        "R3",
+        "a copy straight to its rows does not wait for the packs",
+        (
+            f"{STRAIGHT}:copy_straight",
+            "after = chunk.mark_packed()",
+            "after = chunk.mark_packed()[:0]",
+        ),
+    ),
+    _mutant(
+        "R3",
+        "staging is rewritten behind the first of the pieces that go straight",
+        (f"{STRAIGHT}:copy_straight", "if piece is pieces[-1] else", "if piece is pieces[0] else"),
+        scenario=scenarios.several_values_of_a_chunk_go_straight,
+    ),
+    _mutant(
+        "R4",
+        "values go straight to rows that copies do not reach",
+        (
+            "fastcap.results:MemoryResult.write_into",
+            "reaches(view)",
+            "True",
+        ),
+    ),
+    _mutant(
+        "R4",
+        "a value that is still to be converted goes straight",
+        (
+            f"{STRAIGHT}:choose_way",
+            "is_large and capture.dtype == capture.wire_dtype",
+            "is_large",
+        ),
+    ),
+    _mutant(
         "R4",
         "the copy goes to memory that is no slot",
         (
-            f"{STAGED}:StagedLane._flush_open",
+            f"{STAGED}:StagedLane._copy_to_slot",
             "        slot.buffer,\n",
             "        HostBuffer(slot.buffer.bytes.clone()),\n",
         ),
@@ -410,12 +444,21 @@ MUTANTS = [
         scenario=scenarios.copies_hide_behind_the_model,
     ),
     _mutant(
+        "R12",
+        "a run ends while a copy to the caller's rows is under way",
+        (
+            f"{STAGED}:StagedLane.close",
+            "self._device.wait(self._last_landing.fence)",
+            "pass",
+        ),
+    ),
+    _mutant(
         "R11",
         "the hook waits for its copy",
         (
             f"{STAGED}:StagedLane._flush_open",
             "ring.advance()",
-            "ring.advance(); self._device.wait(slot.landed)",
+            "ring.advance(); self._device.wait(chunk.copied)",
         ),
         scenario=scenarios.copies_hide_behind_the_model,
     ),
@@ -430,6 +473,14 @@ NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
 }
 SURVIVING = {
     "pool:SlotPool.is_reusable done": IN_ORDER,
+    "lanes.straight:Landing.done done": (
+        "values that go straight are waited for all the same. Asking first only lets go of "
+        "captures early."
+    ),
+    "lanes.straight:wait_for wait": (
+        "who waits for such a value now is about to close its lane, which waits for the last of "
+        "them. Without the call a value would be called delivered that is not."
+    ),
     "lanes.staged:StagedLane._read_small done": (
         "a small value is read behind its own fence all the same. Asking first only keeps the "
         "thread that asks from waiting."
@@ -447,5 +498,5 @@ def deletions() -> list[Mutant]:
             NEEDS_A_SITUATION.get(call.name),
             survives=SURVIVING.get(call.name, ""),
         )
-        for call in seam_calls("fastcap.pool", "fastcap.lanes.staged", "fastcap.lanes.memory")
+        for call in seam_calls(POOL, STAGED, STRAIGHT, "fastcap.lanes.memory")
     ]

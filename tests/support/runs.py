@@ -6,6 +6,7 @@ import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -262,20 +263,28 @@ class RunProgram:
     lookahead: int
     device_bytes: int
     host_bytes: int
+    out: str = ""
 
     def run(self) -> Statistics:
         model = TableModel(random.Random(self.model_seed))
-        if self.ends_after is not None:
-            self.fail(model)
+        failed = None if self.ends_after is None else self.fail(model)
+        kept = deepcopy(failed)
         self.extract(model)
         if not self.zips:
-            return self.consume(model)
-        other = TableModel(random.Random(self.model_seed + 1))
-        return self.consume(model, model, other)
+            counted = self.consume(model)
+        else:
+            counted = self.consume(model, model, TableModel(random.Random(self.model_seed + 1)))
+        if failed is not None and kept is not None:
+            must_equal(kept, failed)  # nothing has written to it since the run that failed
+        return counted
 
     def paths(self) -> set[str]:
         """What kinds of things happen in it."""
-        found = {"zipped streams": self.zips, "early end": self.ends_after is not None}
+        found = {
+            "zipped streams": self.zips,
+            "early end": self.ends_after is not None,
+            "pinned result": self.out == "pinned",
+        }
         return {path for path, is_there in found.items() if is_there}
 
     def smaller(self) -> Iterator[RunProgram]:
@@ -284,6 +293,8 @@ class RunProgram:
             yield replace(self, zips=False)
         if self.ends_after is not None:
             yield replace(self, ends_after=None)
+        if self.out:
+            yield replace(self, out="")
         if self.n_samples > 1:
             yield replace(self, n_samples=self.n_samples - 1)
         for i in range(len(self.sites) if len(self.sites) > 1 else 0):
@@ -311,21 +322,48 @@ class RunProgram:
         parts = [samples[i : i + size] for i in range(0, self.n_samples, size)]
         return [{"input_ids": torch.stack([s["input_ids"] for s in part])} for part in parts]
 
-    def fail(self, model: TableModel) -> None:
+    def fail(self, model: TableModel) -> dict[str, Tensor] | None:
         """An extraction whose dataset raises at its end, or is interrupted there."""
         error = PlannedInterrupt if self.n_samples % 2 else PlannedError
         dataset = Endless(self.samples(), raises=error)
+        out = self.make_out(self.expected(model, None))
         with suppress(error):
             fastcap.extract_representations(
-                model, dataset, self.sites, "cpu", self.batch_size, **self.selection, **self.budgets
+                model,
+                dataset,
+                self.sites,
+                "cpu",
+                self.batch_size,
+                out=out,
+                **self.selection,
+                **self.budgets,
             )
             raise AssertionError("the error of the dataset is gone")
+        return out
+
+    def expected(self, model: TableModel, max_samples: int | None) -> dict[str, Tensor]:
+        selection = make_selection(**self.selection)
+        return reference.extract(
+            model, self.batches(), self.sites, call_model, max_samples, selection
+        )
+
+    def make_out(self, expected: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Memory for a result, with a row to spare, where the program wants it."""
+        if not self.out:
+            return None
+        out = {
+            site: torch.ones((len(value) + 1, *value.shape[1:]), dtype=value.dtype)
+            for site, value in expected.items()
+        }
+        device = devices.open_device(torch.device("cpu"))
+        if self.out == "pinned" and isinstance(device, SimulatedDevice):
+            for value in out.values():
+                device.pin(value)
+        return out
 
     def extract(self, model: TableModel) -> None:
-        selection = make_selection(**self.selection)
-        expected = reference.extract(
-            model, self.batches(), self.sites, call_model, self.max_samples, selection
-        )
+        expected = self.expected(model, self.max_samples)
+        out = self.make_out(expected)
         dataset: Any = self.samples() if self.says_length else Endless(self.samples())
         found = fastcap.extract_representations(
             model,
@@ -334,12 +372,16 @@ class RunProgram:
             "cpu",
             self.batch_size,
             self.max_samples,
+            out=out,
             **self.selection,
             **self.budgets,
         )
         must_equal(expected, found)
-        for tensor in found.values():
-            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        for site, tensor in found.items():
+            if out is None:
+                assert tensor.untyped_storage().nbytes() == tensor.nbytes
+            else:
+                assert not tensor.numel() or tensor.data_ptr() == out[site].data_ptr()
 
     def open_stream(self, model: TableModel) -> fastcap.Stream:
         return fastcap.stream(
@@ -408,4 +450,5 @@ def draw_run(draw: random.Random) -> RunProgram:
         lookahead=draw.randint(0, 2),
         device_bytes=draw.choice(BUDGETS),
         host_bytes=draw.choice(BUDGETS),
+        out=draw.choice(("", "", "plain", "pinned", "pinned")),
     )

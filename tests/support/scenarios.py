@@ -293,6 +293,26 @@ def what_was_lent_is_told_to_the_device() -> None:
     assert not device.judge.violations, device.judge.violations[0]
 
 
+def several_values_of_a_chunk_go_straight() -> None:
+    """Four sites whose values share chunks, into pinned rows."""
+    model = nn.Sequential(*(nn.Identity() for _ in range(4)))
+    names = ["0", "1", "2", "3"]
+    dataset = [{"input_ids": number(value)} for value in range(8)]
+    for seed in range(8):
+        device = SimulatedDevice(Schedule("random", seed), patience=10_000)
+        out = {site: torch.zeros(8, N_ELEMENTS) for site in names}
+        for rows in out.values():
+            device.pin(rows)
+        with running_on(device):
+            fastcap.extract_representations(
+                model, dataset, names, "cpu", 1, out=out, device_bytes=1024, host_bytes=1024
+            )
+        assert device.counters.copies == 8 * 4
+        assert not device.judge.violations, device.judge.violations[0]
+        for rows in out.values():
+            assert rows.eq(torch.arange(8.0)[:, None]).all()
+
+
 def staging_leaves_room_for_the_model() -> None:
     """Without a budget, no more of the device is taken than a twentieth of what is free."""
     free_bytes = 100_000

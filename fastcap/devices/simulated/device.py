@@ -71,6 +71,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         self._live: set[Buffer] = set()
         self._allocated_on: dict[Staging, Queue] = {}
         self._lent: list[tuple[HostBuffer, int, int]] = []
+        self._pinned: dict[int, tuple[str, Tensor]] = {}
         self._allocations = Allocations()
         self._watch: ModelWatch | None = None
         self._of_thread = threading.local()
@@ -215,6 +216,15 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         self._name(slot, "slot")
         return slot
 
+    def pin(self, memory: Tensor) -> None:
+        """Let copies write a host tensor, which is poisoned, as if it had been made pinned."""
+        with self.muted():
+            _poison(memory.view(-1).view(torch.uint8))
+        self._pinned[memory.untyped_storage().data_ptr()] = (f"rows {len(self._pinned)}", memory)
+
+    def reaches(self, memory: Tensor) -> bool:
+        return memory.untyped_storage().data_ptr() in self._pinned
+
     def _name(self, buffer: Buffer, kind: str) -> None:
         self._names[buffer] = f"{kind} {len(self._names)}"
         self._live.add(buffer)
@@ -225,8 +235,12 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         """Tell the judge. Memory that only the host ever sees has no name and is not judged."""
         if actor != HOST:
             self.judge.issue(actor)
-        if buffer in self._names:
-            self.judge.access(actor, label, self._names[buffer], start, stop, is_write)
+        name, origin = self._names.get(buffer), 0
+        if name is None and self.reaches(buffer.bytes):
+            storage_ptr = buffer.bytes.untyped_storage().data_ptr()
+            (name, _), origin = self._pinned[storage_ptr], int(buffer.bytes.storage_offset())
+        if name is not None:
+            self.judge.access(actor, label, name, origin + start, origin + stop, is_write)
 
     def release(self, buffer: Buffer, after: Iterable[SimulatedFence] = ()) -> None:
         with self._runner.turn():
@@ -273,32 +287,36 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
     def copy(
         self,
         staging: Staging,
-        slot: HostBuffer,
+        target: HostBuffer,
         n_bytes: int,
         after: Iterable[SimulatedFence],
         then: Iterable[SimulatedFence],
+        offset: int = 0,
     ) -> None:
         queue = self.copy_queue
         with self._runner.turn(), self.muted():
-            self._check_ends(staging, slot, n_bytes)
+            self._check_ends(staging, target, n_bytes)
             for fence in after:
                 self._wait_on(queue, fence)
-            self._access(queue, "copy", staging, 0, n_bytes, is_write=False)
-            self._access(queue, "copy", slot, 0, n_bytes, is_write=True)
-            source, target = staging.bytes[:n_bytes], slot.bytes[:n_bytes]
-            _poison(target)
-            self._runner.give(queue, "copy", lambda: target.copy_(source))
+            self._access(queue, "copy", staging, offset, offset + n_bytes, is_write=False)
+            self._access(queue, "copy", target, 0, n_bytes, is_write=True)
+            source, landing = staging.bytes[offset : offset + n_bytes], target.bytes[:n_bytes]
+            _poison(landing)
+            self._runner.give(queue, "copy", lambda: landing.copy_(source))
             for fence in then:
                 fence.last = self._mark(queue)
             self.counters.copies += 1
             self.counters.copied_bytes += n_bytes
 
-    def _check_ends(self, staging: Staging, slot: HostBuffer, n_bytes: int) -> None:
-        """Copies go from staging to slots, and not into what is lent: asserted, not ordered."""
-        if staging not in self._live or slot not in self._live:
+    def _check_ends(self, staging: Staging, target: HostBuffer, n_bytes: int) -> None:
+        """Copies go from staging to slots or pinned rows, and not into what is lent: asserted, not
+        ordered.
+        """
+        is_known = target in self._live or self.reaches(target.bytes)
+        if staging not in self._live or not is_known:
             self.judge.note("copy from or to memory that is no staging or slot of this device")
-        if any(lent is slot and offset < n_bytes for lent, offset, _ in self._lent):
-            self.judge.note(f"write by copy on copy of {self._names[slot]}: it is lent")
+        if any(lent is target and offset < n_bytes for lent, offset, _ in self._lent):
+            self.judge.note(f"write by copy on copy of {self._names[target]}: it is lent")
 
     def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
         stop = offset + target.numel() * dtype.itemsize

@@ -92,14 +92,16 @@ class TimedDevice(Device[Timeline, Moment]):
 
     Args:
         costs: The machine.
+        reaches_all: Whether results count as pinned.
 
     Attributes:
         host_secs: The host's clock.
     """
 
-    def __init__(self, costs: Costs | None = None) -> None:
+    def __init__(self, costs: Costs | None = None, reaches_all: bool = False) -> None:
         super().__init__(torch.device("cpu"))
         self.costs = costs or Costs()
+        self._reaches_all = reaches_all
         self.host_secs = 0.0
         self.compute, self.copy_queue = Timeline(), Timeline()
         self.workers = [Timeline() for _ in range(self.costs.n_workers)]
@@ -177,6 +179,9 @@ class TimedDevice(Device[Timeline, Moment]):
         else:
             self.counters.host_bytes -= buffer.n_bytes
 
+    def reaches(self, memory: Tensor) -> bool:
+        return self._reaches_all
+
     # Moving bytes: only time passes
 
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
@@ -189,10 +194,11 @@ class TimedDevice(Device[Timeline, Moment]):
     def copy(
         self,
         staging: Staging,
-        slot: HostBuffer,
+        target: HostBuffer,
         n_bytes: int,
         after: Iterable[Moment],
         then: Iterable[Moment],
+        offset: int = 0,
     ) -> None:
         ready = max([self.host_secs, *(fence.at for fence in after)])
         secs = self.costs.copy_latency_secs + n_bytes / self.costs.link_bytes_per_sec

@@ -1,0 +1,57 @@
+"""Figures as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fastcap.bench.report import aligned
+
+KiB, MiB = 1 << 10, 1 << 20
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table. Cells may not hold a bar."""
+    return aligned([header, *rows])
+
+
+def paragraphs(*parts: str) -> str:
+    """Those that are not empty, with an empty line between them."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def folded(summary: str, content: str) -> str:
+    """What a reader opens who wants to see all of it."""
+    return f"<details>\n<summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
+def interval(ratio: Mapping[str, Any]) -> str:
+    """`1.038 [1.021, 1.059]`: a ratio's median with its 95 % interval."""
+    return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+
+
+def verdict(ratio: Mapping[str, Any]) -> str:
+    """What an interval says about a ratio of times: `less`, `more`, or `same` if it includes 1."""
+    if ratio["high"] < 1:
+        return "less"
+    return "more" if ratio["low"] > 1 else "same"
+
+
+def comparison(ratio: Mapping[str, Any], one: str, other: str) -> str:
+    """The same in a sentence, without its full stop."""
+    said = {
+        "less": f"{one} takes less time than {other}",
+        "more": f"{one} takes more time than {other}",
+        "same": f"no difference between {one} and {other} is shown: the interval includes 1",
+    }
+    return said[verdict(ratio)]
+
+
+def power_of_two(n_bytes: int) -> str:
+    """`16 KiB`, `64 MiB`."""
+    return f"{n_bytes // MiB} MiB" if n_bytes >= MiB else f"{n_bytes // KiB} KiB"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

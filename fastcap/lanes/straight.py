@@ -1,0 +1,104 @@
+"""Rows of a result that copies can reach: from staging to where they stay, with no slot between.
+
+A chunk holds pieces that go straight, or pieces for a slot, and never both: the first kind is
+copied piece by piece, the second kind all at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcap.devices.base import AnyDevice, HostBuffer, Ticket
+from fastcap.host_memory import normal_mode
+from fastcap.lanes.base import Capture
+from fastcap.pool import Chunk, Piece, StagingRing
+
+STRAIGHT_BYTES = 1 << 20
+"""Below this a copy of its own takes the link longer than its bytes do."""
+
+MANY_PIECES = 8
+"""A record of which a chunk holds more does not go straight, either."""
+
+
+class PinnedRows:
+    """Rows in pinned memory: a `fastcap.devices.base.Destination` that copies can write."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def numel(self) -> int:
+        return self.tensor.numel()
+
+    def copy_(self, values: Tensor) -> None:
+        self.tensor.copy_(values)
+
+    def segment(self, first: int, last: int) -> PinnedRows:
+        with normal_mode():
+            return PinnedRows(self.tensor.view(-1)[first:last])
+
+    def part(self, piece: Piece) -> HostBuffer:
+        """The memory that a piece's bytes become."""
+        with normal_mode():
+            memory = self.tensor.view(-1).view(torch.uint8)
+            return HostBuffer(memory[piece.start : piece.start + piece.n_bytes])
+
+
+class Landing:
+    """A ticket for what a copy brings straight to its rows; see `fastcap.devices.base.Ticket`."""
+
+    __slots__ = ("_device", "fence")
+
+    def __init__(self, device: AnyDevice) -> None:
+        self._device = device
+        self.fence = device.fence()
+
+    def done(self) -> bool:
+        return self._device.done(self.fence)
+
+    def error(self) -> None:
+        return None
+
+
+def choose_way(capture: Capture, ring: StagingRing) -> None:
+    """Settle how a capture will travel, by its size, its target and the chunks there are."""
+    if isinstance(capture.target, PinnedRows):
+        is_large = capture.n_bytes >= min(STRAIGHT_BYTES, ring.chunk_bytes // MANY_PIECES)
+        capture.is_straight = is_large and capture.dtype == capture.wire_dtype
+        if not capture.is_straight:
+            capture.target = capture.target.tensor
+    # By the bytes that are delivered: all calls whose rows are the same go one way, in order.
+    capture.is_small = capture.shape.numel() * capture.dtype.itemsize < ring.small_bytes
+    capture.is_lendable = ring.chunk_bytes <= 2 * capture.n_bytes <= 2 * ring.chunk_bytes
+
+
+def copy_straight(device: AnyDevice, chunk: Chunk) -> Landing:
+    """Copy the pieces of a chunk to their rows. They are delivered when the landing is done."""
+    landing = Landing(device)
+    pieces = list(chunk.pieces)
+    after = chunk.mark_packed()
+    for piece in pieces:
+        target = piece.owner.target
+        assert isinstance(target, PinnedRows)
+        then = (landing.fence, chunk.copied) if piece is pieces[-1] else ()
+        device.copy(chunk.staging, target.part(piece), piece.n_bytes, after, then, piece.offset)
+        after = []  # the others come after this one
+    return landing
+
+
+def wait_for(device: AnyDevice, ticket: Ticket) -> None:
+    """Block the host until a delivery is done, whoever makes it."""
+    if isinstance(ticket, Landing):
+        device.wait(ticket.fence)
+    else:
+        device.join(ticket)
