@@ -59,12 +59,14 @@ KILLS ?= 1000
 faults: $(SETUP)
 	$(BIN)/python -m tests.faults --second $(SECOND) --kills $(KILLS) --seed $(SEED) --mutants --out benchmarks/results
 
-gpu-test: $(SETUP)
-	$(BIN)/python -m pytest -m gpu
+# Not through setup: a GPU machine without a network brings its own torch, numpy and pytest.
+HERE := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-# Not through setup: a GPU machine without a network brings its own torch and numpy.
+gpu-test:
+	$(HERE) -m pytest -m gpu
+
 gpu-bench:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(OUT),--out $(OUT)) $(if $(COMMIT),--commit $(COMMIT))
+	$(HERE) -m benchmarks.gpu $(if $(OUT),--out $(OUT)) $(if $(COMMIT),--commit $(COMMIT))
 
 clean:
 	rm -rf .venv $(PEERS)

@@ -6,10 +6,14 @@ import ast
 import gc
 import inspect
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,16 +22,23 @@ import fastcap
 from benchmarks.checkout import Checkout
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import (
+    cells as grid_cells,
+)
+from benchmarks.gpu import (
     destinations,
     goals,
     grid,
     link,
     micro,
+    overheads,
     results,
     session,
     steady,
+    subjects,
+    toolbox,
     virtual,
 )
+from benchmarks.gpu.cells import ALL, GRID, LAST, SLICE, Cell, Group, fitted, open_cells
 from benchmarks.gpu.destinations import (
     COMPARED,
     DESTINATIONS,
@@ -49,16 +60,21 @@ from benchmarks.gpu.floors import (
     LINK,
     Floors,
     make_terms,
+    measure_floors,
 )
-from benchmarks.gpu.grid import ALL, GRID, LAST, SLICE, Cell, Group
 from benchmarks.gpu.host import HOOK as HOOK_FIGURE
 from benchmarks.gpu.micro import Benchmark
-from benchmarks.gpu.results import Report
+from benchmarks.gpu.page import markdown
+from benchmarks.gpu.report import Report
 from benchmarks.gpu.session import FAILED, MEASURED, NOT_RUN, Clock, Entry
 from benchmarks.gpu.standin import FakeCuda, FakeEvent, FakeStream, StandIn
 from benchmarks.gpu.subjects import GPT2, LLAMA, THIN, Subject, build, tiny
 from benchmarks.gpu.toolbox import TINY, Gpu
-from fastcap.bench import Machine, make_case
+from fastcap import hooks
+from fastcap.bench import Machine, make_case, ways
+from fastcap.bench.case import Values
+from fastcap.lanes import staged, straight
+from tests.support.sanitizer import SCRIPT
 
 GB = 10**9
 MiB = 1 << 20
@@ -95,7 +111,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid, "GRID", SMALL_GRID)
+        patch.setattr(grid_cells, "GRID", SMALL_GRID)
         assert command.main(["--dry-run", "--out", str(out)]) == 0
     torch.set_num_threads(n_threads)
     (path,) = out.glob("*.json")
@@ -104,11 +120,10 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
 
 def test_a_dry_run_runs_every_benchmark(dry_run: tuple[dict[str, Any], str]) -> None:
     entries = dry_run[0]["micro"]
-    assert {entry["name"] for entry in entries} >= {f"B{number}" for number in range(1, 23)} - {
-        "B16"  # of the small model, which is not in this grid
-    }
-    assert [entry for entry in entries if entry["status"] != MEASURED] == []
-    assert all(entry["figures"] for entry in entries)
+    assert {entry["name"] for entry in entries} == {f"B{number}" for number in range(1, 23)}
+    unmeasured = {entry["name"] for entry in entries if entry["status"] != MEASURED}
+    assert unmeasured == {"B16"}  # of the small model, which is not in this grid
+    assert all(entry["figures"] for entry in entries if entry["name"] != "B16")
 
 
 def test_a_dry_run_compares_every_cell_with_the_oracle(
@@ -117,12 +132,6 @@ def test_a_dry_run_compares_every_cell_with_the_oracle(
     cells = dry_run[0]["grid"]
     assert len(cells) == sum(len(group.destinations) for group in SMALL_GRID)
     for cell in cells:
-        if cell["destination"] == PINNED:
-            assert (cell["status"], cell["reason"]) == (
-                NOT_RUN,
-                "a pinned result: this fastcap has none",
-            )
-            continue
         assert (cell["status"], cell["equal"], len(cell["secs"])) == (MEASURED, True, 2)
         assert cell["values_compared"] >= 3 * 3  # a first run and two rounds of three sites
         assert cell["bound"] in cell["floor_secs"]
@@ -135,7 +144,7 @@ def test_a_dry_run_names_its_origin_and_is_called_no_measurement(
     assert written["is_measurement"] is False
     assert written["is_complete"] is True
     assert set(written) >= {"machine", "driver", "torch", "commit", "date", "floors_gb_per_sec"}
-    assert written["models"]["llama"].startswith("benchmarks.models.Decoder (transformers made")
+    assert written["models"]["llama"].startswith("benchmarks.Decoder (transformers made")
     assert "No figure here is a measurement of anything" in page
     assert page.startswith("# DRY RUN")
     for heading in ("## Goals", "## Grid", "## Floors", "## Micro-benchmarks", "## Not run"):
@@ -155,7 +164,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     options = command._parse(["--dry-run"])
     report = command._open_report(StandIn(), options)
     assert set(report.missing) == {"safetensors", "transformers", "pytest"}
-    assert "safetensors (archives are not read" in results.markdown(report)
+    assert "safetensors (archives are not read" in markdown(report)
 
 
 def test_a_module_without_metadata_has_an_unknown_version() -> None:
@@ -168,10 +177,46 @@ def test_the_file_system_of_a_folder_is_named() -> None:
 
 def test_fewer_passes_where_the_host_has_little_memory() -> None:
     group = Group(LLAMA, ALL, 1, 4)
-    assert grid.fitted(group, None) == 4
-    assert grid.fitted(group, 100 * group.pass_bytes) == 4
-    assert grid.fitted(group, 15 * group.pass_bytes) == 3
-    assert grid.fitted(group, group.pass_bytes) == 2
+    no_disk = replace(FLOORS, disk=None)
+    assert fitted(group, None, no_disk) == 4
+    assert fitted(group, 100 * group.pass_bytes, no_disk) == 4
+    assert fitted(group, 21 * group.pass_bytes, no_disk) == 3
+    assert fitted(group, group.pass_bytes, no_disk) == 2
+
+
+def test_fewer_passes_where_an_archive_of_them_would_take_most_of_the_time() -> None:
+    group = Group(LLAMA, ALL, 130, 4)
+    assert fitted(group, None, FLOORS) == 4
+    assert fitted(group, None, replace(FLOORS, disk=0.3)) == 3
+    assert fitted(group, None, replace(FLOORS, disk=0.001)) == 2
+
+
+def test_pinned_memory_that_torch_keeps_is_given_back_where_memory_is_short(
+    gpu: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Group(LLAMA, ALL, 1000, 4)
+    short, enough = 7 * group.pass_bytes, 70 * group.pass_bytes
+    given_back: list[str] = []
+    monkeypatch.setattr(gpu, "give_back_pinned", lambda: given_back.append("all"))
+    for found, n_passes, expected in (
+        ([enough], 4, []),
+        ([short, enough], 4, ["all"]),
+        ([short, 3 * short], 3, ["all"]),
+    ):
+        left = iter(found)
+        monkeypatch.setattr(grid, "available_bytes", lambda left=left: next(left))
+        assert grid._n_passes(gpu, group, FLOORS) == n_passes
+        assert given_back == expected
+        given_back.clear()
+
+
+def test_giving_back_pinned_memory_works_with_every_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: called.append("torch"), raising=False)
+    Gpu("cpu").give_back_pinned()
+    monkeypatch.delattr(torch._C, "_host_emptyCache")
+    Gpu("cpu").give_back_pinned()
+    assert called == ["torch"]
 
 
 # A run in which things go wrong
@@ -193,16 +238,15 @@ def test_a_model_that_fails_leaves_the_others(
 
     monkeypatch.setattr(command, "build", broken)
     run = open_run(gpu, tmp_path)
-    run._subject([Group(TINY_LLAMA, LAST, 10, 3)])
+    run._subject([Group(TINY_LLAMA, LAST, 10, 3)], run.clock)
     assert not run.report.is_right
     assert "llama failed: RuntimeError: no such kernel (test_gpu_bench.py:" in run.report.notes[0]
     assert [cell.status for cell in run.report.cells] == [NOT_RUN] * len(DESTINATIONS)
-    assert {entry.status for entry in run.report.entries} == {NOT_RUN}
 
 
 def test_a_model_for_which_the_gpu_is_too_small_is_not_run(gpu: StandIn, tmp_path: Path) -> None:
     run = open_run(gpu, tmp_path)
-    run._subject([Group(replace(TINY_LLAMA, needs_bytes=1 << 40), LAST, 10, 3)])
+    run._subject([Group(replace(TINY_LLAMA, needs_bytes=1 << 40), LAST, 10, 3)], run.clock)
     assert "the GPU has 8.59 GB free, and needs 1.1 TB" in run.report.cells[0].reason
     assert run.report.is_right
 
@@ -230,8 +274,8 @@ def nothing(*_: object) -> Iterator[Figure]:
 def test_without_time_nothing_begins_and_the_report_says_so(gpu: StandIn, tmp_path: Path) -> None:
     run = open_run(gpu, tmp_path, limit_secs=2.0)
     run._micro([Benchmark("B0", "nothing", nothing, 30)])
-    run._subject([Group(TINY_LLAMA, LAST, 40, 3)])
-    page = results.markdown(run.report)
+    run._subject([Group(TINY_LLAMA, LAST, 40, 3)], run.clock)
+    page = markdown(run.report)
     assert "- B0, nothing: not run: out of time: 2 s were left, and it takes about 30 s" in page
     assert "- llama, last, archive: not run: out of time: " in page
     assert not any(cell.is_measured for cell in run.report.cells)
@@ -242,7 +286,8 @@ def test_a_group_whose_time_is_over_after_first_runs_says_so(gpu: StandIn, tmp_p
         built = build(TINY_LLAMA, gpu)
     ticks = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     clock = Clock(100.0, lambda: next(ticks, 1e9))
-    cells = grid.measure_group(gpu, Group(TINY_LLAMA, LAST, 10, 3), built, FLOORS, tmp_path, clock)
+    cells = open_cells(Group(TINY_LLAMA, LAST, 10, 3))
+    grid.measure_group(gpu, cells, built, FLOORS, tmp_path, clock)
     assert not any(cell.is_measured for cell in cells)
     assert cells[0].reason == "only the first run: out of time"
     assert cells[0].is_equal
@@ -266,25 +311,24 @@ def test_a_destination_that_fails_leaves_the_others(
         return Outcome(iter([({"layers.0": values["layers.0"] + 1}, first)]))
 
     monkeypatch.setattr(
-        grid,
+        grid_cells,
         "DESTINATIONS",
-        {SLOTS: breaks_later, FRESH: destinations.fresh, ARCHIVE: breaks, PINNED: wrong},
+        {SLOTS: breaks_later, FRESH: destinations.fresh, ARCHIVE: breaks, LOOP: wrong},
     )
     group = Group(TINY_LLAMA, LAST, 60, 3)
     built = build(TINY_LLAMA, gpu)
-    found = grid.measure_group(gpu, group, built, FLOORS, tmp_path, Clock(1e6))
+    found = open_cells(group)
+    grid.measure_group(gpu, found, built, FLOORS, tmp_path, Clock(1e6))
     cells = {cell.destination: cell for cell in found}
     assert (cells[SLOTS].status, cells[ARCHIVE].status) == (FAILED, FAILED)
     assert cells[ARCHIVE].reason.startswith("OutOfMemoryError: too large")
     assert (cells[FRESH].status, cells[FRESH].is_equal) == (MEASURED, True)
-    assert cells[PINNED].problems[1:] == ["layers.1: missing", "layers.2: missing"]
+    assert cells[LOOP].problems[1:] == ["layers.1: missing", "layers.2: missing"]
     report = command._open_report(gpu, command._parse(["--dry-run"]))
     report.cells = found
     assert not report.is_right
-    assert "slots | failed: RuntimeError: out of slots" in " ".join(
-        results.markdown(report).split()
-    )
-    assert "pinned result DIFFERS: layers.0:" in results.markdown(report)
+    assert "slots | failed: RuntimeError: out of slots" in " ".join(markdown(report).split())
+    assert "slots, plain loop DIFFERS: layers.0:" in markdown(report)
 
 
 def test_passes_without_capture_that_fail_end_the_group(
@@ -299,8 +343,170 @@ def test_passes_without_capture_that_fail_end_the_group(
 
     monkeypatch.setattr(grid, "nowhere", breaks)
     built = build(TINY_LLAMA, gpu)
+    cells = open_cells(Group(TINY_LLAMA, LAST, 60, 3))
     with pytest.raises(RuntimeError, match="without capture failed: RuntimeError: lost the GPU"):
-        grid.measure_group(gpu, Group(TINY_LLAMA, LAST, 60, 3), built, FLOORS, tmp_path, Clock(1e6))
+        grid.measure_group(gpu, cells, built, FLOORS, tmp_path, Clock(1e6))
+    assert cells[0].first_secs is not None
+    assert cells[0].reason == grid.FIRST_RUN_ONLY
+
+
+def test_a_group_that_fails_leaves_the_others_and_what_it_had(
+    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = grid._run_rounds, []
+
+    def breaks_first(alive: dict[str, Cell], turns: grid.Turns) -> None:
+        seen.append(alive)
+        if len(seen) == 1:
+            raise RuntimeError("lost the GPU")
+        real(alive, turns)
+
+    monkeypatch.setattr(grid, "_run_rounds", breaks_first)
+    run = open_run(gpu, tmp_path)
+    run._subject([Group(TINY_LLAMA, LAST, 60, 3), Group(TINY_LLAMA, SLICE, 60, 3)], run.clock)
+    cells = {(cell.group.picked.name, cell.destination): cell for cell in run.report.cells}
+    assert (cells["last", SLOTS].status, cells["last", SLOTS].is_equal) == (NOT_RUN, True)
+    assert cells["slice 64", SLOTS].is_measured
+    assert run.report.notes[0].startswith("llama, last failed: RuntimeError: lost the GPU")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (SystemExit(143), "SystemExit: 143"),
+        (session.RunEndedError("SIGTERM"), "RunEndedError: SIGTERM"),
+    ],
+    ids=["Ctrl-C", "SIGTERM in extract", "SIGTERM"],
+)
+def test_a_run_that_is_ended_leaves_its_report(
+    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, why: str
+) -> None:
+    def ended(alive: dict[str, Cell], turns: grid.Turns) -> None:
+        raise error
+
+    benchmark = Benchmark("B1", "nothing", nothing, 0)
+    monkeypatch.setattr(micro, "FIRST", (benchmark,))
+    monkeypatch.setattr(micro, "LATER", (Benchmark("B3", "later", nothing, 0),))
+    monkeypatch.setattr(grid, "_run_rounds", ended)
+    run = open_run(gpu, tmp_path)
+    run.out = tmp_path
+    run.everything([Group(TINY_LLAMA, LAST, 60, 3), Group(tiny(THIN), ALL, 60, 3)])
+    (path,) = tmp_path.glob("*.json")
+    written, page = json.loads(path.read_text()), path.with_suffix(".md").read_text()
+    assert (written["is_complete"], written["is_right"]) == (False, False)
+    assert written["notes"][0].startswith("Ended after ")
+    assert written["notes"][0].endswith(why)
+    cells = {cell["cell"]: cell for cell in written["grid"]}
+    assert cells["llama, last, slots"]["equal"] is True
+    assert "- B3, later: not run: the run ended before it" in page
+    assert "- thin, all positions, archive: not run: the run ended before it" in page
+    assert "**This run did not come to its end.**" in page
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGTERM])
+def test_signals_end_what_runs(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    why = "60 s were over" if number == signal.SIGALRM else "SIGTERM"
+    with pytest.raises(session.RunEndedError, match=why), session.ending_after(60, 60):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_all_times_together_are_less_than_eight_minutes() -> None:
+    assert command.LIMIT_SECS + command.OVERTIME_SECS + command.GRACE_SECS <= 480 - 15
+    likely_secs = sum(group.likely_secs for group in GRID)
+    likely_secs += sum(each.likely_secs for each in (*micro.FIRST, *micro.LATER))
+    assert likely_secs <= command.LIMIT_SECS
+
+
+def test_time_can_be_kept_for_others() -> None:
+    clock = Clock(100.0, lambda: 5.0)
+    assert clock.reserving(30).left_secs == 70
+
+
+def test_a_disk_that_cannot_be_written_leaves_the_other_floors(
+    gpu: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    floors = measure_floors(gpu, TINY, tmp_path / "missing")
+    assert floors.disk is None
+    assert floors.link > 0
+    assert "Nothing can be written to " in capsys.readouterr().err
+    terms = make_terms(floors, 1e9, 1, 1.0, 1.0, ARCHIVE)
+    assert DISK not in {**terms.secs, **terms.others}
+    report = made_up_report()
+    report.floors = floors
+    assert "none could be written" in markdown(report)
+
+
+def test_an_archive_that_would_take_too_long_is_not_begun(gpu: StandIn, tmp_path: Path) -> None:
+    group = Group(TINY_LLAMA, LAST, 20, 3)
+    slow = replace(FLOORS, disk=group.pass_bytes / 100 / 1e9)
+    cells = open_cells(group)
+    grid.measure_group(gpu, cells, build(TINY_LLAMA, gpu), slow, tmp_path, Clock(1e6))
+    found = {cell.destination: cell for cell in cells}
+    assert found[ARCHIVE].reason.endswith("and it takes about 200 s")
+    assert found[FRESH].is_measured
+
+
+# The pinned result
+
+
+def measured_pinned(gpu: Gpu, folder: Path, subject: Subject = TINY_LLAMA) -> Cell:
+    cells = [Cell(Group(subject, ALL, 60, 3), PINNED)]
+    grid.measure_group(gpu, cells, build(subject, gpu), FLOORS, folder, Clock(1e6))
+    return cells[0]
+
+
+def test_a_pinned_result_is_pinned_once_outside_its_time(
+    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    def extract(*args: Any, out: Values, **options: Any) -> Values:
+        given.append(out["layers.0"].data_ptr())
+        return fastcap.extract_representations(*args, out=out, **options)
+
+    monkeypatch.setattr(ways, "extract_representations", extract)
+    cell = measured_pinned(gpu, tmp_path)
+    assert (cell.status, cell.is_equal, len(cell.secs)) == (MEASURED, True, 2)
+    assert cell.prepare_secs is not None
+    assert (len(given), len(set(given))) == (3, 1)
+    report = made_up_report()
+    report.cells = [cell]
+    assert " of pinning" in markdown(report)
+    assert results.document(report)["grid"][0]["prepare_secs"] == cell.prepare_secs
+
+
+def test_copies_go_straight_into_a_pinned_result(
+    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = tiny(THIN)
+    wide = replace(subject, shape=replace(subject.shape, width=4096))
+    with mock.patch.object(straight, "copy_straight", side_effect=straight.copy_straight) as copied:
+        monkeypatch.setattr(staged, "copy_straight", copied, raising=True)
+        cell = measured_pinned(gpu, tmp_path, wide)
+    assert copied.call_count
+    assert cell.is_equal
+
+
+def test_a_pinned_result_is_not_right_because_an_earlier_run_was(
+    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Values] = []
+
+    def extract(*args: Any, out: Values, **options: Any) -> Values:
+        runs.append(out)
+        if len(runs) > 1:
+            return out
+        return fastcap.extract_representations(*args, out=out, **options)
+
+    monkeypatch.setattr(ways, "extract_representations", extract)
+    cell = measured_pinned(gpu, tmp_path)
+    assert len(runs) == 3
+    assert cell.is_equal is False
+    assert cell.problems[0].startswith("layers.0: ")
 
 
 def test_an_archive_needs_a_reader_and_room(
@@ -308,7 +514,7 @@ def test_an_archive_needs_a_reader_and_room(
 ) -> None:
     built = build(TINY_LLAMA, gpu)
     case = make_case(built.model, built.batches, built.sites)
-    question = destinations.Question(case, built, 1 << 60, tmp_path)
+    question = destinations.Question(case, built, 1 << 60, tmp_path, {})
     with pytest.raises(UnavailableError, match=" free, and the archive takes "):
         destinations.archive(question, None)
     monkeypatch.setattr(destinations, "find_spec", lambda name: None)
@@ -326,7 +532,7 @@ def test_an_archive_that_fails_leaves_no_files(
     built = build(TINY_LLAMA, gpu)
     case = make_case(built.model, built.batches, built.sites)
     with pytest.raises(RuntimeError, match="no"):
-        destinations.archive(destinations.Question(case, built, 1, tmp_path), None)
+        destinations.archive(destinations.Question(case, built, 1, tmp_path, {}), None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -374,12 +580,69 @@ def test_a_sanitizer_that_cannot_run_is_no_clean_result(
         list(steady.sanitized(gpu, TINY))
 
 
-def test_memory_that_cannot_be_registered_is_an_error(
+def test_the_sanitizers_script_finds_what_python_finds(
+    gpu: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def note(script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        found.append(env["PYTHONPATH"])
+        return subprocess.CompletedProcess([], 0, "done\n", "")
+
+    monkeypatch.setattr(gpu, "python", note)
+    for before, after in (("/site", f"{steady.ROOT}{os.pathsep}/site"), ("", str(steady.ROOT))):
+        monkeypatch.setenv("PYTHONPATH", before)
+        list(steady.sanitized(gpu, TINY))
+        assert set(found) == {after}
+        found.clear()
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_the_sanitizers_script_runs(
+    gpu: StandIn, is_broken: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = SCRIPT.format(is_broken=is_broken)
+    script = script.replace(".cuda()", "").replace('"cuda"', '"cpu"')
+    with mock.patch("fastcap.engine.modes_off", hooks.modes_off):
+        exec(compile(script, "<script>", "exec"), {})
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_a_script_that_does_not_end_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolbox, "SCRIPT_SECS", 0.01)
+    with pytest.raises(UnavailableError, match=r"had not ended after 0 s"):
+        Gpu("cpu").python("while True: pass", {})
+
+
+def test_a_profiler_that_sees_no_copies_says_nothing_of_other_calls(
+    gpu: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "profiled_calls", lambda run: {"aten::mm": 3})
+    with pytest.raises(UnavailableError, match="saw no copy to the host"):
+        list(steady.profiled(gpu, TINY))
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_the_profiler_counts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    toolbox_gpu = Gpu("cpu")
+    monkeypatch.setattr(toolbox_gpu, "cuda", FakeCuda())
+    counts = toolbox_gpu.profiled_calls(lambda: torch.zeros(2) + 1)
+    assert counts["aten::add"] == 1
+
+
+def test_micro_benchmarks_are_listed_by_number() -> None:
+    report = made_up_report()
+    report.entries.reverse()
+    rows = [line for line in markdown(report).splitlines() if line.startswith("| B")]
+    assert [row.split()[1] for row in rows] == ["B1", "B9", "B20"]
+
+
+def test_memory_that_cannot_be_registered_is_said(
     gpu: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = gpu.cuda.cudart()
     monkeypatch.setattr(type(runtime), "cudaHostRegister", lambda *_: 2)
-    with pytest.raises(RuntimeError, match="returned error 2"):
+    with pytest.raises(UnavailableError, match="returned error 2"):
         list(link.pinning(gpu, TINY))
 
 
@@ -441,6 +704,23 @@ def test_every_model_is_made_the_same_each_time_and_its_bytes_are_as_said(
     assert grid.repeats_itself(gpu, built)
     case = make_case(built.model, built.batches[:1], built.sites, positions=SLICE.positions)
     assert sum(value.nbytes for value in case.oracle().values()) == group.pass_bytes
+
+
+def test_a_model_without_room_is_no_stand_in(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(subject: Subject) -> None:
+        raise torch.OutOfMemoryError("too large")
+
+    monkeypatch.setattr(subjects, "MAKERS", {"llama": (no_room, "layers")})
+    with pytest.raises(torch.OutOfMemoryError, match="too large"):
+        build(TINY_LLAMA, gpu)
+
+
+def test_no_two_thin_layers_give_the_same(gpu: StandIn) -> None:
+    built = build(tiny(THIN), gpu)
+    values = make_case(built.model, built.batches[:1], built.sites).oracle()
+    first, second, third = values.values()
+    assert not bool((first == second).all())
+    assert not bool((second == third).all())
 
 
 def test_the_grid_is_every_selection_of_both_models_into_every_destination() -> None:
@@ -510,6 +790,8 @@ HOST_MS = 32 * LLAMA.site_bytes / (8 * GB) * 1e3
         ),
         (made_up(SLOTS, LINK_MS / 0.96, 1.5, THIN_ALL), LINK, goals.LINK_SHARE, True),
         (made_up(SLOTS, LINK_MS / 0.94, 1.5, THIN_ALL), LINK, goals.LINK_SHARE, False),
+        (made_up(PINNED, LINK_MS / 0.96, 1.5, THIN_ALL), LINK, goals.OUT_SHARE, True),
+        (made_up(PINNED, LINK_MS / 0.94, 1.5, THIN_ALL), LINK, goals.OUT_SHARE, False),
         (made_up(FRESH, HOST_MS / 0.91, 1.5, THIN_ALL), HOST, goals.HOST_SHARE, True),
         (made_up(FRESH, HOST_MS / 0.89, 1.5, THIN_ALL), HOST, goals.HOST_SHARE, False),
         (made_up(ARCHIVE, DISK_MS / 0.91, 290, LLAMA_ALL), DISK, goals.DISK_SHARE, True),
@@ -623,7 +905,7 @@ def test_the_json_has_every_round_and_where_it_comes_from(tmp_path: Path) -> Non
 def test_a_report_of_a_run_that_was_ended_or_repeats_nothing_says_so() -> None:
     report = made_up_report()
     report.is_complete, report.repeats, report.floors = False, {"llama": False}, None
-    page = results.markdown(report)
+    page = markdown(report)
     assert "This run did not come to its end" in page
     assert "llama gave other values for the same batch the second time" in page
     assert "Not measured." in page
@@ -634,20 +916,20 @@ def test_one_round_has_no_interval() -> None:
     report = made_up_report()
     cell = report.cells[0]
     cell.secs, cell.hookless_secs = cell.secs[:1], cell.hookless_secs[:1]
-    assert "1.010 (one round)" in results.markdown(report)
+    assert "1.010 (one round)" in markdown(report)
     assert results.document(report)["grid"][0]["ratio_to_hookless"][2] is None
 
 
 def test_overhead_is_taken_from_the_grid() -> None:
     cells = made_up_report().cells
-    figures = {figure.name: figure.value for figure in grid.overhead_figures(cells, LLAMA)}
+    figures = {figure.name: figure.value for figure in overheads.overhead_figures(cells, LLAMA)}
     assert figures["without capture"] == pytest.approx(290)
     assert figures["slots adds"] == pytest.approx(3)
     assert figures["hook, .cpu() adds"] == pytest.approx(610)
     with pytest.raises(UnavailableError, match="gpt2, all positions, slots was not measured"):
-        list(grid.overhead_figures(cells, GPT2))
+        list(overheads.overhead_figures(cells, GPT2))
     small = made_up(SLOTS, 11, 10, Group(GPT2, ALL, 1, 3))
-    ratios = {figure.name: figure.value for figure in grid.overhead_figures([small], GPT2)}
+    ratios = {figure.name: figure.value for figure in overheads.overhead_figures([small], GPT2)}
     assert ratios["slots, of that"] == pytest.approx(1.1)
 
 
@@ -658,7 +940,7 @@ def test_the_twin_holds_what_the_cost_model_says_and_calls_itself_arithmetic(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = (LLAMA_ALL, THIN_ALL, Group(GPT2, LAST, 1, 3))
-    monkeypatch.setattr(grid, "GRID", groups)
+    monkeypatch.setattr(grid_cells, "GRID", groups)
     assert command.main(["--virtual", "--out", str(tmp_path)]) == 0
     page = capsys.readouterr().out
     assert page.startswith("# Virtual twin of the GPU grid: arithmetic, not a measurement")
@@ -670,4 +952,5 @@ def test_the_twin_holds_what_the_cost_model_says_and_calls_itself_arithmetic(
             assert cell.secs <= 1.05 * cell.model_secs
     assert cells["llama", SLOTS].bound == "compute"
     assert cells["thin", SLOTS].bound == "link"
+    assert cells["thin", PINNED].bound == "link"
     assert cells["thin", ARCHIVE].bound == "disk"

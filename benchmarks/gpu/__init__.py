@@ -13,10 +13,14 @@ micro       all of them, in the order in which they run
 floors      what this machine can do at best, and the cost model's terms out of that
 subjects    the models, with transformers or without
 destinations  where captured values go
-grid        models, selections and destinations, measured in turns and compared with the oracle
+cells       models, selections and destinations, and what came out of each
+grid        measures them in turns, and compares them with the oracle
+overheads   figures of the micro-benchmarks' list that the grid and its models give
 goals       what was promised, and whether it was met
 session     runs steps until the time is over, and notes what was not run
-results     the JSON and the Markdown
+report      everything that a run found
+page        the same as Markdown
+results     both files, and a few lines for the terminal
 virtual     the grid's twin on a virtual clock
 
 Needs torch and numpy. What else is missing is said, and what depends on it is listed as not run.

@@ -4,20 +4,22 @@
     python -m benchmarks.gpu --dry-run      tiny, on the CPU: whether the code runs
     python -m benchmarks.gpu --virtual      the grid on a virtual clock: arithmetic
 
-Both files are written again after every step, so that a run that is ended leaves what it has.
-Exit status: 0, or 1 when something failed or differs from the oracle, or 2 when it cannot start.
+Both files are written again after every step, and when the run is ended by Ctrl-C, SIGTERM or its
+time: then they say so, and list what was not reached.
+Exit status: 0, or 1 when something failed or differs from the oracle or the run did not come to its
+end, or 2 when it cannot start.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
-import faulthandler
 import platform
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,12 +28,12 @@ import numpy as np
 import torch
 
 from benchmarks.checkout import RESULTS, Checkout, describe_checkout
-from benchmarks.gpu import grid, micro, results, session
+from benchmarks.gpu import cells, grid, micro, overheads, results, session
+from benchmarks.gpu.cells import Group
 from benchmarks.gpu.floors import measure_floors
-from benchmarks.gpu.grid import Cell, Group
 from benchmarks.gpu.micro import Benchmark
-from benchmarks.gpu.results import Report
-from benchmarks.gpu.session import Clock, describe_error
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.session import ENDED, NOT_RUN, Clock, Entry, describe_error
 from benchmarks.gpu.standin import StandIn
 from benchmarks.gpu.subjects import GPT2, LLAMA, Subject, build, tiny
 from benchmarks.gpu.toolbox import FULL, TINY, Gpu, Sizes
@@ -39,8 +41,10 @@ from fastcap.bench import describe_machine
 from fastcap.host_memory import format_bytes
 
 CANNOT_START = 2
-LIMIT_SECS = 450.0
-GRACE_SECS = 60.0
+LIMIT_SECS = 430.0  # nothing is begun that would end later, as far as can be told
+OVERTIME_SECS = 25.0  # then what runs is ended, and the report written
+GRACE_SECS = 10.0  # then the process is; importing torch comes on top, and eight minutes are 480 s
+DECODE_SECS = 8.0
 NEEDED = {
     "safetensors": "archives are not read, so that destination is not run",
     "transformers": "the models are stand-ins of the same sizes",
@@ -60,14 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
         return CANNOT_START
     gpu, sizes = (StandIn(), TINY) if options.dry_run else (Gpu(), FULL)
     clock = Clock(options.limit_secs)
-    faulthandler.dump_traceback_later(options.limit_secs + GRACE_SECS, exit=True)
-    try:
-        with gpu.running(), tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-            run = Run(gpu, sizes, clock, options.out, Path(scratch), _open_report(gpu, options))
-            run.everything(_shrunk(grid.GRID) if options.dry_run else list(grid.GRID))
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-    return 0 if run.report.is_right else 1
+    with (
+        session.ending_after(options.limit_secs + OVERTIME_SECS, GRACE_SECS),
+        gpu.running(),
+        tempfile.TemporaryDirectory(dir=options.scratch) as scratch,
+    ):
+        run = Run(gpu, sizes, clock, options.out, Path(scratch), _open_report(gpu, options))
+        run.everything(_shrunk(cells.GRID) if options.dry_run else list(cells.GRID))
+    return 0 if run.report.is_right and run.report.is_complete else 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -92,7 +96,7 @@ def _run_virtual(options: argparse.Namespace) -> int:
     date = dt.datetime.now(dt.UTC).date().isoformat()
     code = describe_checkout().commit or options.commit
     page = virtual.page(
-        virtual.play(grid.GRID), f"{date}, commit {code}, torch {torch.__version__}"
+        virtual.play(cells.GRID), f"{date}, commit {code}, torch {torch.__version__}"
     )
     _say(page)
     if options.out is not None:
@@ -171,16 +175,38 @@ class Run:
 
     def everything(self, groups: Sequence[Group]) -> None:
         """Floors, what decides most, the grid, then the rest."""
-        self._floors()
-        self._micro(micro.FIRST)
-        for of_subject in grid.by_subject(groups).values():
-            self._subject(of_subject)
-        self._micro(micro.LATER)
-        self.report.is_complete = True
+        try:
+            self._steps(groups)
+            self.report.is_complete = True
+        except ENDED as error:
+            why = f"{type(error).__name__}: {error}".rstrip(": ")
+            self.report.notes.append(f"Ended after {self.clock.spent_secs:.0f} s. {why}")
+        self._list_what_was_not_reached(groups)
+        self._figures(LLAMA, "B15")
+        self._figures(GPT2, "B16")
         self._write()
         _say(results.summary(self.report))
         if self.out is not None:
             _say(f"Written to {self.out / self.report.stem}.json and .md")
+
+    def _steps(self, groups: Sequence[Group]) -> None:
+        self._floors()
+        self._micro(micro.FIRST)
+        later_secs = sum(benchmark.likely_secs for benchmark in micro.LATER)
+        clock = self.clock.reserving(min(later_secs, self.clock.left_secs / 4))
+        for of_subject in cells.by_subject(groups).values():
+            self._subject(of_subject, clock)
+        self._micro(micro.LATER)
+
+    def _list_what_was_not_reached(self, groups: Sequence[Group]) -> None:
+        begun = {id(cell.group) for cell in self.report.cells}
+        for group in groups:
+            if id(group) not in begun:
+                self.report.cells += cells.open_cells(group)
+        there = {(entry.name, entry.title) for entry in self.report.entries}
+        for each in (*micro.FIRST, *micro.LATER):
+            if (each.name, each.title) not in there:
+                self._add(Entry(each.name, each.title, NOT_RUN, session.NOT_REACHED))
 
     def _write(self) -> None:
         self.report.spent_secs = self.clock.spent_secs
@@ -206,27 +232,38 @@ class Run:
 
     # The grid
 
-    def _subject(self, groups: Sequence[Group]) -> None:
+    def _subject(self, groups: Sequence[Group], clock: Clock) -> None:
         """All groups of one model."""
         subject = groups[0].subject
         _say(f"{self.clock.spent_secs:6.1f} s  model {subject.name}")
-        before = len(self.report.cells)
         try:
-            reason = self._measure(subject, groups)
+            reason = self._measure(subject, groups, clock)
         except Exception as error:  # noqa: BLE001 - the other models can still run
-            reason = describe_error(error)
-            self.report.notes.append(f"{subject.name} failed: {reason}")
-        done = {id(cell.group) for cell in self.report.cells[before:]}
+            reason = self._failed(subject.name, error)
+        begun = {id(cell.group) for cell in self.report.cells}
         for group in groups:
-            if id(group) not in done:
-                self.report.cells += [Cell(group, n, reason=reason) for n in group.destinations]
-        self._figures(subject)
+            if id(group) not in begun:
+                self._open(group, reason)
         grid.end_subject(self.gpu)
 
-    def _measure(self, subject: Subject, groups: Sequence[Group]) -> str:
+    def _open(self, group: Group, reason: str = session.NOT_REACHED) -> list[cells.Cell]:
+        opened = cells.open_cells(group)
+        for cell in opened:
+            cell.reason = reason
+        self.report.cells += opened
+        return opened
+
+    def _failed(self, what: str, error: Exception) -> str:
+        reason = describe_error(error)
+        self.report.notes.append(f"{what} failed: {reason}")
+        return reason
+
+    def _measure(self, subject: Subject, groups: Sequence[Group], clock: Clock) -> str:
         """Measure what can be; returns why the rest was not."""
-        if self.report.floors is None:
+        floors = self.report.floors
+        if floors is None:
             return "the floors could not be measured"
+        self.gpu.cuda.empty_cache()
         if self.gpu.free_bytes() < subject.needs_bytes:
             free = format_bytes(self.gpu.free_bytes())
             return f"the GPU has {free} free, and needs {format_bytes(subject.needs_bytes)}"
@@ -236,32 +273,23 @@ class Run:
         self.report.repeats[subject.name] = grid.repeats_itself(self.gpu, built)
         for group in groups:
             _say(f"{self.clock.spent_secs:6.1f} s  {group.name}")
-            self.report.cells += grid.measure_group(
-                self.gpu, group, built, self.report.floors, self.scratch, self.clock
-            )
+            opened = self._open(group)
+            try:
+                grid.measure_group(self.gpu, opened, built, floors, self.scratch, clock)
+            except Exception as error:  # noqa: BLE001 - the other groups can still run
+                self._failed(group.name, error)
             self._write()
-        if subject.kind == LLAMA.kind:
+        if subject.name == LLAMA.name:
             title = "32 hooks around passes of one token"
-            self._add(
-                session.run_figures("B17", title, lambda: grid.decode(self.gpu, built), self.clock)
-            )
+            decode = partial(overheads.decode, self.gpu, built)
+            self._add(session.run_figures("B17", title, decode, self.clock, DECODE_SECS))
         return ""
 
-    def _figures(self, subject: Subject) -> None:
-        names = {LLAMA.kind: "B15", GPT2.kind: "B16"}
-        if subject.kind not in names:
-            return
+    def _figures(self, subject: Subject, name: str) -> None:
+        """Arithmetic over cells, which takes no time."""
         title = f"{subject.name}, all positions of every block, by pass"
-        cells = self.report.cells
-        self._add(
-            session.run_figures(
-                names[subject.kind],
-                title,
-                lambda: grid.overhead_figures(cells, subject),
-                self.clock,
-                likely_secs=-1e9,  # arithmetic, which takes no time
-            )
-        )
+        of_grid = partial(overheads.overhead_figures, self.report.cells, subject)
+        self._add(session.run_figures(name, title, of_grid, self.clock, likely_secs=-1e9))
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import tempfile
 import time
@@ -13,18 +12,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import fastcap
 from benchmarks.gpu.figures import UnavailableError
 from benchmarks.gpu.floors import ARCHIVE, FRESH
 from benchmarks.gpu.subjects import Built
+from benchmarks.gpu.toolbox import Gpu
 from fastcap.bench import Case
 from fastcap.bench.case import Values
 from fastcap.bench.ways import hookless, in_memory, non_blocking_hook, synchronous_hook
 from fastcap.host_memory import format_bytes
 
 MiB = 1 << 20
+SCRIBBLE = 0xAB
 SMALLEST_CHUNK, LARGEST_CHUNK = 8 * MiB, 64 * MiB
 
 OnBatch = Callable[[Values, int], None]
@@ -40,12 +42,16 @@ class Question:
         built: The same model, with its samples.
         pass_bytes: What one pass captures.
         scratch: Where archives are written.
+        expected: What is to be delivered, one tensor of shape `(n_samples, ...)` per site.
+        rows: Pinned memory of the same shapes, once it was needed; every run is given the same.
     """
 
     case: Case
     built: Built
     pass_bytes: int
     scratch: Path
+    expected: Values
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def result_bytes(self) -> int:
@@ -153,10 +159,30 @@ def fresh(question: Question, on_batch: OnBatch | None) -> Outcome:
 
 
 def pinned(question: Question, on_batch: OnBatch | None) -> Outcome:
-    """A result in pinned memory."""
-    parameters = inspect.signature(fastcap.extract_representations).parameters
-    has = "has out=, which this benchmark does not use yet" if "out" in parameters else "has none"
-    raise UnavailableError(f"a pinned result: this fastcap {has}")
+    """`extract_representations(out=)`, into the question's rows."""
+    in_memory(question.case, out=question.rows)
+    return _whole(question.rows)
+
+
+def prepare(destination: str, question: Question, gpu: Gpu) -> float | None:
+    """What comes before a run and is no part of it; returns the seconds that pinning took, if any.
+
+    Rows are scribbled over, so that none is right because an earlier run wrote it.
+    """
+    if destination != PINNED:
+        return None
+    secs = None
+    if not question.rows:
+        started = time.perf_counter()
+        rows = {
+            site: gpu.pinned(value.nbytes, value.dtype).view(value.shape)
+            for site, value in question.expected.items()
+        }
+        secs = time.perf_counter() - started
+        question.rows.update(rows)
+    for row in question.rows.values():
+        row.reshape(-1).view(torch.uint8).fill_(SCRIBBLE)
+    return secs
 
 
 def archive(question: Question, on_batch: OnBatch | None) -> Outcome:

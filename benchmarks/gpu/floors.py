@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks.gpu.host import Array, best_copy_rate
 from benchmarks.gpu.link import link_rate
@@ -32,7 +34,8 @@ class Floors:
         fresh_by_workers: The same by as many threads as fastcap has workers.
         warm: Pinned memory to memory that has been written before, by one thread.
         warm_by_workers: The same by as many threads as fastcap has workers.
-        disk: A new file with one fsync at its end, where archives are written.
+        disk: A new file with one fsync at its end, where archives are written; `None` where none
+            could be written.
         n_workers: fastcap's workers.
     """
 
@@ -41,7 +44,7 @@ class Floors:
     fresh_by_workers: float
     warm: float
     warm_by_workers: float
-    disk: float
+    disk: float | None
     n_workers: int = N_WORKERS
 
 
@@ -62,8 +65,16 @@ def measure_floors(gpu: Gpu, sizes: Sizes, scratch: Path) -> Floors:
         fresh_by_workers=fresh_rate(N_WORKERS),
         warm=best_copy_rate(source, lambda: warm, 1, 3),
         warm_by_workers=best_copy_rate(source, lambda: warm, N_WORKERS, 3),
-        disk=max(write_rates(pinned, scratch, 2)),
+        disk=_disk_rate(pinned, scratch),
     )
+
+
+def _disk_rate(source: Tensor, scratch: Path) -> float | None:
+    try:
+        return max(write_rates(source, scratch, 2))
+    except OSError as error:  # a full disk: everything but archives can still be measured
+        sys.stderr.write(f"Nothing can be written to {scratch}: {error}\n")
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +124,13 @@ def make_terms(
         LINK: gigabytes / floors.link,
         LAUNCH: launch_secs + n_sites * HOOK_SECS,
     }
-    others = {
+    others: dict[str, float] = {
         HOST: gigabytes / floors.fresh_by_workers,
         WARM: gigabytes / floors.warm_by_workers,
-        DISK: gigabytes / floors.disk,
     }
+    if floors.disk is not None:
+        others[DISK] = gigabytes / floors.disk
     own = {FRESH: HOST, ARCHIVE: DISK}.get(destination)
-    if own is not None:
+    if own in others:
         secs[own] = others.pop(own)
     return Terms(secs, others)

@@ -17,6 +17,7 @@ from fastcap.reference import ReferenceStore, differences
 WIDTH = 256
 N_LAYERS = 8
 CORRUPT = 0xAB
+N_OTHERS = 64  # 4 MiB: more than what is free in the allocator's segments of small blocks
 
 
 def conjugated(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
@@ -45,7 +46,7 @@ class InPlace(nn.Module):
 
 def changed_in_place(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     """The model changes a value in place while its copy has not begun."""
-    attempt = partial(_copy_late, gpu, sizes, change=lambda value: value.add_(1))
+    attempt = partial(_copy_late, gpu, sizes, change=lambda value: value.add_(1), keeps=True)
     yield _share("straight from the model's tensor, wrong", sizes, attempt, Range(100, 100))
     yield _share("fastcap, wrong", sizes, partial(_fastcap_is_wrong, gpu, sizes), Range(0, 0))
 
@@ -83,7 +84,7 @@ def _copy_late(
     del value
     others = [
         torch.full((WIDTH * WIDTH,), CORRUPT, dtype=torch.uint8, device=gpu.device)
-        for _ in range(4)
+        for _ in range(N_OTHERS)
     ]
     gpu.synchronise()
     del kept, others

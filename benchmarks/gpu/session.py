@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 from benchmarks.gpu.figures import Figure, UnavailableError
@@ -14,6 +18,40 @@ from benchmarks.gpu.micro import Benchmark
 from benchmarks.gpu.toolbox import Gpu, Sizes
 
 MEASURED, NOT_RUN, FAILED = "measured", "not run", "failed"
+NOT_REACHED = "the run ended before it"
+
+
+class RunEndedError(BaseException):
+    """Whatever is being measured has to end, as for `KeyboardInterrupt`; the text says why."""
+
+
+ENDED = (KeyboardInterrupt, SystemExit, RunEndedError)
+"""What ends a run. A run of `fastcap.extract` raises `SystemExit` for SIGTERM."""
+
+
+@contextmanager
+def ending_after(limit_secs: float, grace_secs: float) -> Iterator[None]:
+    """Raise `RunEndedError` in the block after some seconds, or when SIGTERM comes.
+
+    Python's handlers wait until a call into CUDA returns. For one that does not, the process is
+    ended after `grace_secs` more, with every thread's stack on standard error.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        reason = f"{limit_secs:.0f} s were over" if number == signal.SIGALRM else name
+        raise RunEndedError(reason)
+
+    before = {each: signal.signal(each, end) for each in (signal.SIGALRM, signal.SIGTERM)}
+    signal.setitimer(signal.ITIMER_REAL, limit_secs)
+    faulthandler.dump_traceback_later(limit_secs + grace_secs, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 class Clock:
@@ -36,6 +74,10 @@ class Clock:
     @property
     def left_secs(self) -> float:
         return self.limit_secs - self.spent_secs
+
+    def reserving(self, secs: float) -> Clock:
+        """The same time with less of it left, for what must leave some to others."""
+        return Clock(self.left_secs - secs, self.now)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.autograd.profiler import profile
 
 import fastcap
 from benchmarks.gpu.figures import Figure, Range, UnavailableError
@@ -65,11 +64,9 @@ def profiled(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     with _run(gpu, N_WARM + n_passes) as run:
         for _ in range(N_WARM):
             next(run)
-        with profile(use_device=_profiled_device(gpu)) as profiler:
-            for _ in run:
-                pass
-            gpu.synchronise()
-    counts = {average.key: average.count for average in profiler.key_averages()}
+        counts = gpu.profiled_calls(lambda: _drain(run))
+    if not any(name.startswith("Memcpy DtoH") for name in counts):
+        raise UnavailableError("the profiler saw no copy to the host, so it would see nothing else")
     for call in ("cudaHostAlloc", "cudaMalloc", "cudaStreamSynchronize"):
         yield Figure(f"{call}, in {n_passes} passes", counts.get(call, 0), "calls", NONE)
     made = sum(count for name, count in counts.items() if name.startswith("cudaEventCreate"))
@@ -80,37 +77,20 @@ def profiled(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     yield Figure("of them to pageable memory", pageable, "copies", NONE)
 
 
-def _profiled_device(gpu: Gpu) -> str | None:
-    return "cuda" if gpu.device.type == "cuda" else None
-
-
-SANITIZED = """
-from contextlib import nullcontext
-import torch, fastcap, fastcap.engine
-from tests.support.mutation import Change
-
-is_broken = {is_broken}
-fastcap.engine.modes_off = nullcontext  # the sanitizer is a dispatch mode, and must see packs
-change = Change(
-    "fastcap.lanes.staged:StagedLane._flush_open", "after=chunk.mark_packed(),", "after=(),"
-)
-model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4))).cuda()
-with change.applied() if is_broken else nullcontext():
-    with fastcap.ActivationStore(model, ["0", "1", "2"], device_bytes=16384) as store:
-        for _ in range(4):
-            model(torch.randn(64, 64, device="cuda"))
-        store.activations
-print("done")
-"""
-"""The second run is the control: an engine whose copy does not wait for its packs."""
+def _drain(run: fastcap.Stream) -> None:
+    for _ in run:
+        pass
 
 
 def sanitized(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     """Torch's CUDA sanitizer over a small store, and over one that is broken on purpose."""
-    env = {**os.environ, "TORCH_CUDA_SANITIZER": "1", "PYTHONPATH": str(ROOT)}
+    from tests.support.sanitizer import SCRIPT  # what is measured otherwise needs no tests
+
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "TORCH_CUDA_SANITIZER": "1", "PYTHONPATH": path}
     reports = {}
     for is_broken in (False, True):
-        done = gpu.python(SANITIZED.format(is_broken=is_broken), env)
+        done = gpu.python(SCRIPT.format(is_broken=is_broken), env)
         has_reported = "CSAN" in done.stderr
         if done.stdout != "done\n" and not has_reported:
             raise UnavailableError(f"the sanitizer's script ended with {done.stderr[-300:]!r}")

@@ -5,9 +5,10 @@ All weights are random, all are bfloat16, and nothing is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,26 +25,24 @@ class Subject:
     """A model, and how much of it is run.
 
     Attributes:
-        name: What cells are named after.
-        kind: Which class of model: `llama`, `gpt2`, or `thin`.
+        name: What cells are named after: a key of `MAKERS`.
         shape: Its sizes.
-        batch_size: Samples per pass.
-        n_tokens: Tokens of each sample.
         n_passes: The most passes that a run has.
         needs_bytes: Free memory of the GPU without which it is left out.
         likely_forward_secs: Of one pass; a prediction.
         likely_launch_secs: Of the host, to issue one pass; a prediction.
+        batch_size: Samples per pass.
+        n_tokens: Tokens of each sample.
     """
 
     name: str
-    kind: str
     shape: ModelShape
-    batch_size: int
-    n_tokens: int
     n_passes: int
     needs_bytes: int
     likely_forward_secs: float
     likely_launch_secs: float
+    batch_size: int = 8
+    n_tokens: int = 1024
 
     @property
     def n_samples(self) -> int:
@@ -57,10 +56,7 @@ class Subject:
 
 LLAMA = Subject(
     "llama",
-    "llama",
     ModelShape(n_layers=32, width=4096, n_heads=32, hidden=11008, vocab_size=32000),
-    batch_size=8,
-    n_tokens=1024,
     n_passes=8,
     needs_bytes=24 * GiB,
     likely_forward_secs=0.29,
@@ -70,10 +66,7 @@ LLAMA = Subject(
 
 GPT2 = Subject(
     "gpt2",
-    "gpt2",
     ModelShape(n_layers=12, width=768, n_heads=12, hidden=3072, vocab_size=50257),
-    batch_size=8,
-    n_tokens=1024,
     n_passes=96,
     needs_bytes=4 * GiB,
     likely_forward_secs=0.010,
@@ -83,10 +76,7 @@ GPT2 = Subject(
 
 THIN = Subject(
     "thin",
-    "thin",
-    ModelShape(n_layers=32, width=4096, n_heads=32, hidden=1, vocab_size=1024),
-    batch_size=8,
-    n_tokens=1024,
+    replace(LLAMA.shape, hidden=1, vocab_size=1024),
     n_passes=6,
     needs_bytes=4 * GiB,
     likely_forward_secs=0.0015,
@@ -102,11 +92,11 @@ def tiny(subject: Subject) -> Subject:
 
 
 class Scale(nn.Module):
-    """One kernel that reads and writes as many bytes as it returns."""
+    """One kernel that reads and writes as many bytes as it returns, and changes every value."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.full((width,), 1.0625))  # exact in bfloat16
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.weight
@@ -169,22 +159,21 @@ def build(subject: Subject, gpu: Gpu) -> Built:
 
 
 def _make(subject: Subject, gpu: Gpu) -> tuple[nn.Module, list[str], str]:
+    make, prefix = MAKERS[subject.name]
     layers = range(subject.shape.n_layers)
-    sites = [f"layers.{layer}" for layer in layers]
-    if subject.kind == "thin":
-        with _made_on(gpu):
-            return Thin(subject.shape), sites, "benchmarks.gpu.subjects.Thin"
-    make = {"llama": _transformers_llama, "gpt2": _transformers_gpt2}[subject.kind]
     try:
         with _made_on(gpu):
             model = make(subject)
+        reason = ""
+    except torch.OutOfMemoryError:  # a stand-in has no room either
+        raise
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        standin = build_model(subject.shape, DTYPE, gpu.device)
-        reason = f"transformers made none: {type(error).__name__}: {error}".splitlines()[0]
-        return standin, sites, f"benchmarks.models.Decoder ({reason})"
-    if subject.kind == "gpt2":
-        sites = [f"h.{layer}" for layer in layers]
-    return model, sites, f"transformers.{type(model).__name__}"
+        reason = f" (transformers made none: {type(error).__name__}: {error}".splitlines()[0] + ")"
+    if reason:
+        model, prefix = build_model(subject.shape, DTYPE, gpu.device), "layers"
+    package = type(model).__module__.partition(".")[0]
+    origin = f"{package}.{type(model).__name__}{reason}"
+    return model, [f"{prefix}.{layer}" for layer in layers], origin
 
 
 @contextmanager
@@ -202,20 +191,16 @@ def _transformers_llama(subject: Subject) -> nn.Module:
     from transformers import LlamaConfig, LlamaModel
 
     shape = subject.shape
-    make: Callable[[Any], nn.Module] = LlamaModel
-    configure: Callable[..., Any] = LlamaConfig
-    return make(
-        configure(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.width,
-            intermediate_size=shape.hidden,
-            num_hidden_layers=shape.n_layers,
-            num_attention_heads=shape.n_heads,
-            num_key_value_heads=shape.n_heads,
-            max_position_embeddings=subject.n_tokens,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
+    return _from_config(
+        LlamaModel,
+        LlamaConfig,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_heads,
+        max_position_embeddings=subject.n_tokens,
     )
 
 
@@ -223,19 +208,31 @@ def _transformers_gpt2(subject: Subject) -> nn.Module:
     from transformers import GPT2Config, GPT2Model
 
     shape = subject.shape
-    make: Callable[[Any], nn.Module] = GPT2Model
-    configure: Callable[..., Any] = GPT2Config
-    return make(
-        configure(
-            vocab_size=shape.vocab_size,
-            bos_token_id=0,
-            eos_token_id=0,
-            n_embd=shape.width,
-            n_layer=shape.n_layers,
-            n_head=shape.n_heads,
-            n_inner=shape.hidden,
-            n_positions=subject.n_tokens,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
+    return _from_config(
+        GPT2Model,
+        GPT2Config,
+        vocab_size=shape.vocab_size,
+        bos_token_id=0,
+        eos_token_id=0,
+        n_embd=shape.width,
+        n_layer=shape.n_layers,
+        n_head=shape.n_heads,
+        n_inner=shape.hidden,
+        n_positions=subject.n_tokens,
     )
+
+
+def _from_config(
+    make: Callable[[Any], nn.Module], configure: Callable[..., Any], **sizes: int
+) -> nn.Module:
+    return make(configure(**sizes, use_cache=False, attn_implementation="sdpa"))
+
+
+MAKERS: Mapping[str, tuple[Callable[[Subject], nn.Module], str]] = MappingProxyType(
+    {
+        "llama": (_transformers_llama, "layers"),
+        "gpt2": (_transformers_gpt2, "h"),
+        "thin": (lambda subject: Thin(subject.shape), "layers"),
+    }
+)
+"""What makes a subject's model, and what its blocks are named."""

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.figures import UnavailableError
+
 MiB, GiB = 1 << 20, 1 << 30
 CALIBRATION_CYCLES = 20_000_000
+SCRIPT_SECS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,11 @@ class Gpu:
     def pinned(self, n_bytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.pins).view(dtype)
 
+    def give_back_pinned(self) -> None:
+        """Unpin what is free: torch keeps it otherwise, 0.4 s per GB of it are needed for this."""
+        if give_back := getattr(torch._C, "_host_emptyCache", None):
+            give_back()
+
     # Order
 
     def mark(self, stream: Any = None) -> Any:
@@ -138,6 +146,21 @@ class Gpu:
         self.synchronise()
         return float(start.elapsed_time(end)) / 1e3 / n_times
 
+    def queued_secs(self, run: Callable[[], object], repeats: int, n_times: int) -> float:
+        """The shortest of some repeats, of runs that are all issued before the first begins."""
+        issue_secs = n_times * self.median_host_secs(run, 3, n_times)
+        start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+        found = []
+        for _ in range(repeats):
+            self.sleep(2 * issue_secs + 1e-3)
+            start.record()
+            for _ in range(n_times):
+                run()
+            end.record()
+            self.synchronise()
+            found.append(float(start.elapsed_time(end)) / 1e3 / n_times)
+        return min(found)
+
     def best_secs(self, run: Callable[[], object], repeats: int, n_times: int = 1) -> float:
         """The shortest of some repeats, after one that does not count."""
         run()
@@ -172,16 +195,27 @@ class Gpu:
         replay: Callable[[], object] = graph.replay
         return replay
 
+    def profiled_calls(self, run: Callable[[], object]) -> dict[str, int]:
+        """How often each call to CUDA, kernel and copy is in what `run` does, by name."""
+        kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=kinds) as profiler:
+            run()
+            self.synchronise()
+        return {average.key: average.count for average in profiler.key_averages()}
+
     def python(self, script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run a script in a process of its own."""
-        return subprocess.run(
-            [sys.executable, "-c", script],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+        """Run a script in a process of its own.
+
+        Raises:
+            UnavailableError: It did not end in time.
+        """
+        command = [sys.executable, "-c", script]
+        try:
+            return subprocess.run(
+                command, env=env, capture_output=True, text=True, timeout=SCRIPT_SECS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise UnavailableError(f"a script had not ended after {SCRIPT_SECS:.0f} s") from None
 
     # What it is
 

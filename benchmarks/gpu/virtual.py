@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import fastcap
+from benchmarks.gpu.cells import Group
 from benchmarks.gpu.destinations import (
     HOOK,
     LOOP,
@@ -21,13 +22,14 @@ from benchmarks.gpu.destinations import (
     slot_budget,
 )
 from benchmarks.gpu.floors import ARCHIVE, FRESH
-from benchmarks.gpu.grid import Group
 from fastcap.bench.report import aligned
 from fastcap.budget import Limits, plan_budget
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.host_memory import format_bytes
+from fastcap.lanes.straight import STRAIGHT_BYTES
 from tests.support.runs import running_on
 from tests.support.virtual import (
+    Layer,
     Load,
     bounds,
     budget_of,
@@ -41,7 +43,7 @@ from tests.support.virtual import (
 COSTS = Costs()
 DISK_BYTES_PER_SEC = 2.5e9
 FREE_BYTES = 100 << 30  # of the GPU and of its host: no budget is cut for want of memory
-DESTINATIONS = (SLOTS, LOOP, FRESH, ARCHIVE, HOOK)
+DESTINATIONS = (SLOTS, LOOP, FRESH, PINNED, ARCHIVE, HOOK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ def load_of(group: Group, destination: str) -> Load:
         forward_secs=subject.likely_forward_secs,
         launch_secs=subject.likely_launch_secs,
         budget=budget,
-        lends=destination in (SLOTS, LOOP),
+        lends=destination in (SLOTS, LOOP)
+        or (destination == PINNED and site_bytes >= STRAIGHT_BYTES),
         costs=costs,
     )
 
@@ -102,7 +105,7 @@ def _cell(group: Group, destination: str) -> VirtualCell:
     if destination == ARCHIVE and bound == "consumer":
         bound = "disk"
     predicted = predicted_secs(load) / n_passes
-    secs = _slots_secs(load) if destination == SLOTS else makespan(load)
+    secs = {SLOTS: _slots_secs, PINNED: _pinned_secs}.get(destination, makespan)(load)
     return VirtualCell(group, destination, plain, secs / n_passes, predicted, bound)
 
 
@@ -114,6 +117,21 @@ def _slots_secs(load: Load) -> float:
         run = fastcap.stream(model_of(load, device), batches, load.sites, zero_copy=True)
         while next(run, None) is not None:
             pass
+    return device.synchronise()
+
+
+def _pinned_secs(load: Load) -> float:
+    """Seconds until everything is in the caller's rows; one pass is one sample."""
+    device = TimedDevice(load.costs, reaches_all=True)
+    model = model_of(load, device)
+    for layer in model.children():
+        assert isinstance(layer, Layer)
+        layer.value = layer.value[None]
+    shape = (load.n_passes, load.site_bytes)
+    rows = {site: torch.empty(shape, dtype=torch.uint8) for site in load.sites}
+    dataset = [{"input_ids": torch.zeros(1)}] * load.n_passes
+    with running_on(device), budget_of(load):
+        fastcap.extract_representations(model, dataset, load.sites, "cpu", 1, out=rows)
     return device.synchronise()
 
 
@@ -146,7 +164,6 @@ def page(cells: Sequence[VirtualCell], origin: str) -> str:
         assumed,
         aligned([HEADER, *_rows(cells)]),
         LENDING,
-        f"Not in the twin: {PINNED}, which this fastcap does not have.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -185,8 +185,12 @@ def _attach_hook(module: nn.Module, site: Site, keep: Keep) -> RemovableHandle:
 # fastcap
 
 
-def in_memory(case: Case) -> Values:
+def in_memory(case: Case, **options: Any) -> Values:
     """`fastcap.extract_representations`: rows of a result that is allocated once.
+
+    Args:
+        case: The question.
+        options: More arguments, such as `out=`.
 
     Raises:
         ArgumentError: A batch before the last has another size than the first.
@@ -201,6 +205,7 @@ def in_memory(case: Case) -> Values:
         collate_fn=rows.batch_of,
         **case.calling,
         **case.options,
+        **options,
     )
 
 
