@@ -14,6 +14,7 @@ grid        the workloads of the suite: three sizes of model, seven of each
 ways        the documented calls and fastcap, over one dataset, batch by batch if need be
 memory      each way's peak, in a process of its own
 checkout    which code was measured
+programs    what the programs share: arguments, refusals, and what every result file names
 report      the card, the table, the JSON and the Markdown of one workload
 peers/      nnsight, TransformerLens and SAELens beside fastcap
 figures/    the tables, numbers and pictures of docs/performance.md and the README

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime as dt
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -33,9 +31,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fastcap
-from benchmarks.checkout import PROJECT, describe_checkout
-from fastcap.bench.machine import describe_machine
-from fastcap.bench.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
+from benchmarks.checkout import PROJECT
+from benchmarks.memory import reset_peak, resident_bytes
+from benchmarks.programs import CANNOT_START, begin, parser_of, say, write
+from fastcap.bench.timing import measure_rounds, paired_ratio
 
 N_SITES = 4
 BATCH_SIZE = 16
@@ -195,47 +194,34 @@ def memory_child(n_bytes: int) -> dict[str, int]:
     parent = Path(tempfile.mkdtemp(prefix="fastcap-bench-"))
     try:
         write_archive(model, SAMPLE_BYTES, parent / "warm-up")  # imports, threads, allocator
-        Path("/proc/self/clear_refs").write_text("5")  # the mark of the peak, back to what is now
-        before = _resident("VmRSS")
+        before = reset_peak()
         archive = write_archive(model, n_bytes, parent / "acts")
-        growth = _resident("VmHWM") - before
+        growth = resident_bytes("VmHWM") - before
         written = sum(group.n_bytes for writer in archive.writers for group in writer.groups)
     finally:
         shutil.rmtree(parent)
     return {"bytes": written, "growth_bytes": growth, "slot_bytes": HOST_BYTES}
 
 
-def _resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.archive")
-    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS)
+    parser = parser_of("benchmarks.archive", __doc__, rounds=9)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of each round and way")
     parser.add_argument("--memory", type=float, nargs="*", default=[], help="gigabytes")
     parser.add_argument("--memory-child", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="folder for the figures")
     options = parser.parse_args(arguments)
     if options.memory_child is not None:
         sys.stdout.write(json.dumps(memory_child(options.memory_child)) + "\n")
         return 0
-    now = dt.datetime.now(dt.UTC)
-    content = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": describe_checkout().commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": dataclasses.asdict(describe_machine("cpu")),
+    origin = begin(options)
+    if origin is None:
+        return CANNOT_START
+    figures = {
         "memory": [measure_memory(int(size * GB)) for size in options.memory],
         **measure(options.rounds, int(options.gigabytes * GB)),
     }
-    text = json.dumps(content, indent=1) + "\n"
-    sys.stdout.write(text)
+    say(json.dumps(figures, indent=1))
     if options.out:
-        (options.out / f"archive-{now:%Y-%m-%d}.json").write_text(text)
+        write(options.out, "archive", origin, figures)
     return 0
 
 

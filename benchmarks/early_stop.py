@@ -8,24 +8,19 @@ interval. The floor is the share of the model's multiplications that lie before 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime as dt
 import json
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import fastcap
-from benchmarks.checkout import describe_checkout
 from benchmarks.models import Decoder, ModelShape, build_model
-from fastcap.bench.machine import describe_machine
-from fastcap.bench.timing import FEWEST_ROUNDS, measure_rounds, paired_ratio
+from benchmarks.programs import CANNOT_START, begin, parser_of, say, write
+from fastcap.bench.timing import measure_rounds, paired_ratio
 
 SHAPE = ModelShape(n_layers=12, width=256, n_heads=4, hidden=1024, vocab_size=1024)
 SITE = "layers.5"
@@ -90,24 +85,14 @@ def measure(n_rounds: int, batches: Sequence[Tensor]) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.early_stop")
-    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS)
-    parser.add_argument("--out", type=Path, help="folder for the figures")
-    options = parser.parse_args(arguments)
+    options = parser_of("benchmarks.early_stop", __doc__, rounds=9).parse_args(arguments)
+    origin = begin(options)
+    if origin is None:
+        return CANNOT_START
     figures = measure(options.rounds, make_batches(N_BATCHES + 1))
-    now = dt.datetime.now(dt.UTC)
-    content = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": describe_checkout().commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": dataclasses.asdict(describe_machine("cpu")),
-        **figures,
-    }
-    text = json.dumps(content, indent=1) + "\n"
-    sys.stdout.write(text)
+    say(json.dumps(figures, indent=1))
     if options.out:
-        (options.out / f"early-stop-{now:%Y-%m-%d}.json").write_text(text)
+        write(options.out, "early-stop", origin, figures)
     return 0
 
 

@@ -11,27 +11,21 @@ a launch costs is the driver's affair, and not in these figures.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime as dt
 import gc
-import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.checkout import describe_checkout
+from benchmarks.programs import CANNOT_START, begin, parser_of, write
 from fastcap import ActivationStore, devices
-from fastcap.bench.machine import describe_machine
-from fastcap.bench.timing import FEWEST_ROUNDS, rotated
+from fastcap.bench.timing import order_of_round
 from fastcap.devices.cpu import SynchronousDevice
 
 N_SITES = 32
@@ -169,7 +163,7 @@ def measure(n_rounds: int) -> dict[str, Cost]:
     try:
         with torch.no_grad():
             for index in range(-1, n_rounds):  # the first warms up
-                for name in rotated(list(steps), index):
+                for name in order_of_round(list(steps), index):
                     taken = _time(steps[name], acts)
                     if index >= 0:
                         micros[name].append(taken)
@@ -215,27 +209,20 @@ def table(costs: Mapping[str, Cost]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.hook_cost")
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--out", type=Path, help="folder for the figures")
-    options = parser.parse_args(arguments)
-    costs = measure(max(options.rounds, FEWEST_ROUNDS))
+    options = parser_of("benchmarks.hook_cost", __doc__, rounds=300).parse_args(arguments)
+    origin = begin(options)
+    if origin is None:
+        return CANNOT_START
+    costs = measure(options.rounds)
     sys.stdout.write(table(costs))
     if options.out:
-        now, machine = dt.datetime.now(dt.UTC), describe_machine("cpu")
-        content = {
-            "date": now.isoformat(timespec="seconds"),
-            "commit": describe_checkout().commit,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": dataclasses.asdict(machine),
+        figures = {
             "rounds": options.rounds,
             "sites": N_SITES,
             "shape": SHAPE,
             "micros_per_site": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         }
-        path = options.out / f"hook-cost-{now:%Y-%m-%d}-{machine.tag}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        write(options.out, "hook-cost", origin, figures)
     return 0
 
 

@@ -10,26 +10,18 @@ bytes of the destination per second.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import datetime as dt
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.checkout import describe_checkout
-from fastcap.bench.machine import describe_machine
-from fastcap.bench.timing import FEWEST_ROUNDS, rotated
+from benchmarks.programs import CANNOT_START, begin, parser_of, write
+from fastcap.bench.timing import order_of_round
 
 KiB, MiB = 1 << 10, 1 << 20
 SIZES = (16 * KiB, 256 * KiB, 4 * MiB, 64 * MiB)
@@ -71,7 +63,7 @@ def rates(n_bytes: int, n_rounds: int) -> dict[str, float]:
     n_calls = max(1, MiB // n_bytes)  # what is too short to time is done several times
     secs: dict[str, list[float]] = {name: [] for name in copies}
     for index in range(-1, n_rounds):  # the first warms up
-        for name in rotated(list(copies), index):
+        for name in order_of_round(list(copies), index):
             started = time.perf_counter()
             for _ in range(n_calls):
                 copies[name]()
@@ -106,27 +98,15 @@ def table(found: Mapping[int, Mapping[int, Mapping[str, float]]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.host_copy")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="folder for the figures")
-    options = parser.parse_args(arguments)
-    n_rounds = max(options.rounds, FEWEST_ROUNDS)
-    found = measure(n_rounds)
+    options = parser_of("benchmarks.host_copy", __doc__, rounds=15).parse_args(arguments)
+    origin = begin(options)
+    if origin is None:
+        return CANNOT_START
+    found = measure(options.rounds)
     sys.stdout.write(table(found))
     if options.out:
-        now, machine = dt.datetime.now(dt.UTC), describe_machine("cpu")
-        content = {
-            "date": now.isoformat(timespec="seconds"),
-            "commit": describe_checkout().commit,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": dataclasses.asdict(machine),
-            "load": os.getloadavg()[0],
-            "rounds": n_rounds,
-            "gb_per_sec_by_threads_and_bytes": found,
-        }
-        path = options.out / f"host-copy-{now:%Y-%m-%d}-{machine.tag}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        figures = {"rounds": options.rounds, "gb_per_sec_by_threads_and_bytes": found}
+        write(options.out, "host-copy", origin, figures)
     return 0
 
 

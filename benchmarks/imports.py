@@ -10,24 +10,20 @@ carries the noise of two imports of torch. Exit status 1 when a limit is broken.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime as dt
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.checkout import describe_checkout
+from benchmarks.checkout import PROJECT
+from benchmarks.programs import CANNOT_START, begin, parser_of, write
 
 LIMIT_MS = 50.0
-PROJECT = Path(__file__).resolve().parent.parent
 OPTIONAL = frozenset(
     ("hypothesis", "matplotlib", "pytest", "rich", "sklearn", "tqdm", "transformers", "typer")
 )
@@ -134,10 +130,10 @@ def broken_limits(cost: ImportCost, limit_ms: float = LIMIT_MS) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.imports")
-    parser.add_argument("--rounds", type=int, default=20, help="pairs of processes (default 20)")
-    parser.add_argument("--out", type=Path, help="folder for the figures")
-    options = parser.parse_args(arguments)
+    options = parser_of("benchmarks.imports", __doc__, rounds=20).parse_args(arguments)
+    origin = begin(options)
+    if origin is None:
+        return CANNOT_START
     cost = measure_imports(options.rounds)
     broken = broken_limits(cost)
     foreign = sorted({name.partition(".")[0] for name in cost.modules} - {"fastcap"})
@@ -150,30 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     if options.out:
-        write(options.out, cost, options.rounds)
+        figures = {"rounds": options.rounds, "limit_ms": LIMIT_MS, **dataclasses.asdict(cost)}
+        write(options.out, "imports", origin, figures)
     return 1 if broken else 0
-
-
-def write(folder: Path, cost: ImportCost, n_rounds: int) -> None:
-    """The figures, named after the day and the machine."""
-    import torch
-
-    from fastcap.bench.machine import describe_machine
-
-    now, machine = dt.datetime.now(dt.UTC), describe_machine("cpu")
-    content = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": describe_checkout().commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": dataclasses.asdict(machine),
-        "load": os.getloadavg()[0],
-        "rounds": n_rounds,
-        "limit_ms": LIMIT_MS,
-        **dataclasses.asdict(cost),
-    }
-    path = folder / f"imports-{now:%Y-%m-%d}-{machine.tag}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

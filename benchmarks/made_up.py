@@ -14,6 +14,7 @@ from benchmarks.peers import report
 from benchmarks.peers.judge import Verdict
 from benchmarks.peers.questions import GPT2, QUESTIONS
 from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS, TIMED, TRANSFORMER_LENS, why_not
+from benchmarks.programs import Origin
 from fastcap.bench.floors import Floors
 from fastcap.bench.machine import Machine
 from fastcap.bench.overhead import Overhead
@@ -23,6 +24,7 @@ MACHINE = Machine("A Processor", 2, 8_000_000_000, "madvise")
 DATE = "2026-11-23T10:00:00+00:00"
 FLOORS = Floors(8.0, 4.0, 2.0, 1.5, disk_gb_per_sec=0.9)
 COMMIT = "c0ffee" * 6
+ORIGIN = Origin(MACHINE, Checkout(COMMIT), DATE, load=0.2, n_threads=2)
 
 ROUNDS = (1.0, 1.02, 0.99, 1.01, 0.98, 1.0)
 SUITE_TIMES: Mapping[str, float] = {
@@ -48,10 +50,7 @@ def suite_document(**changes: float) -> dict[str, Any]:
     assert set(times) <= set(WAYS)
     setting = suite.Setting(
         device="cpu",
-        machine=MACHINE,
-        checkout=Checkout(COMMIT),
-        date=DATE,
-        load=0.2,
+        origin=ORIGIN,
         rounds=len(ROUNDS),
         floors=FLOORS,
     )
@@ -97,11 +96,7 @@ def peers_document(
     """All questions and peers; whoever is not asked something says why."""
     setting = report.Setting(
         shape=GPT2,
-        machine=MACHINE,
-        checkout=Checkout(COMMIT),
-        date=DATE,
-        load=0.2,
-        n_threads=2,
+        origin=ORIGIN,
         n_rounds=len(ROUNDS),
         floors=FLOORS,
         versions={"torch": "2.13.0", "transformers": "5.0", "nnsight": "0.8.1"},

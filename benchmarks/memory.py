@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.checkout import PROJECT
 from benchmarks.ways import HOOKLESS, WAYS
 from benchmarks.workloads import WORKLOADS, Case, build_case
 
-PROJECT = Path(__file__).resolve().parent.parent
 LIMIT_SECS = 600
 RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": "0"}
 

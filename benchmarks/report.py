@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +11,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkout import Checkout
 from benchmarks.memory import Peak, over_hookless
+from benchmarks.programs import Origin
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT
 from benchmarks.workloads import Workload
 from fastcap.bench.floors import Floors, Prediction, predict
-from fastcap.bench.machine import Machine
 from fastcap.bench.report import INTERVAL, aligned, floor_text
 from fastcap.bench.timing import Ratio, paired_ratio
 from fastcap.host_memory import format_bytes
@@ -29,17 +27,10 @@ SLICES = "Within a round the ways alternate batch by batch, each over its own co
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Everything that is known before the first measurement of a way.
-
-    `load` is the system's load average then: what others ran beside it.
-    """
+    """Everything that is known before the first measurement of a way."""
 
     workload: Workload
-    machine: Machine
-    checkout: Checkout
-    date: str
-    load: float
-    n_threads: int
+    origin: Origin
     model_bytes: int
     floors: Floors
 
@@ -102,7 +93,7 @@ def _card_rows(setting: Setting) -> Iterable[tuple[str, str]]:
     yield "data", f"{workload.n_samples} samples of {workload.n_tokens} tokens, {batch} per pass"
     yield "capture", f"{n_sites} sites, {tokens}"
     yield "result", f"{format_bytes(workload.result_bytes)}, {format_bytes(per_pass)} per pass"
-    yield from _machine_rows(setting)
+    yield from setting.origin.card_rows()
     yield "floors", floor_text(setting.floors)
 
 
@@ -110,19 +101,6 @@ def _token_text(workload: Workload) -> str:
     if isinstance(workload.positions, slice):
         return f"tokens {workload.positions.start} to {workload.positions.stop}"
     return "all tokens" if workload.positions is None else f"token {workload.positions} only"
-
-
-def _machine_rows(setting: Setting) -> Iterable[tuple[str, str]]:
-    machine, checkout = setting.machine, setting.checkout
-    memory = f"{format_bytes(machine.memory_bytes)}, huge pages: {machine.huge_pages}"
-    yield "machine", f"{machine.cpu}, {machine.n_cores} cores, {memory}"
-    yield "load", f"{setting.load:.2f} before the start"
-    if machine.gpu is not None:
-        yield "gpu", f"{machine.gpu}, {format_bytes(machine.gpu_memory_bytes or 0)}"
-    versions = f"{torch.__version__}, Python {platform.python_version()}"
-    yield "torch", f"{versions}, threads: {setting.n_threads}"
-    changes = f", with {len(checkout.changes)} changed paths" if checkout.changes else ""
-    yield "commit", f"{checkout.commit or 'unknown: not a git checkout'}{changes}"
 
 
 # After
@@ -175,8 +153,8 @@ def headline(setting: Setting, outcome: Outcome) -> dict[str, Any]:
     """The figures to quote, small enough for one line."""
     return {
         "workload": setting.workload.name,
-        "machine": setting.machine.tag,
-        "commit": setting.checkout.commit,
+        "machine": setting.origin.machine.tag,
+        "commit": setting.origin.checkout.commit,
         "fastcap_to_hookless": _brief(outcome.to_hookless()[FASTCAP]),
         "fastcap_to_incumbent": _brief(outcome.to_incumbent()),
         "fastcap_to_prediction": round(
@@ -198,14 +176,7 @@ def document(setting: Setting, outcome: Outcome) -> dict[str, Any]:
     return {
         "format": 1,
         "headline": headline(setting, outcome),
-        "date": setting.date,
-        "commit": setting.checkout.commit,
-        "changed_paths": list(setting.checkout.changes),
-        "machine": asdict(setting.machine),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": setting.n_threads,
-        "load": setting.load,
+        **setting.origin.fields(),
         "workload": _workload_fields(setting.workload),
         "model_bytes": setting.model_bytes,
         "result_bytes": setting.workload.result_bytes,
@@ -235,13 +206,13 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def markdown(setting: Setting, outcome: Outcome) -> str:
     """The page beside the JSON."""
     notes = "\n".join(f"* {note}" for note in remarks(setting, outcome))
-    title = f"# {setting.workload.name} on {setting.machine.tag}, {setting.date[:10]}"
+    title = f"# {setting.workload.name} on {setting.origin.machine.tag}, {setting.origin.day}"
     return f"{title}\n\n```\n{card(setting)}\n```\n\n{table(setting, outcome)}\n\n{notes}\n"
 
 
 def write(folder: Path, setting: Setting, outcome: Outcome) -> Path:
     """Write both files; returns the path of the JSON."""
-    stem = f"{setting.date[:10]}-{setting.workload.name}-{setting.machine.tag}"
+    stem = f"{setting.origin.day}-{setting.workload.name}-{setting.origin.machine.tag}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}.json"
     path.write_text(json.dumps(document(setting, outcome), indent=1) + "\n")

@@ -9,11 +9,9 @@ Exit status: 0, or 1 when a way's values differ from the oracle's, or 2 when it 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,92 +19,55 @@ from pathlib import Path
 import torch
 
 from benchmarks import memory, report
-from benchmarks.checkout import RESULTS, Checkout, describe_checkout
+from benchmarks.checkout import RESULTS
 from benchmarks.models import model_bytes
+from benchmarks.programs import CANNOT_START, Origin, begin, parser_of, refuse, say, show_round
 from benchmarks.slices import play_round
 from benchmarks.ways import ORACLE, WAYS, Values, Verifier
-from benchmarks.workloads import WORKLOADS, Case, Workload, build_case
+from benchmarks.workloads import WORKLOADS, Case, build_case
 from fastcap.bench.floors import measure_floors
-from fastcap.bench.machine import describe_machine
 from fastcap.bench.timing import (
-    FEWEST_ROUNDS,
     Round,
     measure_rounds,
     run_one_after_another,
     synchroniser,
 )
 
-CANNOT_START = 2
-
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     workload = WORKLOADS[options.workload]
-    checkout = describe_checkout()
-    if checkout.commit is None:
-        checkout = Checkout(options.commit)
-    refusal = why_not(workload, checkout, options.allow_dirty)
-    if refusal is not None:
-        sys.stderr.write(refusal + "\n")
+    if workload.needs_cuda and not torch.cuda.is_available():
+        return refuse(f"Workload {workload.name!r} needs a CUDA GPU, and torch finds none here.")
+    origin = begin(options, workload.device)
+    if origin is None:
         return CANNOT_START
     case = build_case(workload)
-    setting = _describe(case, checkout)
-    _say(report.card(setting) + "\n")
+    setting = _describe(case, origin)
+    say(report.card(setting) + "\n")
     outcome = _measure(case, options)
     path = report.write(options.out, setting, outcome)
-    _say("\n" + report.table(setting, outcome) + "\n")
+    say("\n" + report.table(setting, outcome) + "\n")
     for remark in report.remarks(setting, outcome):
-        _say(remark)
-    _say(f"Written to {path} and .md\n")
-    _say(json.dumps(report.headline(setting, outcome), separators=(",", ":")))
+        say(remark)
+    say(f"Written to {path} and .md\n")
+    say(json.dumps(report.headline(setting, outcome), separators=(",", ":")))
     return 0 if outcome.is_equal else 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parser_of("benchmarks.run", __doc__, rounds=7, out=Path(RESULTS))
     parser.add_argument("--workload", choices=WORKLOADS, default="acceptance")
-    parser.add_argument("--rounds", type=as_rounds, default=7, help="timed rounds (default 7)")
-    parser.add_argument("--out", type=Path, default=Path(RESULTS), help="folder for the results")
-    parser.add_argument(
-        "--allow-dirty", action="store_true", help="measure a working tree with changes"
-    )
     parser.add_argument("--time-oracle", action="store_true", help="as one more way")
     parser.add_argument("--limit-secs", type=float, help="start no round after this, beyond two")
-    parser.add_argument("--commit", help="what is measured, where this is no git checkout")
     return parser.parse_args(arguments)
 
 
-def as_rounds(text: str) -> int:
-    """A number of rounds, on a command line."""
-    n_rounds = int(text)
-    if n_rounds < FEWEST_ROUNDS:
-        raise argparse.ArgumentTypeError(f"an interval needs at least {FEWEST_ROUNDS} rounds")
-    return n_rounds
-
-
-def why_not(workload: Workload, checkout: Checkout, allow_dirty: bool) -> str | None:
-    """Why this cannot be measured, with the next step; `None` when it can."""
-    if workload.needs_cuda and not torch.cuda.is_available():
-        return f"Workload {workload.name!r} needs a CUDA GPU, and torch finds none here."
-    if checkout.changes and not allow_dirty:
-        shown = ", ".join(checkout.changes[:5])
-        return (
-            f"The working tree differs from its commit in {len(checkout.changes)} paths ({shown}), "
-            "so the figures could not be traced to code. Commit first, or pass --allow-dirty."
-        )
-    return None
-
-
-def _describe(case: Case, checkout: Checkout) -> report.Setting:
+def _describe(case: Case, origin: Origin) -> report.Setting:
     workload = case.workload
     return report.Setting(
         workload=workload,
-        machine=describe_machine(workload.device),
-        checkout=checkout,
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        load=os.getloadavg()[0],
-        n_threads=torch.get_num_threads(),
+        origin=origin,
         model_bytes=model_bytes(case.model),
         floors=measure_floors(workload.device),
     )
@@ -121,7 +82,7 @@ def _measure(case: Case, options: argparse.Namespace) -> report.Outcome:
         _round_of(case, ways),
         options.rounds,
         verifier.check,
-        _show_round,
+        show_round,
         options.limit_secs or case.workload.limit_secs,
     )
     try:
@@ -145,16 +106,6 @@ def _round_of(case: Case, ways: Sequence[str]) -> Round[Values]:
     synchronise = synchroniser(workload.device)
     run_one_after_another(runs, ways, synchronise)
     return partial(run_one_after_another, runs, synchronise=synchronise)
-
-
-def _show_round(index: int, secs: Mapping[str, float]) -> None:
-    shown = ", ".join(f"{way} {elapsed:.2f} s" for way, elapsed in secs.items())
-    _say(f"round {index + 1}: {shown}")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

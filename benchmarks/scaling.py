@@ -9,12 +9,7 @@ a multiple of the others', with the 95 % interval of the rounds, in JSON and as 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime as dt
-import json
-import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.checkout import describe_checkout
+from benchmarks import programs
 from benchmarks.models import ModelShape
+from benchmarks.programs import Origin
 from benchmarks.slices import play_round
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, Values, Verifier, oracle
 from benchmarks.workloads import Workload, blocks, build_case
-from fastcap.bench.machine import describe_machine
-from fastcap.bench.timing import FEWEST_ROUNDS, Ratio, measure_rounds, paired_ratio
+from fastcap.bench.timing import Ratio, measure_rounds, paired_ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,8 +87,7 @@ def measure(n_rounds: int) -> dict[str, dict[int, Ratios]]:
         for size, point in points.items():
             if point not in known:
                 known[point] = measure_point(point, n_rounds)
-                sys.stdout.write(f"{point.name}: {_line(known[point])}\n")
-                sys.stdout.flush()
+                programs.say(f"{point.name}: {_line(known[point])}")
             found[series][size] = known[point]
     return found
 
@@ -139,28 +133,21 @@ def _bars(ratios: Sequence[Ratio]) -> list[list[float]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.scaling")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="folder for the figures and the picture")
-    options = parser.parse_args(arguments)
-    figures = measure(max(options.rounds, FEWEST_ROUNDS))
+    options = programs.parser_of("benchmarks.scaling", __doc__, rounds=7).parse_args(arguments)
+    origin = programs.begin(options)
+    if origin is None:
+        return programs.CANNOT_START
+    figures = measure(options.rounds)
     if options.out:
-        write(options.out, figures, options.rounds)
+        write(options.out, origin, figures, options.rounds)
     return 0
 
 
-def write(folder: Path, figures: Mapping[str, Mapping[int, Ratios]], n_rounds: int) -> None:
+def write(
+    folder: Path, origin: Origin, figures: Mapping[str, Mapping[int, Ratios]], n_rounds: int
+) -> None:
     """The figures and the picture, named after the day and the machine."""
-    now, machine, commit = dt.datetime.now(dt.UTC), describe_machine("cpu"), describe_checkout()
-    name = f"scaling-{now:%Y-%m-%d}-{machine.tag}"
     content = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": commit.commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": dataclasses.asdict(machine),
-        "load": os.getloadavg()[0],
-        "threads": torch.get_num_threads(),
         "rounds": n_rounds,
         "ratios": {
             series: {
@@ -170,13 +157,13 @@ def write(folder: Path, figures: Mapping[str, Mapping[int, Ratios]], n_rounds: i
             for series, points in figures.items()
         },
     }
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    path = programs.write(folder, "scaling", origin, content)
     title = (
-        f"extract_representations on {machine.cpu}, {machine.n_cores} cores, torch "
-        f"{torch.__version__}, threads: {torch.get_num_threads()}, {now:%Y-%m-%d}\n"
+        f"extract_representations on {origin.machine.cpu}, {origin.machine.n_cores} cores, "
+        f"torch {torch.__version__}, threads: {origin.n_threads}, {origin.day}\n"
         f"Bars: 95 % intervals of {n_rounds} rounds. Otherwise 4 sites, 128 samples, width 256."
     )
-    picture(figures, title).savefig(folder / f"{name}.svg")
+    picture(figures, title).savefig(path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,10 @@ status: 0, or 1 when a way's values differ from the oracle's, or 2 when it canno
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import gc
 import json
-import os
-import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -24,12 +21,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkout import RESULTS, Checkout, describe_checkout
+from benchmarks.checkout import RESULTS
 from benchmarks.grid import grid
 from benchmarks.hidden_states import llama_case, output_hidden_states
-from benchmarks.run import as_rounds
+from benchmarks.programs import CANNOT_START, Origin, begin, parser_of, refuse, say
 from benchmarks.workloads import Workload, build_case
-from fastcap.bench import Case, Floors, Machine, Overhead, describe_machine, measure_floors, predict
+from fastcap.bench import Case, Floors, Overhead, measure_floors, predict
 from fastcap.bench.floors import predict_archive
 from fastcap.bench.overhead import N_ROUNDS, measure
 from fastcap.bench.report import (
@@ -51,7 +48,6 @@ from fastcap.bench.ways import (
 )
 from fastcap.host_memory import format_bytes
 
-CANNOT_START = 2
 HIDDEN_STATES = "output_hidden_states"
 
 
@@ -65,64 +61,40 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all workloads were measured on.
-
-    `load` is the system's load average before the first: what others ran beside it.
-    """
+    """What all workloads were measured on."""
 
     device: str
-    machine: Machine
-    checkout: Checkout
-    date: str
-    load: float
+    origin: Origin
     rounds: int
     floors: Floors
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    checkout = describe_checkout()
-    if checkout.commit is None:
-        checkout = Checkout(options.commit)
-    if checkout.changes and not options.allow_dirty:
-        shown = ", ".join(checkout.changes[:5])
-        sys.stderr.write(
-            f"The working tree differs from its commit ({shown}), so the figures could not be "
-            "traced to code. Commit first, or pass --allow-dirty.\n"
-        )
+    origin = begin(options, options.device)
+    if origin is None:
         return CANNOT_START
-    machine = describe_machine(options.device)
-    chosen = choose(cases(options.device, machine.gpu_memory_bytes, options.out), options.only)
+    gpu_memory_bytes = origin.machine.gpu_memory_bytes
+    chosen = choose(cases(options.device, gpu_memory_bytes, options.out), options.only)
     if not chosen:
-        sys.stderr.write(f"No workload's name begins with any of {options.only}.\n")
-        return CANNOT_START
+        return refuse(f"No workload's name begins with any of {options.only}.")
     options.out.mkdir(parents=True, exist_ok=True)
     setting = Setting(
         device=options.device,
-        machine=machine,
-        checkout=checkout,
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        load=os.getloadavg()[0],
+        origin=origin,
         rounds=options.rounds,
         floors=measure_floors(options.device, folder=options.out),
     )
     outcomes = [_run(name, make, options.rounds) for name, make in chosen.items()]
     path = write(options.out, setting, outcomes, options.only or ())
-    _say(f"Written to {path} and .md")
+    say(f"Written to {path} and .md")
     return 0 if all(outcome.overhead.is_equal for outcome in outcomes) else 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.suite", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parser_of("benchmarks.suite", __doc__, rounds=N_ROUNDS, out=Path(RESULTS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", help="workloads whose names begin so")
-    parser.add_argument("--rounds", type=as_rounds, default=N_ROUNDS, help="timed rounds")
-    parser.add_argument("--out", type=Path, default=Path(RESULTS), help="folder for the results")
-    parser.add_argument(
-        "--allow-dirty", action="store_true", help="measure a working tree with changes"
-    )
-    parser.add_argument("--commit", help="what is measured, where this is no git checkout")
     return parser.parse_args(arguments)
 
 
@@ -163,7 +135,7 @@ def _run(name: str, make: Callable[[], tuple[Case, dict[str, Way]]], rounds: int
     found = measure(case, ways, rounds)
     del case
     gc.collect()
-    _say(f"{name}\n{aligned([HEADER, *_rows(Outcome(name, found))])}\n")
+    say(f"{name}\n{aligned([HEADER, *_rows(Outcome(name, found))])}\n")
     return Outcome(name, found)
 
 
@@ -208,15 +180,8 @@ def document(setting: Setting, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Everything, raw times included."""
     return {
         "format": 1,
-        "date": setting.date,
-        "commit": setting.checkout.commit,
-        "changed_paths": list(setting.checkout.changes),
-        "machine": asdict(setting.machine),
+        **setting.origin.fields(),
         "device": setting.device,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "load": setting.load,
         "rounds": setting.rounds,
         "floors": asdict(setting.floors),
         "interval": INTERVAL,
@@ -226,14 +191,14 @@ def document(setting: Setting, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def markdown(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     """The page beside the JSON."""
-    card = "\n".join(f"{name:<9}{text}" for name, text in _card(setting).items())
+    card = "\n".join(f"{name:<9}{text}" for name, text in _card_rows(setting))
     rows = [row for outcome in outcomes for row in _rows(outcome)]
     notes = (
         f"{INTERVAL}, {setting.rounds} rounds. Workloads are described in benchmarks/grid.py, ways "
         "in fastcap/bench/ways.py. A loop over a stream or store drops each batch's values."
     )
     parts = [
-        f"# The suite on {setting.machine.tag}, {setting.date[:10]}",
+        f"# The suite on {setting.origin.machine.tag}, {setting.origin.day}",
         f"```\n{card}\n```",
         aligned([HEADER, *rows]),
         aligned([FLOOR_HEADER, *_floor_rows(setting, outcomes)]),
@@ -248,20 +213,9 @@ def markdown(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _card(setting: Setting) -> Mapping[str, str]:
-    machine, checkout = setting.machine, setting.checkout
-    changes = f", with {len(checkout.changes)} changed paths" if checkout.changes else ""
-    memory = f"{format_bytes(machine.memory_bytes)}, huge pages: {machine.huge_pages}"
-    versions = f"{torch.__version__}, Python {platform.python_version()}"
-    gpu = {} if machine.gpu is None else {"gpu": machine.gpu}
-    return {
-        "machine": f"{machine.cpu}, {machine.n_cores} cores, {memory}",
-        **gpu,
-        "load": f"{setting.load:.2f} before the start",
-        "torch": f"{versions}, threads: {torch.get_num_threads()}",
-        "commit": f"{checkout.commit or 'unknown: not a git checkout'}{changes}",
-        "floors": floor_text(setting.floors),
-    }
+def _card_rows(setting: Setting) -> Iterator[tuple[str, str]]:
+    yield from setting.origin.card_rows()
+    yield "floors", floor_text(setting.floors)
 
 
 def write(
@@ -269,15 +223,10 @@ def write(
 ) -> Path:
     """Write both files, named after what was chosen; returns the path of the JSON."""
     what = "-".join(("suite", *only))
-    path = folder / f"{setting.date[:10]}-{what}-{setting.machine.tag}.json"
+    path = folder / f"{setting.origin.day}-{what}-{setting.origin.machine.tag}.json"
     path.write_text(json.dumps(document(setting, outcomes), indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(setting, outcomes))
     return path
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def test_figures_are_differences_to_the_hookless_passes_of_the_same_round() -> N
 def test_every_way_is_measured_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--rounds", "2", "--out", str(tmp_path)]) == 0
+    assert main(["--rounds", "2", "--allow-dirty", "--out", str(tmp_path)]) == 0
     [path] = tmp_path.iterdir()
     assert list(json.loads(path.read_text())["micros_per_site"]) == list(WAYS)
     printed = capsys.readouterr().out

@@ -24,7 +24,7 @@ def test_figures_are_written_and_the_threads_are_as_before(
 ) -> None:
     monkeypatch.setattr(host_copy, "SIZES", SIZES[:1])
     n_threads = torch.get_num_threads()
-    assert main(["--rounds", "2", "--out", str(tmp_path)]) == 0
+    assert main(["--rounds", "2", "--allow-dirty", "--out", str(tmp_path)]) == 0
     assert torch.get_num_threads() == n_threads
     [path] = tmp_path.iterdir()
     found = json.loads(path.read_text())["gb_per_sec_by_threads_and_bytes"]

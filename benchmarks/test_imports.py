@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.imports import ImportCost, broken_limits, summarise, write
+import pytest
+
+from benchmarks import imports
+from benchmarks.imports import ImportCost, broken_limits, main, summarise
 
 
 def test_imports_over_the_limit_or_of_optional_packages_are_broken_limits() -> None:
@@ -31,9 +34,12 @@ def test_import_costs_are_medians_of_pairs() -> None:
     assert cost.modules == ("m",)
 
 
-def test_figures_are_written_with_where_they_come_from(tmp_path: Path) -> None:
+def test_figures_are_written_with_where_they_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cost = ImportCost(20.0, 900.0, 21.0, ("fastcap",), cuda_is_initialised=False)
-    write(tmp_path, cost, 3)
+    monkeypatch.setattr(imports, "measure_imports", lambda n_rounds: cost)
+    assert main(["--rounds", "3", "--allow-dirty", "--out", str(tmp_path)]) == 0
     [path] = tmp_path.glob("imports-*.json")
     written = json.loads(path.read_text())
     assert set(written) >= {"date", "commit", "machine", "torch", "load"}

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import programs
 from benchmarks.checkout import Checkout
 from benchmarks.memory import Peak
 from benchmarks.peers import report, team, worker
@@ -40,6 +41,7 @@ from benchmarks.peers.ways import (
     Run,
     why_not,
 )
+from benchmarks.programs import Origin
 from fastcap.bench.floors import Floors
 from fastcap.bench.machine import Machine
 
@@ -279,7 +281,7 @@ def test_without_the_peers_it_says_how_to_get_them(
 def test_a_changed_working_tree_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(main, "describe_checkout", lambda: Checkout("c0ffee", ("a.py",)))
+    monkeypatch.setattr(programs, "describe_checkout", lambda: Checkout("c0ffee", ("a.py",)))
     assert main.main(["--peers"]) == 2
     assert "a.py" in capsys.readouterr().err
 
@@ -289,11 +291,13 @@ def test_a_changed_working_tree_is_refused(
 
 SETTING = report.Setting(
     shape=TINY_SHAPE,
-    machine=Machine("A Processor", 2, 8_000_000_000, "madvise"),
-    checkout=Checkout("c0ffee"),
-    date="2026-11-23T10:00:00+00:00",
-    load=0.5,
-    n_threads=2,
+    origin=Origin(
+        Machine("A Processor", 2, 8_000_000_000, "madvise"),
+        Checkout("c0ffee"),
+        "2026-11-23T10:00:00+00:00",
+        0.5,
+        2,
+    ),
     n_rounds=2,
     floors=Floors(8.0, 4.0, 2.0, 1.0),
     versions={"torch": "2"},

@@ -9,17 +9,20 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.checkout import Checkout
 from benchmarks.memory import Peak
+from benchmarks.programs import Origin
 from benchmarks.workloads import WORKLOADS
 from fastcap.bench.floors import Floors
 from fastcap.bench.machine import Machine
 
 SETTING = report.Setting(
     workload=WORKLOADS["tiny"],
-    machine=Machine("A Processor (R) 3", 2, 8_000_000_000, "madvise"),
-    checkout=Checkout("c0ffee"),
-    date="2026-11-23T10:00:00+00:00",
-    load=0.5,
-    n_threads=2,
+    origin=Origin(
+        Machine("A Processor (R) 3", 2, 8_000_000_000, "madvise"),
+        Checkout("c0ffee"),
+        "2026-11-23T10:00:00+00:00",
+        0.5,
+        2,
+    ),
     model_bytes=1000,
     floors=Floors(8.0, 4.0, 2.0, 1.0),
 )

@@ -13,21 +13,11 @@ import torch
 from benchmarks import memory, run
 from benchmarks.checkout import Checkout, describe_checkout
 from benchmarks.memory import Peak
-from benchmarks.workloads import WORKLOADS
 from fastcap.bench import timing
 from fastcap.bench.floors import Floors
 from fastcap.bench.machine import describe_machine
 
 PEAKS = {"hookless": Peak(1000, 900), "incumbent": Peak(4000, 900), "fastcap": Peak(2000, 900)}
-
-
-def test_a_changed_working_tree_is_refused_unless_allowed() -> None:
-    dirty = Checkout("c0ffee", ("fastcap/engine.py",))
-    refusal = run.why_not(WORKLOADS["tiny"], dirty, allow_dirty=False)
-    assert refusal is not None
-    assert "fastcap/engine.py" in refusal
-    assert run.why_not(WORKLOADS["tiny"], dirty, allow_dirty=True) is None
-    assert run.why_not(WORKLOADS["tiny"], Checkout("c0ffee"), allow_dirty=False) is None
 
 
 def test_without_a_gpu_the_gpu_workload_says_so_and_exits_with_2(

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
+from benchmarks.checkout import Checkout
+from benchmarks.programs import Origin
 from benchmarks.scaling import BASES, SERIES, measure_point, workload, write
 from benchmarks.workloads import WORKLOADS
+from fastcap.bench.machine import describe_machine
 from fastcap.bench.timing import Ratio
 
 
@@ -36,7 +39,8 @@ def test_figures_and_picture_are_written(tmp_path: Path) -> None:
         series: {size: dict.fromkeys(BASES, ratio) for size in points}
         for series, points in SERIES.items()
     }
-    write(tmp_path, figures, 2)
+    origin = Origin(describe_machine("cpu"), Checkout("c0ffee"), "2026-11-23T10:00", 0.5, 2)
+    write(tmp_path, origin, figures, 2)
     [picture] = tmp_path.glob("*.svg")
     assert picture.stat().st_size > 10_000
     [content] = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from fastcap.bench import Floors, charts, report, timing
-from fastcap.cli import app
+from fastcap.bench import Floors, charts, page, report, timing
+from fastcap.bench.files import check_writable
+from fastcap.cli import app, bench
 from fastcap.cli.command import spread
+from fastcap.errors import SaveError
 
 MODELS = """
 import torch
@@ -32,6 +34,9 @@ def make_batch():
 
 def make_wrong_batch():
     return {"input_ids": torch.full((2, 5), 99)}
+
+def make_compiled():
+    return torch.compile(make_model(), backend="eager")
 
 def make_mutating():
     return nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 8), nn.ReLU(inplace=True))
@@ -67,7 +72,8 @@ def test_a_table_of_every_way_and_the_floors() -> None:
     assert ways == ["hookless", "hook", "fastcap"] * 2
     assert "copy into warm memory 8.00 GB/s" in result.stdout
     assert "loading" not in result.stdout  # what models print is no part of it
-    assert "round 2: " in result.stderr
+    assert "1 site, round 2: " in result.stderr
+    assert "4 sites, round 2: " in result.stderr
 
 
 def test_json_is_one_object() -> None:
@@ -82,10 +88,10 @@ def test_json_is_one_object() -> None:
 
 def test_the_page_and_the_trace_are_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="draws pictures")
-    page, trace = tmp_path / "new" / "report.html", tmp_path / "trace.json"
-    result = invoke(*ASKED, "--html", str(page), "--trace", str(trace))
+    html, trace = tmp_path / "new" / "report.html", tmp_path / "trace.json"
+    result = invoke(*ASKED, "--html", str(html), "--trace", str(trace))
     assert result.exit_code == 0, result.output
-    assert page.read_text().count("<svg") == 3
+    assert html.read_text().count("<svg") == 3
     assert len(json.loads(trace.read_text())["traceEvents"]) > 4
 
 
@@ -100,7 +106,7 @@ def test_a_way_that_differs_is_a_status() -> None:
     example = ("--example", "benchmodels:make_batch")
     result = invoke("benchmodels:make_mutating", *example, "--sites", "1", "2")
     assert result.exit_code == 1
-    assert "hook DIFFERS at 2 sites: 1: " in result.stdout
+    assert "hook DIFFERS with 2 sites captured: 1: " in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -135,3 +141,58 @@ def test_without_matplotlib_a_page_is_refused_before_anything_is_measured(
     result = invoke(*ASKED, "--html", "report.html")
     assert result.exit_code == 1
     assert "pip install 'torch-fastcap[bench]'" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--html", "--trace"])
+def test_a_file_that_cannot_be_written_is_found_before_anything_is_measured(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="draws pictures")
+    monkeypatch.setattr(report, "make_report", None)
+    (tmp_path / "file").write_text("")
+    for path in ("file/out", "."):
+        result = invoke(*ASKED, option, path)
+        assert result.exit_code == 1
+        assert f"Cannot write {path}: " in result.stderr
+
+
+def test_finding_out_leaves_no_file_and_changes_none(tmp_path: Path) -> None:
+    new, old = tmp_path / "new.html", tmp_path / "old.html"
+    old.write_text("kept")
+    check_writable(new)
+    check_writable(old)
+    assert not new.exists()
+    assert old.read_text() == "kept"
+
+
+def test_figures_are_printed_even_where_writing_fails_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise SaveError(28, "Cannot write report.html: No space left on device.")
+
+    monkeypatch.setattr(page, "write", fail)
+    monkeypatch.setattr(charts, "check_matplotlib", lambda: None)
+    result = invoke(*ASKED, "--html", "report.html", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["equal"] is True
+    assert "No space left on device" in result.stderr
+
+
+def test_ctrl_c_in_the_middle_is_quiet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "_show_round", interrupt)
+    result = invoke(*ASKED)
+    assert result.exit_code == 130
+    assert result.stdout == ""
+
+
+def test_a_compiled_model_is_measured() -> None:
+    example = ("--example", "benchmodels:make_batch")
+    result = invoke("benchmodels:make_compiled", *example, "--sites", "{1..4}")
+    assert result.exit_code == 0, result.output
+    assert "Compiled graphs skip hooks" in result.stdout

@@ -10,6 +10,7 @@ import torch
 
 from fastcap.bench import Floors, describe_machine, measure_floors, predict
 from fastcap.bench.floors import floor_secs, write_rates
+from fastcap.errors import SaveError
 
 SOURCE = torch.arange(1 << 12, dtype=torch.int64).view(torch.uint8)
 
@@ -56,7 +57,8 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fastcap.bench.floors.os.write", full)
-    with pytest.raises(OSError, match="No space left"):
+    text = r"Cannot write a file of 32.8 kB in .*: No space left on device\. Name another folder"
+    with pytest.raises(SaveError, match=text):
         write_rates(SOURCE, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -84,3 +86,8 @@ def test_a_machine_without_an_accelerator_is_named_after_its_processor() -> None
     assert machine.gpu is None
     assert machine.tag.endswith("cores")
     assert machine.n_cores >= 1
+
+
+def test_a_folder_that_cannot_be_written_in_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SaveError, match=r"in .*nowhere, which measures its disk: No such file"):
+        measure_floors("cpu", 1 << 10, rest_secs=None, folder=tmp_path / "nowhere", n_repeats=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_a_short_last_batch_is_measured_too() -> None:
     assert measured.captured_bytes == 9 * 5 * WIDTH * 4
 
 
-def test_ways_take_turns_and_each_round_starts_with_another() -> None:
+def test_ways_take_turns_forwards_and_backwards() -> None:
     log: list[str] = []
 
     def logged(name: str) -> object:
@@ -84,7 +85,7 @@ def test_ways_take_turns_and_each_round_starts_with_another() -> None:
 
     ways = {name: logged(name) for name in ("a", "b")}
     measured = overhead(model_of(), batches_of(1), ways, sites=["1"], rounds=3)
-    assert "".join(log) == "ab" + "ab" + "ab" + "ba"  # the first two are compared, not timed
+    assert "".join(log) == "ab" + "ab" + "ba" + "ab"  # the first two are compared, not timed
     assert [len(secs) for secs in measured.secs.values()] == [3, 3, 3]
     assert list(measured.secs) == [HOOKLESS, "a", "b"]
     assert set(measured.ratios) == {"a", "b"}
@@ -198,6 +199,20 @@ def test_a_site_that_gives_no_tensor_is_an_error_with_the_next_step() -> None:
         overhead(Idle(), batches, sites=["idle", "other"])
 
 
+def test_a_site_that_is_silent_in_a_later_batch_is_found_before_anything_is_measured() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.site = nn.Identity()
+
+        def forward(self, acts: Tensor) -> Tensor:
+            return self.site(acts) if acts.sum() > 0 else acts
+
+    batches = [torch.ones(2, 3), torch.zeros(2, 3)]
+    with pytest.raises(ArgumentError, match=r"Site 'site' gave no tensor in a pass\."):
+        overhead(Sometimes(), batches, sites=["site"])
+
+
 def test_fastcap_does_not_import_this_and_this_imports_no_extra() -> None:
     program = (
         "import sys, torch, torch.utils.data\n"
@@ -209,3 +224,132 @@ def test_fastcap_does_not_import_this_and_this_imports_no_extra() -> None:
         "assert not added & {'matplotlib', 'pytest', 'rich', 'transformers', 'typer'}, added\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class Odd(nn.Module):
+    """Does something to its batches or its values that makes runs differ."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.site, self.n_passes = what, nn.Linear(WIDTH, WIDTH), 0
+
+    def forward(self, acts: Tensor) -> Tensor:
+        self.n_passes += 1
+        if self.what == "keeps":
+            acts = acts + self.n_passes
+        elif self.what == "draws":
+            acts = nn.functional.dropout(acts, training=True)
+        else:
+            acts.add_(1)
+        return self.site(acts)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("what", ["keeps", "draws", "changes"])
+def test_a_model_that_does_not_repeat_is_blamed_and_not_the_ways(what: str) -> None:
+    with pytest.raises(ArgumentError, match="'site' the model gives other values when it is given"):
+        overhead(Odd(what), [torch.ones(4, WIDTH)] * 2, sites=["site"], rounds=2)
+
+
+def test_dropout_in_train_mode_is_off_as_in_every_run() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5)).train()
+    assert overhead(model, [torch.ones(4, WIDTH)] * 2, sites=["1"], rounds=2).is_equal
+    assert model[1].training
+
+
+def test_a_way_that_returns_no_tensors_is_told_what_to_return() -> None:
+    with pytest.raises(ArgumentError, match=r"'mine' returned NoneType\. A way returns a mapping"):
+        overhead(model_of(), batches_of(1), {"mine": lambda case: None}, sites=["1"])
+    with pytest.raises(ArgumentError, match=r"'mine' is 3, and not a function of a case"):
+        overhead(model_of(), batches_of(1), {"mine": 3}, sites=["1"])
+    with pytest.raises(ArgumentError, match=r"of your own are given by name, such as \{'mine'"):
+        overhead(model_of(), batches_of(1), [WAYS["hook"]], sites=["1"])  # type: ignore[list-item]
+
+
+def test_a_way_that_leaves_hooks_is_refused() -> None:
+    def forgetful(case: Case) -> dict[str, Tensor]:
+        for each in case.bound:
+            each.module.register_forward_hook(lambda *_: None)
+        return case.oracle()
+
+    with pytest.raises(ArgumentError, match=r"'forgetful' left 2 hooks on the model"):
+        overhead(model_of(), batches_of(1), {"forgetful": forgetful}, sites=["1", "2"])
+
+
+def test_a_way_may_leave_values_on_their_device() -> None:
+    class Elsewhere(Tensor):
+        """Cannot be compared with a tensor on the host, as on an accelerator."""
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is Tensor.cpu:
+                return args[0].as_subclass(Tensor)
+            if func is torch.equal:
+                raise RuntimeError("Expected all tensors to be on the same device")
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+    judge = Judge({"a": torch.zeros(3)})
+    for _ in range(2):
+        judge.check("mine", {"a": torch.zeros(3).as_subclass(Elsewhere)})
+    assert judge.n_mismatches == {"mine": 0}
+
+
+def test_a_compiled_model_is_measured_under_the_names_without_wrappers() -> None:
+    model = torch.compile(model_of(), backend="eager")
+    measured = overhead(model, batches_of(1), sites=["1", "2:input"], rounds=2)  # type: ignore[arg-type]
+    assert measured.sites == ("1", "2:input")
+    assert measured.is_equal
+
+
+def test_batches_of_two_lengths_are_measured_where_their_values_make_one_tensor() -> None:
+    batches = [torch.randint(10, (4, n_tokens)) for n_tokens in (5, 7)]
+    assert overhead(model_of(), batches, sites=["1"], positions=-1, rounds=2).is_equal
+    with pytest.raises(ArgumentError, match=r"'1' gives values of shape \(4, 5, 8\), \(4, 7, 8\)"):
+        overhead(model_of(), batches, sites=["1"], rounds=2)
+
+
+def test_a_number_for_a_whole_batch_is_refused() -> None:
+    class Mean(nn.Module):
+        def forward(self, acts: Tensor) -> Tensor:
+            return acts.mean()
+
+    with pytest.raises(ArgumentError, match=r"'0' gives values of shape \(\), which do not make"):
+        overhead(nn.Sequential(Mean()), [torch.ones(4, WIDTH)], sites=["0"], rounds=2)
+
+
+def test_values_of_two_dtypes_and_of_one_sample_are_counted_in_their_own_bytes() -> None:
+    class Narrow(nn.Module):
+        def forward(self, acts: Tensor) -> Tensor:
+            return acts.bfloat16()
+
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Narrow())
+    measured = overhead(model, [torch.ones(1, WIDTH)] * 3, sites=["0", "1"], rounds=2)
+    assert measured.captured_bytes == 3 * WIDTH * (4 + 2)
+    assert measured.is_equal
+
+
+def test_a_batch_without_a_number_of_samples_is_refused_before_anything_runs() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH))
+
+    def forward(model: nn.Module, batch: object) -> None:
+        raise AssertionError("this ran")
+
+    with pytest.raises(BatchError, match="how many samples a batch has"):
+        overhead(model, [object()], ["hook"], sites=["0"], forward=forward)
+
+
+def test_passes_cost_a_hook_nothing_that_its_own_loop_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        entered.append("uncompiled")
+        yield
+
+    monkeypatch.setattr("fastcap.bench.case.uncompiled", counted)
+    case = make_case(model_of(), batches_of(5), ["1"])
+    assert len(list(case.passes())) == 5
+    assert entered == ["uncompiled"]
+    assert len(list(case.passes(is_compiled=True))) == 5
+    assert entered == ["uncompiled"]

@@ -141,7 +141,7 @@ def test_the_trace_is_json_in_microseconds_with_a_name_for_each_queue(tmp_path: 
     path = tmp_path / "new" / "trace.json"
     Timeline(spans, "this machine").write_trace(path)
     events = json.loads(path.read_text())["traceEvents"]
-    names = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
     assert names == {1: "compute queue", 2: "copy queue"}
     copy = events[-1]
     assert (copy["tid"], copy["ts"], copy["dur"]) == (2, 250_000.0, 250_000.0)
@@ -156,3 +156,11 @@ def test_a_trace_that_cannot_be_written_says_where_and_why(tmp_path: Path) -> No
 
 def test_without_copies_nothing_is_hidden() -> None:
     assert Timeline((), "this machine").hidden_share() is None
+
+
+def test_in_the_trace_nothing_overlaps_what_begins_at_its_end() -> None:
+    ends = [0.0, 4e-10, 1.1e-9, 1.6e-9, 2.4e-9, 1.0000000006, 1.0000000014]
+    spans = tuple(Span(a, b, "queue", "forward") for a, b in pairwise(ends))
+    events = [e for e in Timeline(spans, "real").trace()["traceEvents"] if e["ph"] == "X"]
+    for one, after in pairwise(events):
+        assert round(1e3 * (one["ts"] + one["dur"])) == round(1e3 * after["ts"])

@@ -1,8 +1,10 @@
-"""The arithmetic of the timing: rotation, ratios and their intervals."""
+"""The arithmetic of the timing: orders, ratios and their intervals."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -11,8 +13,8 @@ from fastcap.bench import timing
 from fastcap.bench.timing import (
     log_interval,
     measure_rounds,
+    order_of_round,
     paired_ratio,
-    rotated,
     run_one_after_another,
     t_quantile,
 )
@@ -24,14 +26,18 @@ def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "give_back_memory", lambda: None)
 
 
-def test_rotation_starts_each_round_with_the_next_name() -> None:
-    assert [rotated("ABCD", i) for i in range(5)] == [
-        list("ABCD"),
-        list("BCDA"),
-        list("CDAB"),
-        list("DABC"),
-        list("ABCD"),
-    ]
+@pytest.mark.parametrize("names", ["AB", "ABC", "ABCDE"])
+def test_every_name_starts_and_ends_as_many_rounds_as_any_other(names: str) -> None:
+    orders = [order_of_round(names, index) for index in range(2 * len(names))]
+    assert all(sorted(order) == list(names) for order in orders)
+    assert Counter(order[0] for order in orders) == dict.fromkeys(names, 2)
+    assert Counter(order[-1] for order in orders) == dict.fromkeys(names, 2)
+
+
+def test_no_way_follows_one_other_more_often_than_the_rest() -> None:
+    orders = [order_of_round("ABC", index) for index in range(6)]
+    followed = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert followed == dict.fromkeys(itertools.permutations("ABC", 2), 2)
 
 
 def test_ratios_pair_runs_of_one_round() -> None:
@@ -84,7 +90,7 @@ def timed() -> timing.Round[str]:
     return lambda order: {name: (1.0, name) for name in order}
 
 
-def test_rounds_interleave_in_rotation() -> None:
+def test_rounds_go_forwards_and_backwards() -> None:
     orders: list[str] = []
 
     def run_round(order: Sequence[str]) -> Mapping[str, tuple[float, str]]:
@@ -92,7 +98,7 @@ def test_rounds_interleave_in_rotation() -> None:
         return {name: (float(len(orders)), name) for name in order}
 
     secs = measure_rounds("AB", run_round, 3, check=lambda name, value: None)
-    assert orders == ["AB", "BA", "AB"]
+    assert orders == ["AB", "BA", "BA"]
     assert secs == {"A": [1.0, 2.0, 3.0], "B": [1.0, 2.0, 3.0]}
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import json
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -91,3 +95,27 @@ def test_examples_and_links_of_a_page_are_found() -> None:
     page = "```python\nassert False\n```\nSee [nowhere](missing.md) and [there](a.md#part).\n"
     assert CODE.findall(page) == ["assert False\n"]
     assert LINK.findall(page) == [("missing.md", ""), ("a.md", "#part")]
+
+
+def test_the_file_for_ci_runs_as_a_benchmark_and_as_a_test(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark", reason="times what it runs")
+    page = (ROOT / "docs" / "measuring.md").read_text()
+    [example] = [code for code in CODE.findall(page) if "def test_overhead" in code]
+    (tmp_path / "test_capture_cost.py").write_text(example)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    quick = ["--benchmark-max-time=0.01", "--benchmark-min-rounds=1", "--benchmark-json=out.json"]
+    for options in (quick, ["--benchmark-disable"]):
+        ran = subprocess.run(
+            [*command, *options],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout
+        assert "3 passed" in ran.stdout
+    benchmarks = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    extra = {each["name"]: each["extra_info"] for each in benchmarks}["test_overhead"]
+    assert set(extra) == {"hook", "fastcap", "captured_bytes"}
+    assert extra["captured_bytes"] == 2 * 4 * 32 * 64 * 4

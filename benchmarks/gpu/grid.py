@@ -23,7 +23,7 @@ from benchmarks.gpu.toolbox import Gpu
 from fastcap.bench import Case, make_case
 from fastcap.bench.case import Values
 from fastcap.bench.equality import same_bytes
-from fastcap.bench.timing import give_back_memory, rotated
+from fastcap.bench.timing import give_back_memory, order_of_round
 from fastcap.host_memory import available_bytes
 from fastcap.reference import differences
 
@@ -206,7 +206,7 @@ def _run_rounds(alive: dict[str, Cell], turns: Turns) -> None:
 
 def _run_round(number: int, cells: Mapping[str, Cell], turns: Turns) -> None:
     found: dict[str, float] = {}
-    for name in rotated(list(cells), number):
+    for name in order_of_round(list(cells), number):
         cell = cells[name]
         try:
             found[name] = _timed_run(cell, turns)

@@ -11,20 +11,16 @@ fastcap's values differ from the oracle's; 2 when it cannot start.
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
 
-import torch
-
 import fastcap
-from benchmarks.checkout import RESULTS, Checkout, describe_checkout
+from benchmarks.checkout import RESULTS
 from benchmarks.peers import report
 from benchmarks.peers.questions import SIZES, Question
 from benchmarks.peers.team import (
@@ -46,84 +42,50 @@ from benchmarks.peers.ways import (
     TRANSFORMER_LENS,
     why_not,
 )
+from benchmarks.programs import CANNOT_START, Origin, begin, parser_of, refuse, say, show_round
 from fastcap.bench.floors import measure_floors
-from fastcap.bench.machine import describe_machine
-from fastcap.bench.timing import FEWEST_ROUNDS
 
-CANNOT_START = 2
 MODULES = {"nnsight": "nnsight", "transformer-lens": "transformer_lens", "sae-lens": "sae_lens"}
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "datasets", *PEERS)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    checkout = describe_checkout()
-    if checkout.commit is None:
-        checkout = Checkout(options.commit)
-    ways = [way for way in TIMED if way in (HOOKLESS, FASTCAP, *options.peers)]
-    refusal = _why_not_start(options.peers, checkout, options.allow_dirty)
-    if refusal is not None:
-        sys.stderr.write(refusal + "\n")
+    missing = [peer for peer in options.peers if util.find_spec(MODULES[peer]) is None]
+    if missing:
+        return refuse(
+            f"{', '.join(missing)} cannot be imported by {sys.executable}. `make bench-peers` "
+            "builds an environment that has every peer; --peers without a name measures none."
+        )
+    origin = begin(options)
+    if origin is None:
         return CANNOT_START
-    setting = _describe(options, checkout)
-    _say(report.card(setting) + "\n")
+    ways = [way for way in TIMED if way in (HOOKLESS, FASTCAP, *options.peers)]
+    setting = _describe(options, origin)
+    say(report.card(setting) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         place = Place(options.size, Path(folder))
         answers = _answer_all(place, ways, options.rounds)
     path = report.write(options.out, answers, setting)
     for answer in answers:
-        _say("\n" + report.section(answer, setting))
-    _say(report.bars(answers))
-    _say(f"Written to {path} and .md\n")
-    _say(json.dumps(report.headline(answers, setting), separators=(",", ":")))
+        say("\n" + report.section(answer, setting))
+    say(report.bars(answers))
+    say(f"Written to {path} and .md\n")
+    say(json.dumps(report.headline(answers, setting), separators=(",", ":")))
     return 0 if all(answer.verdicts[FASTCAP].is_equal for answer in answers) else 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.peers", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parser_of("benchmarks.peers", __doc__, rounds=7, out=Path(RESULTS))
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--rounds", type=_as_rounds, default=7, help="timed rounds (default 7)")
-    parser.add_argument("--out", type=Path, default=Path(RESULTS), help="folder for the results")
-    parser.add_argument(
-        "--allow-dirty", action="store_true", help="measure a working tree with changes"
-    )
-    parser.add_argument("--commit", help="what is measured, where this is no git checkout")
     return parser.parse_args(arguments)
 
 
-def _as_rounds(text: str) -> int:
-    n_rounds = int(text)
-    if n_rounds < FEWEST_ROUNDS:
-        raise argparse.ArgumentTypeError(f"an interval needs at least {FEWEST_ROUNDS} rounds")
-    return n_rounds
-
-
-def _why_not_start(peers: Sequence[str], checkout: Checkout, allow_dirty: bool) -> str | None:
-    missing = [peer for peer in peers if util.find_spec(MODULES[peer]) is None]
-    if missing:
-        return (
-            f"{', '.join(missing)} cannot be imported by {sys.executable}. `make bench-peers` "
-            "builds an environment that has every peer; --peers without a name measures none."
-        )
-    if checkout.changes and not allow_dirty:
-        return (
-            f"The working tree differs from its commit in {len(checkout.changes)} paths "
-            f"({', '.join(checkout.changes[:5])}), so the figures could not be traced to code. "
-            "Commit first, or pass --allow-dirty."
-        )
-    return None
-
-
-def _describe(options: argparse.Namespace, checkout: Checkout) -> report.Setting:
+def _describe(options: argparse.Namespace, origin: Origin) -> report.Setting:
     return report.Setting(
         shape=SIZES[options.size][0],
-        machine=describe_machine("cpu"),
-        checkout=checkout,
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        load=os.getloadavg()[0],
-        n_threads=torch.get_num_threads(),
+        origin=origin,
         n_rounds=options.rounds,
         floors=measure_floors("cpu"),
         versions=installed_versions(),
@@ -146,7 +108,7 @@ def _answer_all(place: Place, ways: Sequence[str], n_rounds: int) -> list[report
     answers = []
     with Team(ways, place) as team:
         for question in questions:
-            _say(f"{question.name}: {question.what}")
+            say(f"{question.name}: {question.what}")
             answers.append(_time(team, place, question, ways, n_rounds))
     _measure_memory(place, answers)
     return answers
@@ -165,7 +127,7 @@ def _time(
 ) -> report.Answer:
     reasons = {way: reason for way in ways if (reason := why_not(way, question)) is not None}
     asked = [way for way in ways if way not in reasons]
-    timings = measure(team, asked, question, n_rounds, place.oracle(question), _show_round)
+    timings = measure(team, asked, question, n_rounds, place.oracle(question), show_round)
     answer = report.Answer(question, timings.secs, timings.verdicts, why_not=reasons)
     for way, verdict in timings.verdicts.items():
         if not verdict.is_equal:
@@ -187,7 +149,7 @@ def _measure_memory(place: Place, answers: Sequence[report.Answer]) -> None:
         peaks = pool.map(lambda w: peak_in_child(w[1], w[0].question, w[2], place), wanted)
         for (answer, way, collector), peak in zip(wanted, peaks, strict=True):
             answer.peaks.setdefault(way, {})[collector] = peak
-            _say(f"{answer.question.name}: memory of {way} measured ({collector})")
+            say(f"{answer.question.name}: memory of {way} measured ({collector})")
 
 
 def _collectors(answer: report.Answer, way: str) -> list[str]:
@@ -195,16 +157,6 @@ def _collectors(answer: report.Answer, way: str) -> list[str]:
     question = answer.question
     both = way in answer.peers and question.position is None and not question.to_disk
     return list(COLLECTORS) if both else ["rows"]
-
-
-def _show_round(index: int, secs: Mapping[str, float]) -> None:
-    shown = ", ".join(f"{way} {elapsed:.2f} s" for way, elapsed in secs.items())
-    _say(f"round {index + 1}: {shown}")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

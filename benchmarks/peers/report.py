@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.checkout import Checkout
 from benchmarks.memory import Peak
 from benchmarks.peers.judge import Verdict
 from benchmarks.peers.questions import Question, Shape, as_fields
 from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS
+from benchmarks.programs import Origin
 from fastcap.bench.floors import Floors
-from fastcap.bench.machine import Machine
 from fastcap.bench.report import INTERVAL
 from fastcap.bench.timing import Ratio, paired_ratio
 from fastcap.host_memory import format_bytes
@@ -46,17 +42,10 @@ NOTES = (
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Everything that is known before the first measurement of a way.
-
-    `load` is the system's load average then: what others ran beside it.
-    """
+    """Everything that is known before the first measurement of a way."""
 
     shape: Shape
-    machine: Machine
-    checkout: Checkout
-    date: str
-    load: float
-    n_threads: int
+    origin: Origin
     n_rounds: int
     floors: Floors
     versions: Mapping[str, str]
@@ -131,16 +120,12 @@ def card(setting: Setting) -> str:
 
 
 def _card_rows(setting: Setting) -> Iterable[tuple[str, str]]:
-    shape, machine, checkout = setting.shape, setting.machine, setting.checkout
+    shape = setting.shape
     size = f"{shape.n_layers} layers of width {shape.width}, vocabulary {shape.vocab_size}"
     yield "model", f"GPT-2 with random weights, {size}, float32 on the CPU"
-    memory = f"{format_bytes(machine.memory_bytes)}, huge pages: {machine.huge_pages}"
-    yield "machine", f"{machine.cpu}, {machine.n_cores} cores, {memory}"
-    yield "load", f"{setting.load:.2f} before the start"
-    yield "rounds", f"{setting.n_rounds}, threads: {setting.n_threads}"
+    yield from setting.origin.card_rows()
+    yield "rounds", str(setting.n_rounds)
     yield "versions", ", ".join(f"{name} {version}" for name, version in setting.versions.items())
-    changes = f", with {len(checkout.changes)} changed paths" if checkout.changes else ""
-    yield "commit", f"{checkout.commit or 'unknown: not a git checkout'}{changes}"
     floors = setting.floors
     yield (
         "floors",
@@ -234,8 +219,8 @@ def _remarks(answer: Answer, setting: Setting) -> list[str]:
 def headline(answers: Sequence[Answer], setting: Setting) -> dict[str, Any]:
     """The figures to quote, small enough for one line."""
     return {
-        "machine": setting.machine.tag,
-        "commit": setting.checkout.commit,
+        "machine": setting.origin.machine.tag,
+        "commit": setting.origin.checkout.commit,
         "fastcap_to_peer": {
             a.question.name: {way: _brief(a.ratio(FASTCAP, way)) for way in a.peers}
             for a in answers
@@ -253,15 +238,8 @@ def document(answers: Sequence[Answer], setting: Setting) -> dict[str, Any]:
     return {
         "format": 1,
         "headline": headline(answers, setting),
-        "date": setting.date,
-        "commit": setting.checkout.commit,
-        "changed_paths": list(setting.checkout.changes),
-        "machine": asdict(setting.machine),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **setting.origin.fields(),
         "versions": dict(setting.versions),
-        "threads": setting.n_threads,
-        "load": setting.load,
         "model": asdict(setting.shape),
         "floors": asdict(setting.floors),
         "interval": INTERVAL,
@@ -291,7 +269,7 @@ def _fields(answer: Answer, setting: Setting) -> dict[str, Any]:
 
 def markdown(answers: Sequence[Answer], setting: Setting) -> str:
     """The page beside the JSON."""
-    title = f"# fastcap and its peers on {setting.machine.tag}, {setting.date[:10]}"
+    title = f"# fastcap and its peers on {setting.origin.machine.tag}, {setting.origin.day}"
     sections = "\n".join(section(answer, setting) for answer in answers)
     notes = "\n".join(f"* {note}" for note in _notes(answers))
     return f"{title}\n\n```\n{card(setting)}\n```\n\n{sections}\n{notes}\n\n{bars(answers)}\n"
@@ -315,7 +293,7 @@ def bars(answers: Sequence[Answer]) -> str:
 def write(folder: Path, answers: Sequence[Answer], setting: Setting) -> Path:
     """Write both files; returns the path of the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"peers-{setting.date[:10]}-{setting.machine.tag}.json"
+    path = folder / f"peers-{setting.origin.day}-{setting.origin.machine.tag}.json"
     path.write_text(json.dumps(document(answers, setting), indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(answers, setting))
     return path

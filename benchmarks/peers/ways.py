@@ -101,11 +101,3 @@ def why_not(way: str, question: Question) -> str | None:
             "a Hugging Face model run whole."
         )
     return None
-
-
-def load(way: str, folder: Path) -> Prepare:
-    """Load a way's library and its model."""
-    from benchmarks.peers import ours, theirs
-
-    loaders = {**ours.LOADERS, **theirs.LOADERS}
-    return loaders[way](folder)

@@ -31,10 +31,13 @@ from typing import Any, TextIO
 from safetensors.torch import load_file, save_file
 
 from benchmarks.memory import Peak, reset_peak, resident_bytes
+from benchmarks.peers import ours, theirs
 from benchmarks.peers.judge import compare
 from benchmarks.peers.questions import SIZES, Question, draw_token_ids, find_question, write_model
-from benchmarks.peers.ways import COLLECTORS, Run, Values, load
+from benchmarks.peers.ways import COLLECTORS, Run, Values
 from fastcap.bench.timing import give_back_memory
+
+LOADERS = {**ours.LOADERS, **theirs.LOADERS}
 
 
 class Stopwatch:
@@ -67,7 +70,7 @@ class Runner:
     """One way, loaded, and the runs of it."""
 
     def __init__(self, way: str, size: str, folder: Path, scratch: Path) -> None:
-        self._prepare = load(way, folder)
+        self._prepare = LOADERS[way](folder)
         self._shape = SIZES[size][0]
         self._scratch = scratch
 

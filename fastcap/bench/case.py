@@ -69,15 +69,16 @@ class Case:
         return known
 
     def passes(self, *, is_compiled: bool = False) -> Iterator[Any]:
-        """Run the model over each batch; gives each batch after its pass.
+        """Run the model over each batch; gives each batch after its pass. Nothing is done in a pass
+        that the model's own loop would not do.
 
         Args:
             is_compiled: Whether compiled parts run as such. Their graphs skip hooks.
         """
-        with evaluation_mode(self.model):
+        plain = nullcontext() if is_compiled else uncompiled()
+        with evaluation_mode(self.model), plain:
             for batch in self.batches:
-                plain = nullcontext() if is_compiled else uncompiled()
-                with plain, torch.no_grad():
+                with torch.no_grad():
                     self.call(self.call.prepare(batch))
                 yield batch
 
@@ -89,15 +90,47 @@ class Case:
         return reference.take_selection(value, selection)
 
     def oracle(self) -> dict[str, Tensor]:
-        """The right values, slowly."""
+        """The right values, slowly.
+
+        Raises:
+            ArgumentError: A site's values of all batches do not make one tensor.
+        """
+        paths = _full_paths(self.model, self.bound)
+        parts: dict[str, list[Tensor]] = {site: [] for site in self.sites}
         with evaluation_mode(self.model), uncompiled():
-            return reference.extract(
+            for values in reference.stream(
                 self.model,
                 self.batches,
-                self.sites,
+                list(dict.fromkeys(paths.values())),
                 lambda model, batch: self.call(self.call.prepare(batch)),
-                selection=self.selection,
-            )
+                self.selection,
+            ):
+                for site, path in paths.items():
+                    parts[site].append(values[path])
+        return {site: _concatenated(site, values) for site, values in parts.items()}
+
+
+def _full_paths(model: nn.Module, bound: Iterable[BoundSite]) -> dict[str, str]:
+    """Each site's name with the segments of wrappers, which the oracle knows nothing of."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    paths = {id(module): path for path, module in reversed(modules.items())}
+    return {
+        each.site.name: each.site.name
+        if modules.get(each.site.module) is each.module
+        else each.site.at(paths[id(each.module)]).name
+        for each in bound
+    }
+
+
+def _concatenated(site: str, values: Sequence[Tensor]) -> Tensor:
+    shapes = sorted({tuple(value.shape) for value in values})
+    if len({(shape[1:], len(shape)) for shape in shapes}) > 1 or () in shapes:
+        raise ArgumentError(
+            f"Site {site!r} gives values of shape {', '.join(map(str, shapes))}, which do not make "
+            "one tensor with a row for each sample, and that is what ways are compared by. Measure "
+            "batches of one length, take positions=-1, or leave the site out."
+        )
+    return torch.cat(list(values))
 
 
 def make_case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from fastcap.bench.report import Report
 from fastcap.bench.timeline import COPY, DELIVER, FORWARD, PACK, WAIT, Span, Timeline
 from fastcap.bench.timing import Ratio
 from fastcap.bench.ways import FASTCAP, HOOK
+from fastcap.bench.words import counted, format_secs
 from fastcap.errors import MissingExtraError
 from fastcap.host_memory import format_bytes
 
@@ -24,6 +26,8 @@ MARKS = {HOOK: ("o", "--", "white"), FASTCAP: ("s", "-", "black")}
 FILLS = {FORWARD: "0.85", PACK: "0.6", COPY: "0.4", DELIVER: "0.6", WAIT: "white"}
 LARGE_RATIO = 5.0  # from here on ratios are easier to read on a logarithmic axis
 LEAST_PERCENT = 0.01
+LABEL_SHARE = 0.12  # of the width: what a label of an amount of bytes takes
+BAR_LABEL_SHARE = 0.27  # of the width: what a percentage and a time take
 LEAST_SHARE = 0.002  # of the width: what is shorter would not be seen
 
 
@@ -43,7 +47,7 @@ def check_matplotlib() -> None:
 def overhead_figure(report: Report) -> Figure:
     """Time over that of hookless, by bytes captured per pass."""
     figure, axes = _new_figure(3.6)
-    points = report.points
+    points = sorted(report.points, key=lambda point: point.captured_bytes)
     xs = [max(point.captured_bytes / point.n_passes, 1) for point in points]
     for number, way in enumerate((HOOK, FASTCAP)):
         shifted = [x * 1.05 ** (2 * number - 1) for x in xs]  # side by side where they coincide
@@ -54,13 +58,24 @@ def overhead_figure(report: Report) -> Figure:
     axes.set_xlim(xs[0] / 1.6, xs[-1] * 1.6)
     axes.minorticks_off()
     labels = [
-        f"{format_bytes(x)}\n{_count(len(point.sites), 'site')}"
+        f"{format_bytes(x)}\n{counted(len(point.sites), 'site')}"
         for x, point in zip(xs, points, strict=True)
     ]
-    axes.set_xticks(xs, labels)
+    axes.set_xticks(xs, _without_crowding(xs, labels))
     axes.set_xlabel("captured per pass (bytes, logarithmic)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False)
     return figure
+
+
+def _without_crowding(xs: Sequence[float], labels: Sequence[str]) -> list[str]:
+    """Labels from the right, without those that would run into one before."""
+    room = LABEL_SHARE * math.log(1.6**2 * xs[-1] / xs[0])
+    shown, last = [], math.inf
+    for x, label in zip(reversed(xs), reversed(labels), strict=True):
+        is_clear = math.log(x) + room < last
+        last = math.log(x) if is_clear else last
+        shown.append(label if is_clear else "")
+    return shown[::-1]
 
 
 def _draw_way(axes: Any, way: str, xs: Sequence[float], ratios: Sequence[Ratio]) -> None:
@@ -96,10 +111,6 @@ def _limit_ratios(axes: Any, ratios: Sequence[Ratio]) -> None:
     axes.set_ylabel("time of a run (hookless = 1)")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def floors_figure(report: Report) -> Figure:
     """How much of fastcap's time each floor would take by itself."""
     shares = dict(sorted(report.floor_shares.items(), key=lambda item: item[1]))
@@ -111,27 +122,24 @@ def floors_figure(report: Report) -> Figure:
     secs = report.whole.median_secs(FASTCAP)
     for row, (percent, share) in enumerate(zip(percents, shares.values(), strict=True)):
         shown = f"{percent:.3g} %" if percent >= LEAST_PERCENT else f"< {LEAST_PERCENT} %"
-        text = f"{shown}  ({_seconds(share * secs)})"
-        is_long = percent > 0.75 * right
-        axes.text(
-            percent - 0.01 * right if is_long else percent + 0.01 * right,
-            row,
-            text,
-            va="center",
-            ha="right" if is_long else "left",
-            backgroundcolor="0.75" if is_long else "white",
-            bbox=None if is_long else {"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+        text = f"{shown}  ({format_secs(share * secs)})"
+        x, side = _label_place(percent, right)
+        axes.text(x, row, text, va="center", ha=side)
     axes.set_xlim(0, right)
-    axes.set_xlabel(f"share of fastcap's time for a run, {_seconds(secs)} (%)")
+    axes.set_xlabel(f"share of fastcap's time for a run, {format_secs(secs)} (%)")
     return figure
 
 
-def _seconds(secs: float) -> str:
-    for scale, unit in ((1.0, "s"), (1e3, "ms")):
-        if secs * scale >= 1:
-            return f"{secs * scale:.3g} {unit}"
-    return f"{1e6 * secs:.3g} µs"
+def _label_place(percent: float, right: float) -> tuple[float, str]:
+    """Where the label of a bar begins ("left") or ends ("right"): never across the line at 100."""
+    gap, width = 0.01 * right, BAR_LABEL_SHARE * right
+    start = percent + gap
+    if start + width <= (100 if percent <= 100 else right):
+        return start, "left"
+    for end in (min(percent, 100.0) - gap, percent - gap):
+        if end - width >= 0 and not end - width < 100 < end:
+            return end, "right"
+    return max(percent, 100.0) + gap, "left"
 
 
 def timeline_figure(timeline: Timeline) -> Figure:

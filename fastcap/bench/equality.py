@@ -35,9 +35,10 @@ class Judge:
 
         Args:
             way: Whose values they are.
-            values: One tensor per site.
+            values: One tensor per site, on any device.
             is_tail: Whether they are those of the last batch only.
         """
+        values = {site: value.cpu() for site, value in values.items()}
         expected = self.expected
         if is_tail:
             sizes = {site: len(value) for site, value in values.items()}
@@ -47,7 +48,7 @@ class Judge:
         self.n_mismatches.setdefault(way, 0)
         if not is_first and same_bytes(expected, values):
             return
-        problems = reference.differences(expected, {s: v.cpu() for s, v in values.items()})
+        problems = reference.differences(expected, values)
         found += [problem for problem in problems if problem not in found]
         self.n_mismatches[way] += _count_mismatches(expected, values)
 
@@ -57,7 +58,7 @@ def _count_mismatches(expected: Values, found: Values) -> int:
     return sum(
         name not in expected
         or name not in found
-        or bool(reference.differences({name: expected[name]}, {name: found[name].cpu()}))
+        or bool(reference.differences({name: expected[name]}, {name: found[name]}))
         for name in names
     )
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from fastcap.bench.timing import synchroniser
+from fastcap.errors import SaveError
+from fastcap.host_memory import format_bytes
 
 COPY_BYTES = 256 << 20  # several times any cache, and what one site of a large result takes
 WRITE_BYTES = 8 << 20  # of one call to the operating system
@@ -84,6 +86,9 @@ def measure_floors(
             which saves three times as many seconds.
         folder: Where files are written; `None` to leave the disk out.
         n_repeats: Of each measurement but the rested one.
+
+    Raises:
+        SaveError: Nothing can be written in `folder`.
 
     Example:
         >>> floors = measure_floors("cpu", 1 << 20, rest_secs=None, n_repeats=1)
@@ -153,21 +158,33 @@ def _link_rate(source: Tensor, device: torch.device | str, n_repeats: int) -> fl
 
 
 def write_rates(source: Tensor, folder: Path, n_repeats: int = N_REPEATS) -> list[float]:
-    """GB/s of writing `source` to a new file of `folder`, fsync included; the file is removed."""
+    """GB/s of writing `source` to a new file of `folder`, fsync included; the file is removed.
+
+    Raises:
+        SaveError: It cannot be written.
+    """
     data = memoryview(source.numpy().data)
-    rates = []
-    for _ in range(n_repeats):
-        descriptor, path = tempfile.mkstemp(prefix="fastcap-bench-", dir=folder)
-        try:
-            started = time.perf_counter()
-            for first in range(0, len(data), WRITE_BYTES):
-                _write_all(descriptor, data[first : first + WRITE_BYTES])
-            os.fsync(descriptor)
-            rates.append(len(data) / (time.perf_counter() - started) / 1e9)
-        finally:
-            os.close(descriptor)
-            Path(path).unlink()
-    return rates
+    try:
+        return [len(data) / _write_secs(data, folder) / 1e9 for _ in range(n_repeats)]
+    except OSError as error:
+        raise SaveError(
+            error.errno,
+            f"Cannot write a file of {format_bytes(len(data))} in {folder}, which measures its "
+            f"disk: {error.strerror}. Name another folder, or leave the disk out.",
+        ) from error
+
+
+def _write_secs(data: memoryview, folder: Path) -> float:
+    descriptor, path = tempfile.mkstemp(prefix="fastcap-bench-", dir=folder)
+    try:
+        started = time.perf_counter()
+        for first in range(0, len(data), WRITE_BYTES):
+            _write_all(descriptor, data[first : first + WRITE_BYTES])
+        os.fsync(descriptor)
+        return time.perf_counter() - started
+    finally:
+        os.close(descriptor)
+        Path(path).unlink()
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from fastcap.bench.case import Case, Values, make_case
-from fastcap.bench.equality import Judge, gathered
+from fastcap.bench.equality import Judge, gathered, same_bytes
 from fastcap.bench.timing import (
+    FEWEST_ROUNDS,
     Ratio,
     measure_rounds,
     paired_ratio,
@@ -100,10 +101,13 @@ def overhead(
 ) -> Overhead:
     """Measure the overhead of capture functions on a model, and check what they deliver.
 
-    Every round runs the passes once without capture and once in each way, and starts with another
-    of them; ratios are taken within rounds (`fastcap.bench.paired_ratio`). Before the timed rounds
-    each way runs once, and its values are compared with the oracle's; so are those of each round.
-    The model must give the same values for the same batch every time.
+    Every round runs the passes once without capture and once in each way, forwards in one round and
+    backwards in the next; ratios are taken within rounds (`fastcap.bench.paired_ratio`). Before the
+    timed rounds each way runs once, and its values are compared with the oracle's; so are those of
+    each round. The model must give the same values for the same batch every time.
+
+    Ways make their passes with `case.passes()`, in which parts that `torch.compile` wraps run as
+    plain Python, since compiled graphs skip hooks; those without capture run as they are compiled.
 
     Args:
         model: Any module.
@@ -124,8 +128,10 @@ def overhead(
         on_round: Told every round's index and its seconds by way.
 
     Raises:
-        ArgumentError: No batches or sites, an unknown way, too few rounds, or a selection that
-            plain hooks cannot take, or a site that gives no tensor.
+        ArgumentError: No batches or sites, an unknown way, one that returns no tensors by site or
+            leaves hooks behind, too few rounds, a selection that plain hooks cannot take, a site
+            that gives no tensor, or a model that gives other values for the same batch.
+        BatchError: A batch does not say how many samples it has.
         SiteNotFoundError: A site is no module of the model.
 
     Example:
@@ -155,7 +161,8 @@ def find_ways(ways: Mapping[str, Way] | Iterable[str] | None) -> dict[str, Way]:
     """Functions by name.
 
     Raises:
-        ArgumentError: A name that is not in `WAYS`, or `hookless`, which is always measured.
+        ArgumentError: A name that is not in `WAYS`, or `hookless`, which is always measured, or
+            what is no function.
     """
     if ways is None:
         ways = (HOOK, FASTCAP)
@@ -165,11 +172,17 @@ def find_ways(ways: Mapping[str, Way] | Iterable[str] | None) -> dict[str, Way]:
     if HOOKLESS in names:
         raise ArgumentError(f"ways names {HOOKLESS!r}, which is always measured. Leave it out.")
     if isinstance(ways, Mapping):
+        for name, way in ways.items():
+            if not callable(way):
+                raise ArgumentError(f"Way {name!r} is {way!r}, and not a function of a case.")
         return dict(ways)
     unknown = [name for name in names if name not in WAYS]
     if unknown:
         known = ", ".join(map(repr, WAYS))
-        raise ArgumentError(f"No way is named {unknown[0]!r}. There are {known}.")
+        raise ArgumentError(
+            f"No way is named {unknown[0]!r}. There are {known}; functions of your own are given "
+            "by name, such as {'mine': capture}."
+        )
     return {name: WAYS[name] for name in names}
 
 
@@ -181,11 +194,12 @@ def measure(
     on_round: OnRound | None = None,
 ) -> Overhead:
     """As `overhead`, of a case that is made already."""
-    rounds = as_count("rounds", rounds, at_least=2)  # an interval needs a spread
+    rounds = as_count("rounds", rounds, at_least=FEWEST_ROUNDS)
+    n_samples = sum(case.sizes)
     check_sites_fire(case)
     judge = Judge(case.oracle())
     for name, way in ways.items():
-        _check_whole(judge, name, way(case))
+        _run_first(case, name, way, judge)
     is_tail = dict.fromkeys(ways, False)
 
     def run(name: str) -> Values:
@@ -211,7 +225,7 @@ def measure(
         problems={name: tuple(found) for name, found in judge.problems.items()},
         captured_bytes=sum(value.nbytes for value in judge.expected.values()),
         n_passes=len(case.batches),
-        n_samples=sum(case.sizes),
+        n_samples=n_samples,
         sites=tuple(case.sites),
     )
 
@@ -220,9 +234,46 @@ def _silent(index: int, secs: Mapping[str, float]) -> None:
     """Nobody watches."""
 
 
-def _check_whole(judge: Judge, name: str, outcome: Values | Iterator[Values]) -> None:
-    values = outcome if isinstance(outcome, Mapping) else gathered(outcome)
-    judge.check(name, values)
+def _run_first(case: Case, name: str, way: Way, judge: Judge) -> None:
+    """Check a way's whole result, and what it leaves behind."""
+    n_hooks = _count_hooks(case.model)
+    outcome = way(case)
+    if not isinstance(outcome, Mapping | Iterator):
+        raise ArgumentError(
+            f"Way {name!r} returned {type(outcome).__name__}. A way returns a mapping of one "
+            "tensor per site, or is a generator of one such mapping per batch."
+        )
+    judge.check(name, outcome if isinstance(outcome, Mapping) else gathered(outcome))
+    del outcome
+    left = _count_hooks(case.model) - n_hooks
+    if left > 0:
+        raise ArgumentError(
+            f"Way {name!r} left {left} hooks on the model, which would slow down every way after "
+            "it. Keep what register_forward_hook returns, and call its remove() in the end."
+        )
+    if judge.n_mismatches[name]:
+        _check_model_repeats(case, judge.expected)
+
+
+def _count_hooks(model: nn.Module) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
+
+
+def _check_model_repeats(case: Case, expected: Values) -> None:
+    again = case.oracle()
+    other = [
+        site for site in expected if not same_bytes({site: expected[site]}, {site: again[site]})
+    ]
+    if other:
+        raise ArgumentError(
+            f"At site {other[0]!r} the model gives other values when it is given the same batches "
+            "again, so that no way can be compared with the oracle. It draws random numbers in "
+            "evaluation mode, keeps something from pass to pass, changes the batch, or uses "
+            "kernels that do not repeat (torch.use_deterministic_algorithms). Change that, if need "
+            "be in forward=lambda model, batch: ..., or leave such sites out."
+        )
 
 
 def _drain(outcome: Values | Iterator[Values]) -> tuple[Values, bool]:

@@ -10,18 +10,20 @@ from fastcap.bench import charts
 from fastcap.bench.files import write_text
 from fastcap.bench.report import TABLE_HEADER, Report, card_rows, remarks, table_rows
 from fastcap.bench.ways import FASTCAP
+from fastcap.bench.words import counted
 from fastcap.host_memory import format_bytes
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
        max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-figure { margin: 0; } figcaption { color: #333; } svg { width: 100%; height: auto; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
+figure { margin: 0; } figcaption { color: #333; }
+svg { width: 100%; min-width: 40rem; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.2rem 1rem 0.2rem 0; border-bottom: 1px solid #bbb;
-         vertical-align: top; }
+         white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; }
-dt { font-weight: 600; } dd { margin: 0; } .table { overflow-x: auto; }
+dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; } .wide { overflow-x: auto; }
 """
 
 
@@ -57,7 +59,8 @@ def _parts(report: Report) -> Iterator[str]:
             "; on the CPU the forward and the copy add up."
             if report.floors.link_gb_per_sec is None
             else "."
-        ),
+        )
+        + _of_disk(report),
     )
     yield "<h2>What runs when</h2>"
     yield _picture(
@@ -68,27 +71,37 @@ def _parts(report: Report) -> Iterator[str]:
     yield "</body></html>"
 
 
+def _of_disk(report: Report) -> str:
+    if report.floors.disk_gb_per_sec is None:
+        return ""
+    return (
+        " This run wrote nothing to disk: an archive of these values would take that long at least."
+    )
+
+
 def _answer(report: Report) -> str:
     whole = report.whole
     mismatches = sum(sum(point.n_mismatches.values()) for point in report.points)
     equal = "Every value" if not mismatches else f"All but {mismatches} values"
-    ratio = whole.ratios[FASTCAP].median
+    ratio = whole.ratios[FASTCAP]
     return (
-        f"With all {len(whole.sites)} sites captured, a run takes {ratio:.3f} times as long as "
+        f"With {counted(len(whole.sites), 'site')} captured, a run takes {ratio} times as long as "
         f"without capture. {equal} equalled the oracle's."
     )
 
 
 def _copies(report: Report) -> str:
-    counted = report.statistics
+    made = report.statistics
     return (
-        f"It made {counted.copies} copies of {format_bytes(counted.copied_bytes)} in all for "
-        f"{counted.captures} captures, a first pass that is not shown included."
+        f"It made {made.copies} copies of {format_bytes(made.copied_bytes)} in all for "
+        f"{made.captures} captures, a first pass that is not shown included."
     )
 
 
 def _picture(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    return (
+        f'<figure><div class="wide">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    )
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -97,7 +110,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in body]
     inner = "".join(f"<tr>{line}</tr>" for line in lines)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{inner}</tbody></table>"
-    return f'<div class="table">{table}</div>'
+    return f'<div class="wide">{table}</div>'
 
 
 def write(report: Report, path: Path) -> None:

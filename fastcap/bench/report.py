@@ -8,8 +8,9 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,29 @@ from fastcap.bench.floors import (
     predict,
 )
 from fastcap.bench.machine import Machine, describe_machine
-from fastcap.bench.overhead import N_ROUNDS, OnRound, Overhead, find_ways, measure
+from fastcap.bench.overhead import N_ROUNDS, Overhead, find_ways, measure
 from fastcap.bench.recording import record_timeline
 from fastcap.bench.timeline import Timeline
 from fastcap.bench.timing import Ratio, synchroniser
 from fastcap.bench.ways import FASTCAP, HOOK, HOOKLESS
+from fastcap.bench.words import counted, format_secs
+from fastcap.forward import is_compiled
 from fastcap.host_memory import available_bytes, format_bytes
 from fastcap.records import Statistics
 
 INTERVAL = "95 % interval: Student's t on the logarithms of the rounds' paired ratios"
 RUN_SECS = 0.5  # of one timed run: several times what a clock or a scheduler adds
-MOST_PASSES = 256
+MOST_PASSES = 2048
 N_SHOWN_PASSES = 3
 SITES_FACTOR = 4  # between the numbers of sites that are measured
+MOST_PROBLEMS = 3  # of a way that are told in text; JSON has all
+
+OnPointRound = Callable[[int, int, Mapping[str, float]], None]
+"""Told the number of sites, a round's index and its seconds by way."""
+
+
+def unwatched(n_sites: int, index: int, secs: Mapping[str, float]) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ def make_report(
     passes: int | None = None,
     folder: Path | None = None,
     floor_bytes: int = COPY_BYTES,
-    on_round: OnRound | None = None,
+    on_round: OnPointRound = unwatched,
 ) -> Report:
     """Measure overhead, floors and a timeline.
 
@@ -112,17 +123,21 @@ def make_report(
         passes: Passes of one run; by default as many as take half a second without capture.
         folder: Where the disk's floor is measured; `None` to leave that out.
         floor_bytes: Of each copy that measures a floor.
-        on_round: Told every round's index and its seconds by way.
+        on_round: Told how many sites are captured, every round's index and its seconds by way.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    floors = measure_floors(case.device, floor_bytes, rest_secs=None, folder=folder)
     if passes is None:
         passes = choose_passes(case)
     run = replace(case, batches=repeated(case.batches, passes))
     ways = find_ways((HOOK, FASTCAP))
     points = [
-        measure(replace(run, bound=[run.bound[i] for i in spread(n, len(run.bound))]), ways, rounds)
-        if n < len(run.bound)
-        else measure(run, ways, rounds, on_round=on_round)
+        measure(
+            replace(run, bound=[run.bound[i] for i in spread(n, len(run.bound))]),
+            ways,
+            rounds,
+            on_round=partial(on_round, n),
+        )
         for n in counts_up_to(len(run.bound))
     ]
     shown = replace(case, batches=repeated(case.batches, N_SHOWN_PASSES))
@@ -136,7 +151,7 @@ def make_report(
         load=load,
         n_threads=torch.get_num_threads(),
         points=tuple(points),
-        floors=measure_floors(case.device, floor_bytes, rest_secs=None, folder=folder),
+        floors=floors,
         timeline=timeline,
         statistics=statistics,
     )
@@ -161,6 +176,7 @@ def settings_of(case: Case, passes: int, rounds: int) -> dict[str, Any]:
             name: str(given) for name, given in case.options.items() if given is not None
         },
         "device": str(case.device),
+        "compiled": is_compiled(case.model),
         "passes_per_run": passes,
         "samples_per_run": sum(replace(case, batches=repeated(case.batches, passes)).sizes),
         "rounds": rounds,
@@ -179,7 +195,8 @@ def choose_passes(case: Case) -> int:
     one = replace(case, batches=case.batches[:1])
     n_bytes = sum(value.nbytes for value in one.oracle().values())
     wait = synchroniser(case.device)
-    wait()
+    for _ in one.passes(is_compiled=True):  # a first pass may compile the model
+        wait()
     started = time.perf_counter()
     for _ in one.passes(is_compiled=True):
         wait()
@@ -227,9 +244,11 @@ def card_rows(report: Report) -> Iterator[tuple[str, str]]:
     whole, machine, settings = report.whole, report.machine, report.settings
     selection = ", ".join(f"{name}={given}" for name, given in settings["selection"].items())
     per_pass = format_bytes(whole.captured_bytes / whole.n_passes)
-    run = f"{settings['samples_per_run']} samples in {settings['passes_per_run']} passes"
+    n_samples = counted(settings["samples_per_run"], "sample")
+    run = f"{n_samples} in {counted(settings['passes_per_run'], 'pass', 'passes')}"
     yield "model", f"{report.model}, on {settings['device']}"
-    yield "capture", f"{len(whole.sites)} sites, {selection or 'whole values'}: {per_pass} per pass"
+    n_sites = counted(len(whole.sites), "site")
+    yield "capture", f"{n_sites}, {selection or 'whole values'}: {per_pass} per pass"
     yield "run", f"{run}, {settings['rounds']} rounds"
     memory = f"{format_bytes(machine.memory_bytes)}, huge pages: {machine.huge_pages}"
     yield "machine", f"{machine.cpu}, {machine.n_cores} cores, {memory}"
@@ -298,10 +317,16 @@ def remarks(report: Report) -> list[str]:
         "from the oracle's, over all runs."
     )
     predicted = (
-        f"For all sites the floors predict {report.prediction.secs:.3f} s a run "
+        f"For all sites the floors predict {format_secs(report.prediction.secs)} a run "
         f"({report.prediction.what}); fastcap takes {share:.3f} times that."
     )
     notes = [ways, interval, predicted]
+    if report.settings["compiled"]:
+        notes.append(
+            "The model is compiled, in whole or in part. Compiled graphs skip hooks, so all that "
+            "capture ran as plain Python, and what that costs is in their ratios; hookless ran as "
+            "it is compiled."
+        )
     hidden = report.timeline.hidden_share()
     if hidden is not None and report.settings["device"] != "cpu":
         notes.append(f"{hidden:.0%} of the copies' time passed while the model computed.")
@@ -312,7 +337,11 @@ def _differences(report: Report) -> Iterator[str]:
     for point in report.points:
         for way, problems in point.problems.items():
             if problems:
-                yield f"{way} DIFFERS at {len(point.sites)} sites: {'; '.join(problems)}"
+                more = len(problems) - MOST_PROBLEMS
+                rest = f"; and {more} more, which --json has" if more > 0 else ""
+                of = counted(len(point.sites), "site")
+                told = "; ".join(problems[:MOST_PROBLEMS])
+                yield f"{way} DIFFERS with {of} captured: {told}{rest}"
 
 
 def as_text(report: Report) -> str:

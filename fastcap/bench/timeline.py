@@ -95,10 +95,13 @@ class Timeline:
             [('copy', 500000.0, 250000.0)]
         """
         numbers = {queue: number for number, queue in enumerate(self.queues, 1)}
-        names = [
-            {"ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": {"name": queue}}
-            for queue, tid in numbers.items()
+        names: list[dict[str, Any]] = [
+            {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "fastcap"}}
         ]
+        for queue, tid in numbers.items():
+            of = {"ph": "M", "pid": 1, "tid": tid}
+            names.append({**of, "name": "thread_name", "args": {"name": queue}})
+            names.append({**of, "name": "thread_sort_index", "args": {"sort_index": tid}})
         events = [
             {
                 "ph": "X",
@@ -106,8 +109,8 @@ class Timeline:
                 "cat": span.kind,
                 "pid": 1,
                 "tid": numbers[span.queue],
-                "ts": round(span.start_secs * 1e6, 3),  # microseconds, as the format has it
-                "dur": round(span.secs * 1e6, 3),
+                "ts": _nanos(span.start_secs) / 1e3,  # microseconds, as the format has it
+                "dur": (_nanos(span.end_secs) - _nanos(span.start_secs)) / 1e3,
                 "args": {"bytes": span.n_bytes},
             }
             for span in self.spans
@@ -121,6 +124,11 @@ class Timeline:
             SaveError: It cannot be written.
         """
         write_text(path, json.dumps(self.trace()) + "\n")
+
+
+def _nanos(secs: float) -> int:
+    """Whole, so that what ends when another begins does not overlap it once written."""
+    return round(secs * 1e9)
 
 
 def _overlap_secs(copy: Span, work: Iterable[Span]) -> float:

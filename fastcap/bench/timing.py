@@ -1,7 +1,8 @@
 """Interleaved rounds, and what the ratios between two ways are.
 
 Shared machines drift by more than what is measured here, so no way is timed by itself: every round
-runs every way once, each round starts with another way, and ways are compared within a round.
+runs every way once, in an order in which none always follows the same other, and ways are compared
+within a round.
 """
 
 from __future__ import annotations
@@ -88,10 +89,20 @@ def t_quantile(n_degrees: int) -> float:
     return T_QUANTILES[min(n_degrees, len(T_QUANTILES)) - 1]
 
 
-def rotated(names: Sequence[str], n_places: int) -> list[str]:
-    """The names in order, starting `n_places` further on."""
-    start = n_places % len(names)
-    return [*names[start:], *names[:start]]
+def order_of_round(names: Sequence[str], index: int) -> list[str]:
+    """In which order a round runs every name.
+
+    Rounds come in pairs, forwards then backwards, and each pair starts one name further on. A mere
+    rotation would run every way after the same other in all rounds, and a way that is given the
+    memory that one before it has just returned is faster for it.
+
+    Example:
+        >>> ["".join(order_of_round("abc", index)) for index in range(6)]
+        ['abc', 'cba', 'bca', 'acb', 'cab', 'bac']
+    """
+    start = index // 2 % len(names)
+    order = [*names[start:], *names[:start]]
+    return order[::-1] if index % 2 else order
 
 
 Round = Callable[[Sequence[str]], Mapping[str, tuple[float, T]]]
@@ -122,7 +133,7 @@ def measure_rounds(
         if index >= FEWEST_ROUNDS and time.perf_counter() > deadline:
             break
         give_back_memory()
-        of_round = run_round(rotated(names, index))
+        of_round = run_round(order_of_round(names, index))
         for name in names:
             elapsed, value = of_round[name]
             secs[name].append(elapsed)

@@ -125,8 +125,13 @@ def _collect(
     finally:
         for handle in handles:
             handle.remove()
-    whole = {site: torch.cat(values) for site, values in parts.items() if values}
-    return {site: case.select(value) for site, value in whole.items()}
+    return {site: _joined(case, values) for site, values in parts.items() if values}
+
+
+def _joined(case: Case, values: list[Tensor]) -> Tensor:
+    if len({value.shape[1:] for value in values}) == 1:
+        return case.select(torch.cat(values))
+    return torch.cat([case.select(value) for value in values])  # batches of several lengths
 
 
 def attach_hooks(bound: Iterable[BoundSite], keep: Keep) -> list[RemovableHandle]:
@@ -135,27 +140,28 @@ def attach_hooks(bound: Iterable[BoundSite], keep: Keep) -> list[RemovableHandle
 
 
 def check_sites_fire(case: Case) -> None:
-    """Run one pass.
+    """Run one pass of every batch; of one that is there many times, once.
 
     Raises:
-        ArgumentError: A site gave no tensor in it.
+        ArgumentError: A site gave no tensor in one.
     """
     fired: set[str] = set()
+    once = {id(batch): batch for batch in case.batches}
     handles = attach_hooks(case.bound, lambda site, value: fired.add(site))
     try:
-        for _ in replace(case, batches=case.batches[:1]).passes():
-            pass
+        for _ in replace(case, batches=list(once.values())).passes():
+            silent = [site for site in case.sites if site not in fired]
+            if silent:
+                raise ArgumentError(
+                    f"Site {silent[0]!r} gave no tensor in a pass"
+                    + (f", nor did {len(silent) - 1} more" if silent[1:] else "")
+                    + ". Leave it out, or name a part of its output. What every module gives is "
+                    "shown by: fastcap sites MODEL --example BATCH"
+                )
+            fired.clear()
     finally:
         for handle in handles:
             handle.remove()
-    silent = [site for site in case.sites if site not in fired]
-    if silent:
-        raise ArgumentError(
-            f"Site {silent[0]!r} gave no tensor in a pass"
-            + (f", nor did {len(silent) - 1} more" if silent[1:] else "")
-            + ". Leave it out, or name a part of its output. What every module gives is shown by: "
-            "fastcap sites MODEL --example BATCH"
-        )
 
 
 def _attach_hook(module: nn.Module, site: Site, keep: Keep) -> RemovableHandle:

@@ -14,7 +14,9 @@ from torch import nn
 
 from fastcap import locate
 from fastcap.bench import Case, charts, make_case, page, report
+from fastcap.bench.files import check_writable
 from fastcap.bench.ways import check_sites_fire
+from fastcap.bench.words import counted
 from fastcap.cli.command import STATUS_ERROR, command, to_stderr
 from fastcap.cli.words import Device, Inputs, Model, SiteNames, move, parse_positions
 from fastcap.datasets.opening import vocabulary_size
@@ -41,7 +43,10 @@ def bench(
     device: Device = None,
     rounds: Annotated[int, typer.Option(min=2, help="Timed rounds.")] = 7,
     passes: Annotated[
-        int | None, typer.Option(min=1, help="Passes of one run. By default half a second of them.")
+        int | None,
+        typer.Option(
+            min=1, help="Passes of one run. By default half a second of them, 2048 at most."
+        ),
     ] = None,
     disk: Annotated[
         Path | None, typer.Option(help="Folder whose disk is measured as a floor.")
@@ -60,6 +65,8 @@ def bench(
     taken = parse_positions(positions)
     if html is not None:
         charts.check_matplotlib()
+    for path in filter(None, (html, trace)):
+        check_writable(path)
     if disk is not None and not disk.is_dir():
         raise ArgumentError(f"--disk {str(disk)!r} is no folder. Name one that exists.")
     with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
@@ -73,18 +80,18 @@ def bench(
         found = report.make_report(
             model, case, rounds=rounds, passes=passes, folder=disk, on_round=_show_round
         )
+    typer.echo(report.as_json(found) if json else report.as_text(found))
     if html is not None:
         page.write(found, html)
     if trace is not None:
         found.timeline.write_trace(trace)
-    typer.echo(report.as_json(found) if json else report.as_text(found))
     if not found.is_equal:
         raise typer.Exit(STATUS_ERROR)
 
 
-def _show_round(index: int, secs: Mapping[str, float]) -> None:
+def _show_round(n_sites: int, index: int, secs: Mapping[str, float]) -> None:
     shown = ", ".join(f"{way} {elapsed:.3f} s" for way, elapsed in secs.items())
-    to_stderr(f"round {index + 1}: {shown}")
+    to_stderr(f"{counted(n_sites, 'site')}, round {index + 1}: {shown}")
 
 
 def _try_once(case: Case) -> None:

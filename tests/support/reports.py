@@ -59,6 +59,7 @@ def made_report(**changes: Any) -> Report:
             "sites": list(SITES),
             "selection": {"positions": "-1"},
             "device": "cuda:0",
+            "compiled": False,
             "passes_per_run": 10,
             "samples_per_run": 80,
             "rounds": 3,
