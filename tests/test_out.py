@@ -395,6 +395,33 @@ def test_nothing_is_written_after_an_error() -> None:
     assert differences(before, out) == []
 
 
+@pytest.mark.parametrize("n_copies", range(1, 8))
+def test_nothing_is_written_after_an_interrupt_between_copies(
+    n_copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimulatedDevice(Schedule("late", 0), patience=20_000)
+    out = {site: torch.zeros(20, N_TOKENS, WIDTH) for site in SITES}
+    for rows in out.values():
+        device.pin(rows)
+    copy, left = device.copy, [n_copies]
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        copy(*args, **options)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(device, "copy", interrupted)
+    budgets = {"device_bytes": 1 << 13, "host_bytes": 1 << 13}  # several copies of a chunk
+    with running_on(device), pytest.raises(KeyboardInterrupt):
+        extract(out=out, **budgets)
+    before = {site: rows.clone() for site, rows in out.items()}
+    with running_on(device):
+        extract(**budgets)
+    assert differences(before, out) == []
+    assert device.judge.violations == []
+
+
 def test_rows_that_nobody_may_share_may_lie_side_by_side() -> None:
     whole = torch.zeros(2, *SHAPE)
     assert list(check_out({"a": whole[0], "b": whole[1]}, ["a", "b"], 11)) == ["a", "b"]
