@@ -134,11 +134,13 @@ class Pass:
             return previous
 
     def finish_elsewhere(self, site: str, lane: Lane) -> None:
-        """Wait for the site's earlier calls, where another lane may still write their rows."""
+        """Wait for the site's earlier calls, where another lane may still write their rows.
+
+        What that lane has not begun to write it never will: the call before is about to be dropped.
+        """
         last = self.captures.get(site)
         if last is None or last[0] is lane:
             return
-        last[0].flush()
         for other, capture in [*self._superseded.pop(site, ()), last]:
             for ticket in capture.tickets:  # its error is nobody's any more
                 wait_for(other.device, ticket)

@@ -93,7 +93,7 @@ class MemoryResult:
         if self._max_samples is not None:
             self._n_kept = min(n_batch, self._max_samples - self.n_done)
         if self._out is not None:
-            self._refuse_longer(self._out, self.n_done + self._n_kept)
+            self._refuse_longer(self._rows or self._out, self.n_done + self._n_kept)
         elif self._rows is not None:
             self._make_room(self.n_done + self._n_kept)
 
