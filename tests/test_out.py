@@ -114,6 +114,18 @@ def test_a_site_that_never_fires_is_left_out() -> None:
     assert out["unused"].eq(0).all()
 
 
+def test_rows_for_a_site_that_never_fires_end_no_run() -> None:
+    model = make_model()
+    model.register_module("unused", nn.Linear(2, 2))
+    model.forward = lambda ids: model[1](model[0](ids))  # type: ignore[method-assign]
+    out = {"1": torch.zeros(N_SAMPLES, N_TOKENS, WIDTH), "unused": torch.zeros(3, 2)}
+    with pytest.warns(fastcap.FastcapWarning, match="unused"):
+        found = fastcap.extract_representations(
+            model, Endless(make_dataset()), ["1", "unused"], "cpu", 3, out=out
+        )
+    assert len(found["1"]) == N_SAMPLES
+
+
 # Pinned
 
 
@@ -357,6 +369,26 @@ def test_what_cannot_hold_the_result_is_refused(out: Any, kind: type, says: str)
 
 class Odd(Tensor):
     """A subclass, which may mean anything by its values."""
+
+
+def test_no_rows_at_all_are_answered_with_no_impossible_advice() -> None:
+    out = {site: torch.zeros(0, N_TOKENS, WIDTH) for site in SITES}
+    with pytest.raises(ArgumentError, match=r"0 rows, and there are 11 .* at least as many\.$"):
+        extract(out=out)
+    with pytest.raises(ResultError, match=r"0 rows, and the dataset .* Give it more rows\.$"):
+        extract(Endless(make_dataset()), out=out)
+
+
+def test_a_mapping_is_asked_once_for_each_tensor() -> None:
+    made = []
+
+    class Maker(dict[str, Tensor]):
+        def __getitem__(self, site: str) -> Tensor:
+            made.append(super().__getitem__(site).clone())
+            return made[-1]
+
+    found = extract(out=Maker(memory_like(extract())))
+    assert [id(tensor) for tensor in found.values()] == [id(tensor) for tensor in made]
 
 
 def test_a_dataset_that_turns_out_longer_is_an_error() -> None:
