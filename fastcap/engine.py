@@ -26,6 +26,7 @@ from fastcap.hooks import attach, detach, modes_are_on, modes_off
 from fastcap.lanes.base import Capture, Lane
 from fastcap.lanes.direct import DirectLane
 from fastcap.lanes.staged import StagedLane
+from fastcap.lanes.straight import wait_for
 from fastcap.parts import check_capturable, describe_miss, is_fake, take_part
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
@@ -74,6 +75,7 @@ class Pass:
 
     __slots__ = (
         "_lock",
+        "_superseded",
         "captured_in",
         "captures",
         "earlier",
@@ -101,6 +103,7 @@ class Pass:
         self.firings = firings
         self.keeps_all = keeps_all
         self._lock = threading.Lock()
+        self._superseded: dict[str, list[tuple[Lane, Capture]]] = {}
         self.rows = rows
 
     def calls(self, site: str) -> list[tuple[Lane, Capture]]:
@@ -126,7 +129,21 @@ class Pass:
             if previous is not None and self.keeps_all:
                 self.earlier.setdefault(site, []).append(previous)
                 return None
+            if previous is not None and self.place is not None and previous[1].tickets:
+                self._superseded.setdefault(site, []).append(previous)
             return previous
+
+    def finish_elsewhere(self, site: str, lane: Lane) -> None:
+        """Wait for the site's earlier calls, where another lane may still write their rows.
+
+        What that lane has not begun to write it never will: the call before is about to be dropped.
+        """
+        last = self.captures.get(site)
+        if last is None or last[0] is lane:
+            return
+        for other, capture in [*self._superseded.pop(site, ()), last]:
+            for ticket in capture.tickets:  # its error is nobody's any more
+                wait_for(other.device, ticket)
 
     def clear(self) -> None:
         with self._lock:
@@ -252,9 +269,10 @@ class Engine:
             value = self._selector(value, site, self._tokens)
         dtype = self._dtype or value.dtype
         target: Tensor | Destination | None = None
-        if current.place is not None:
-            value, target = current.place(site.name, value, dtype, lengths)
         lane = self._lane(value.device)
+        if current.place is not None:
+            current.finish_elsewhere(site.name, lane)
+            value, target = current.place(site.name, value, dtype, lengths)
         if current is self._always and index in self._fired:
             lane.replan()  # its second call: one pass, or one turn of a loop, is known
         capture = lane.capture(value, dtype, target, index)

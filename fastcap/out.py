@@ -39,10 +39,11 @@ def check_out(out: Any, sites: Sequence[str], n_samples: int | None) -> dict[str
             f"out must have one tensor for each site, and {found}. The sites are: "
             f"{', '.join(map(repr, sites[:20]))}."
         )
-    for site in sites:
-        _check_tensor(site, out[site], n_samples)
-    _check_apart({site: out[site] for site in sites})
-    return {site: out[site] for site in sites}
+    taken = {site: out[site] for site in sites}  # once: a mapping may make a tensor when asked
+    for site, value in taken.items():
+        _check_tensor(site, value, n_samples)
+    _check_apart(taken)
+    return taken
 
 
 def _check_tensor(site: str, value: Any, n_samples: int | None) -> None:
@@ -57,7 +58,7 @@ def _check_tensor(site: str, value: Any, n_samples: int | None) -> None:
     if n_samples is not None and len(value) < n_samples:
         raise ArgumentError(
             f"out[{site!r}] has {len(value)} rows, and there are {n_samples} samples. Give it at "
-            f"least as many, or pass max_samples={len(value)}."
+            f"least as many{f', or pass max_samples={len(value)}' if len(value) else ''}."
         )
 
 
@@ -70,6 +71,8 @@ def _why_not(value: Tensor) -> str | None:
         return "is sparse or has no dimension, and has no rows"
     if not value.is_contiguous():
         return "is not contiguous"
+    if value.is_conj() or value.is_neg():
+        return "is a conjugated or negated view, whose memory holds other values than it shows"
     if value.requires_grad:
         return "requires grad, and is written to"
     if value.is_inference():

@@ -91,8 +91,10 @@ def extract_representations(
         out: Where to write the result: a contiguous CPU tensor of shape `(n_samples, ...)` or with
             more rows per site, in the dtype that is delivered. It saves the first touch of fresh
             memory from the second time on, and an accelerator copies records of 1 MiB and more
-            straight into pinned memory (`torch.empty(..., pin_memory=True)`). After an error some
-            rows may have been written; afterwards nothing writes to it any more.
+            straight into pinned memory (`torch.empty(..., pin_memory=True)`), unless `dtype` widens
+            them. It must be writable, and no memory that the run reads (its dataset, the model):
+            neither can be seen from a tensor. After an error some rows may have been written;
+            afterwards nothing writes to it any more.
 
     Returns:
         One tensor of shape `(n_samples, ...)` per site, in the order of `layers` (a pattern
@@ -106,7 +108,8 @@ def extract_representations(
         MissingInputError, BatchError: A batch the model cannot be called with.
         SelectionError: The selection does not fit what a site produced.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
-        ResultError: What `out` holds for a site does not fit it.
+        ResultError: What `out` holds for a site does not fit it, or has too few rows for a dataset
+            that does not say its length.
         ResultTooLargeError: The result cannot fit in memory; known after the first batch.
         DeviceError: The model is not on `device`.
         Whatever the model raises, unchanged.

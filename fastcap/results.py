@@ -61,6 +61,7 @@ class MemoryResult:
         self._rows: dict[str, _Rows] | None = None
         self._first_rows: dict[str, _Rows] = {}
         self._placed: set[str] = set()
+        self._written: set[str] = set()
         self._misfits: dict[str, tuple[int, ...]] = {}
         self._unsettled: deque[tuple[Lane, Capture]] = deque()
         self._n_batch = 0
@@ -87,10 +88,13 @@ class MemoryResult:
         """A pass over `n_batch` samples is about to run; the last one is run whole and cropped."""
         self._misfits.clear()
         self._placed.clear()
+        self._written.clear()
         self._n_batch = self._n_kept = n_batch
         if self._max_samples is not None:
             self._n_kept = min(n_batch, self._max_samples - self.n_done)
-        if self._rows is not None:
+        if self._out is not None:
+            self._refuse_longer(self._rows or self._out, self.n_done + self._n_kept)
+        elif self._rows is not None:
             self._make_room(self.n_done + self._n_kept)
 
     def place(
@@ -98,7 +102,6 @@ class MemoryResult:
     ) -> tuple[Tensor, Tensor | PinnedRows | None]:
         """In the hook: the rows that are kept and, where that is known already, where they go."""
         self._misfits.pop(site, None)
-        is_first_call = site not in self._placed
         self._placed.discard(site)
         if value.ndim == 0 or value.shape[0] != self._n_batch:
             self._misfits[site] = tuple(value.shape)  # an error if this call is the last one
@@ -107,9 +110,10 @@ class MemoryResult:
         rows = self._rows_for(site, value, dtype) if self._rows is None else self._rows.get(site)
         if rows is None or not _fits(rows.view, value.shape, dtype):
             return value, None
-        if rows.is_pinned and not is_first_call:
-            return value, None  # a host worker may be writing the call before: go behind it
+        if rows.is_pinned and site in self._written:
+            return value, None  # a host worker may be writing an earlier call: go behind it
         self._placed.add(site)
+        self._written.add(site)
         target = rows.view[self.n_done : self.n_done + self._n_kept]
         return value, PinnedRows(target) if rows.is_pinned else target
 
@@ -205,6 +209,16 @@ class MemoryResult:
                 "or ask for another selection or dtype=."
             )
 
+    @staticmethod
+    def _refuse_longer(out: Mapping[str, _Rows], n_rows: int) -> None:
+        capacity = min(len(rows.view) for rows in out.values())
+        if n_rows > capacity:
+            instead = f", or pass max_samples={capacity}" if capacity else ""
+            raise ResultError(
+                f"out has {capacity} rows, and the dataset has given {n_rows} samples and may give "
+                f"more. Give it more rows{instead}."
+            )
+
     def _refuse_gap(self, site: str, what: str, others: str) -> None:
         raise ResultError(
             f"Site {site!r} {what} in batch {self._n_passes}, but {others}: its rows would not "
@@ -239,7 +253,6 @@ class MemoryResult:
             self._rows = {site: self._out[site] for site in specs}
             for site, (shape, dtype) in specs.items():
                 self._check_out(site, shape, dtype)
-            self._make_room(self._n_kept)
             return
         if self.n_expected is not None:
             self._rows = self._new_rows(specs, max(self.n_expected, self._n_kept), self._first_rows)
@@ -269,11 +282,6 @@ class MemoryResult:
         capacity = min((len(rows.view) for rows in self._rows.values()), default=n_rows)
         if n_rows <= capacity:
             return
-        if self._out is not None:
-            raise ResultError(
-                f"out has {capacity} rows, and the dataset has given {n_rows} samples and may give "
-                f"more. Give it more rows, or pass max_samples={capacity}."
-            )
         specs = {site: (tuple(r.view.shape[1:]), r.view.dtype) for site, r in self._rows.items()}
         most = self._most_rows(specs)
         capacity = 2 * capacity if most is None else min(2 * capacity, most)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
+from fastcap.devices import substitute
+from fastcap.devices.base import AnyDevice
+from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice
+from fastcap.engine import Engine
 from fastcap.errors import ArgumentError, ArgumentTypeError, ResultError
+from fastcap.lanes.base import Lane
 from fastcap.out import check_out
 from fastcap.reference import differences
 from tests.support.runs import Endless, running_on
@@ -106,6 +114,18 @@ def test_a_site_that_never_fires_is_left_out() -> None:
     assert out["unused"].eq(0).all()
 
 
+def test_rows_for_a_site_that_never_fires_end_no_run() -> None:
+    model = make_model()
+    model.register_module("unused", nn.Linear(2, 2))
+    model.forward = lambda ids: model[1](model[0](ids))  # type: ignore[method-assign]
+    out = {"1": torch.zeros(N_SAMPLES, N_TOKENS, WIDTH), "unused": torch.zeros(3, 2)}
+    with pytest.warns(fastcap.FastcapWarning, match="unused"):
+        found = fastcap.extract_representations(
+            model, Endless(make_dataset()), ["1", "unused"], "cpu", 3, out=out
+        )
+    assert len(found["1"]) == N_SAMPLES
+
+
 # Pinned
 
 
@@ -150,12 +170,12 @@ def test_only_the_sites_whose_rows_are_pinned_go_straight() -> None:
 
 
 class Twice(nn.Module):
-    """Calls one child twice; the calls give other dtypes."""
+    """Calls one child twice or more; the calls give other dtypes."""
 
-    def __init__(self, first: torch.dtype, second: torch.dtype) -> None:
+    def __init__(self, *dtypes: torch.dtype) -> None:
         super().__init__()
         self.child = nn.Identity()
-        self.dtypes = (first, second)
+        self.dtypes = dtypes
 
     def forward(self, ids: Tensor) -> Tensor:
         for call, dtype in enumerate(self.dtypes):
@@ -164,25 +184,35 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize("memory", ["", "plain", "pinned"])
+@pytest.mark.parametrize("device_bytes", [1 << 15, 1 << 16])  # a chunk holds one call, or several
 @pytest.mark.parametrize(
     "schedule",
-    [*((kind, 0) for kind in EXTREMES), *(("random", seed) for seed in range(8))],
+    [*((kind, 0) for kind in EXTREMES), *(("random", seed) for seed in range(4))],
     ids=str,
 )
 @pytest.mark.parametrize(
-    "dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str
+    "dtypes",
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32, torch.bfloat16, torch.float32),
+    ],
+    ids=str,
 )
 def test_the_last_call_wins_whichever_way_each_goes(
     memory: str,
+    device_bytes: int,
     schedule: tuple[str, int],
-    dtypes: tuple[torch.dtype, torch.dtype],
+    dtypes: tuple[torch.dtype, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fastcap.pool.MANY_RECORDS", 1)
     monkeypatch.setattr("fastcap.pool.SMALL_BYTES", 15_000)  # between what the two calls copy
     model, dataset = Twice(*dtypes), make_dataset(4)
     device = SimulatedDevice(Schedule(*schedule), patience=20_000)
-    expected = torch.stack([s["input_ids"] for s in dataset]).repeat(1, 400).float() + 1
+    expected = torch.stack([s["input_ids"] for s in dataset]).repeat(1, 400).float()
+    expected += len(dtypes) - 1
     out = None if not memory else {"child": torch.zeros(4, 400 * N_TOKENS)}
     if out is not None and memory == "pinned":
         device.pin(out["child"])
@@ -195,10 +225,92 @@ def test_the_last_call_wins_whichever_way_each_goes(
             2,
             dtype=torch.float32,
             out=out,
-            device_bytes=1 << 16,
+            device_bytes=device_bytes,
             host_bytes=1 << 16,
         )
     assert differences({"child": expected}, found) == []
+
+
+class TwoDevices(nn.Module):
+    """Calls one child once on each of two devices; on which is switched by hand."""
+
+    def __init__(self, devices: list[AnyDevice]) -> None:
+        super().__init__()
+        self.child = nn.Identity()
+        self.devices = devices
+        self.current = devices[0]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        for call, device in enumerate(self.devices):
+            self.current = device
+            dtype = torch.float32 if call else torch.bfloat16  # the first is widened by the host
+            value: Tensor = self.child((ids.repeat(1, 400) + call).to(dtype))
+        return value
+
+
+@contextmanager
+def lanes_of(model: TwoDevices) -> Iterator[None]:
+    """A lane per device of the model, though all their values are on the CPU."""
+    numbers = {device: torch.device("cpu", i) for i, device in enumerate(model.devices)}
+    by_number = {number: device for device, number in numbers.items()}
+    lane_on = Engine._lane
+
+    def lane(engine: Engine, torch_device: torch.device) -> Lane:
+        return lane_on(engine, numbers[model.current])
+
+    with pytest.MonkeyPatch.context() as patch, substitute(lambda where: by_number.get(where)):
+        patch.setattr(Engine, "_lane", lane)
+        yield
+
+
+@pytest.mark.parametrize("memory", ["", "plain", "pinned"])
+@pytest.mark.parametrize(
+    "kinds", ["late early", "late cpu", "cpu late", "late cpu late", "late late cpu"]
+)
+def test_the_last_call_wins_on_whichever_device_each_runs(memory: str, kinds: str) -> None:
+    simulated = SimulatedDevice(Schedule("late", 0), patience=20_000)
+    made: dict[str, AnyDevice] = {
+        "late": simulated,
+        "early": SimulatedDevice(Schedule("early", 0), patience=20_000),
+        "cpu": SynchronousDevice(torch.device("cpu")),
+    }
+    model, dataset = TwoDevices([made[kind] for kind in kinds.split()]), make_dataset(4)
+    expected = torch.stack([s["input_ids"] for s in dataset]).repeat(1, 400).float()
+    expected += len(model.devices) - 1
+    out = None if not memory else {"child": torch.zeros(4, 400 * N_TOKENS)}
+    if out is not None and memory == "pinned":
+        for device in model.devices:
+            if isinstance(device, SimulatedDevice):
+                device.pin(out["child"])
+    with running_on(simulated), lanes_of(model):
+        found = fastcap.extract_representations(
+            model,
+            dataset,
+            ["child"],
+            "cpu",
+            2,
+            dtype=torch.float32,
+            out=out,
+            device_bytes=1 << 14,
+            host_bytes=1 << 16,
+        )
+    assert differences({"child": expected}, found) == []
+
+
+def test_rows_that_are_pinned_are_written_at_once_by_values_on_the_cpu() -> None:
+    simulated = SimulatedDevice(Schedule("late", 0), patience=20_000)
+    model, dataset = TwoDevices([SynchronousDevice(torch.device("cpu"))]), make_dataset(4)
+    out = {"child": torch.zeros(4, 400 * N_TOKENS)}
+    simulated.pin(out["child"])
+    before = {t.name for t in threading.enumerate()}
+    with running_on(simulated), lanes_of(model):
+        fastcap.extract_representations(
+            model, dataset, ["child"], "cpu", 2, dtype=torch.float32, out=out
+        )
+    assert {t.name for t in threading.enumerate()} == before
+    (device,) = model.devices
+    assert device.counters.copies == 2
+    assert device.counters.delivery_secs == 0  # no host worker had anything to do
 
 
 # What is refused
@@ -239,6 +351,8 @@ def inference_tensor() -> Tensor:
         (lambda: with_site(torch.zeros(SHAPE).requires_grad_()), ArgumentError, "requires grad"),
         (lambda: with_site(inference_tensor()), ArgumentError, "made in inference mode"),
         (lambda: with_site(good()["0"].as_subclass(Odd)), ArgumentError, "is a Odd"),
+        (lambda: with_site((torch.zeros(SHAPE) + 0j).conj()), ArgumentError, "conjugated or neg"),
+        (lambda: with_site(torch._neg_view(torch.zeros(SHAPE))), ArgumentError, "negated view"),
         (lambda: dict.fromkeys(SITES, torch.zeros(SHAPE)), ArgumentError, "share memory"),
         (lambda: with_site(torch.zeros(11, 6, 17)), ResultError, r"rows of shape \(6, 17\)"),
         (
@@ -257,10 +371,47 @@ class Odd(Tensor):
     """A subclass, which may mean anything by its values."""
 
 
+def test_no_rows_at_all_are_answered_with_no_impossible_advice() -> None:
+    out = {site: torch.zeros(0, N_TOKENS, WIDTH) for site in SITES}
+    with pytest.raises(ArgumentError, match=r"0 rows, and there are 11 .* at least as many\.$"):
+        extract(out=out)
+    with pytest.raises(ResultError, match=r"0 rows, and the dataset .* Give it more rows\.$"):
+        extract(Endless(make_dataset()), out=out)
+
+
+def test_a_mapping_is_asked_once_for_each_tensor() -> None:
+    made = []
+
+    class Maker(dict[str, Tensor]):
+        def __getitem__(self, site: str) -> Tensor:
+            made.append(super().__getitem__(site).clone())
+            return made[-1]
+
+    found = extract(out=Maker(memory_like(extract())))
+    assert [id(tensor) for tensor in found.values()] == [id(tensor) for tensor in made]
+
+
 def test_a_dataset_that_turns_out_longer_is_an_error() -> None:
     out = {site: torch.zeros(7, N_TOKENS, WIDTH) for site in SITES}
     with pytest.raises(ResultError, match=r"out has 7 rows, and the dataset has given 9 samples"):
         extract(Endless(make_dataset()), out=out)
+
+
+@pytest.mark.parametrize("memory", ["plain", "pinned", "on the CPU"])
+def test_a_first_batch_that_is_too_long_is_an_error_before_anything_runs(memory: str) -> None:
+    device = SimulatedDevice(Schedule("early", 0), patience=20_000)
+    out = {site: torch.zeros(2, N_TOKENS, WIDTH) for site in SITES}
+    for rows in out.values():
+        if memory == "pinned":
+            device.pin(rows)
+    before = {site: rows.clone() for site, rows in out.items()}
+    says = r"out has 2 rows, and the dataset has given 3 samples"
+    with (
+        running_on(None if memory == "on the CPU" else device),
+        pytest.raises(ResultError, match=says),
+    ):
+        extract(Endless(make_dataset()), out=out, **BUDGETS)
+    assert differences(before, out) == []
 
 
 def test_nothing_is_written_after_an_error() -> None:
@@ -274,6 +425,33 @@ def test_nothing_is_written_after_an_error() -> None:
     with running_on(device):
         extract(**BUDGETS)
     assert differences(before, out) == []
+
+
+@pytest.mark.parametrize("n_copies", range(1, 8))
+def test_nothing_is_written_after_an_interrupt_between_copies(
+    n_copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimulatedDevice(Schedule("late", 0), patience=20_000)
+    out = {site: torch.zeros(20, N_TOKENS, WIDTH) for site in SITES}
+    for rows in out.values():
+        device.pin(rows)
+    copy, left = device.copy, [n_copies]
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        copy(*args, **options)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(device, "copy", interrupted)
+    budgets = {"device_bytes": 1 << 13, "host_bytes": 1 << 13}  # several copies of a chunk
+    with running_on(device), pytest.raises(KeyboardInterrupt):
+        extract(out=out, **budgets)
+    before = {site: rows.clone() for site, rows in out.items()}
+    with running_on(device):
+        extract(**budgets)
+    assert differences(before, out) == []
+    assert device.judge.violations == []
 
 
 def test_rows_that_nobody_may_share_may_lie_side_by_side() -> None:

@@ -187,7 +187,7 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
             target.bytes[:n_bytes].copy_(source, non_blocking=True)
         for fence in then:
             fence.record(self._copy_stream)
-        self.counters.copies += 1
+        self.counters.copies += n_bytes > 0
         self.counters.copied_bytes += n_bytes
 
 

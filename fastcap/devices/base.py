@@ -222,7 +222,8 @@ class Device(ABC, Generic[QueueT, FenceT]):
         offset: int = 0,
     ) -> None:
         """On the copy queue: wait for `after`, copy `n_bytes` from `offset` of staging to the
-        beginning of a slot or of rows that copies `reach`, mark each of `then`.
+        beginning of a slot or of rows that copies `reach`, mark each of `then`. A copy of no bytes
+        only waits and marks.
         """
 
     @abstractmethod

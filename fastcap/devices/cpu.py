@@ -73,5 +73,5 @@ class SynchronousDevice(ThreadedDevice[None, None]):
         offset: int = 0,
     ) -> None:
         target.bytes[:n_bytes].copy_(staging.bytes[offset : offset + n_bytes])
-        self.counters.copies += 1
+        self.counters.copies += n_bytes > 0
         self.counters.copied_bytes += n_bytes

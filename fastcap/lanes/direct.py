@@ -16,6 +16,7 @@ from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.errors import FastcapError
 from fastcap.host_memory import normal_mode
 from fastcap.lanes.base import Capture, LaneCounters, Target, without_frames
+from fastcap.lanes.straight import PinnedRows
 from fastcap.pool import HostBuffers
 from fastcap.records import Statistics
 
@@ -42,6 +43,8 @@ class DirectLane:
         self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
         capture = Capture(value.shape, dtype, dtype, route)
+        if isinstance(target, PinnedRows):
+            target = target.tensor
         try:
             memory = target if isinstance(target, Tensor) else None
             if memory is None and capture.n_bytes >= HostBuffers.SMALLEST_BYTES:

@@ -25,7 +25,7 @@ from fastcap.host_memory import empty_bytes
 from fastcap.lanes.base import Capture, LaneCounters, Target, narrower, without_frames
 from fastcap.lanes.memory import LaneMemory
 from fastcap.lanes.pieces import part_of, split
-from fastcap.lanes.straight import Landing, choose_way, copy_straight, wait_for
+from fastcap.lanes.straight import choose_way, copy_straight, wait_for, wait_for_copies
 from fastcap.pool import Chunk, HostBuffers, Piece, Slot
 from fastcap.records import Statistics
 
@@ -40,7 +40,7 @@ class StagedLane:
         self._moving = threading.RLock()
         self._memory = LaneMemory(device, limits)
         self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
-        self._last_landing: Landing | None = None
+        self._went_straight = False
         self._counters = LaneCounters()
 
     @property
@@ -136,9 +136,10 @@ class StagedLane:
         if chunk.fill_bytes == 0 or chunk.abandon():
             return True
         if chunk.is_straight and chunk.pieces:
-            self._last_landing = copy_straight(self._device, chunk)
+            self._went_straight = True
+            landing = copy_straight(self._device, chunk)
             for piece in list(chunk.pieces):
-                piece.owner.tickets.append(self._last_landing)
+                piece.owner.tickets.append(landing)
                 self._unlink(piece)
         elif not self._copy_to_slot(chunk):
             return False
@@ -384,10 +385,10 @@ class StagedLane:
         with self._moving:
             self._read_small(waits=True)
             self._small.clear()
-            if (
-                self._last_landing is not None
-            ):  # the caller's memory: nothing writes it from here on
-                self._device.wait(self._last_landing.fence)
+            if self._went_straight and self._memory.is_open:
+                # The caller's memory: nothing writes it from here on.
+                ring, slots = self._memory.ring, self._memory.slots
+                wait_for_copies(self._device, ring.open, slots.all()[0])
             self._device.close()
             with self._lock:
                 for piece in self._memory.staged():

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastcap.devices.base import AnyDevice, HostBuffer, Ticket
 from fastcap.host_memory import normal_mode
 from fastcap.lanes.base import Capture
-from fastcap.pool import Chunk, Piece, StagingRing
+from fastcap.pool import Chunk, Piece, Slot, StagingRing
 
 STRAIGHT_BYTES = 1 << 20
 """Below this a copy of its own takes the link longer than its bytes do."""
@@ -94,6 +94,13 @@ def copy_straight(device: AnyDevice, chunk: Chunk) -> Landing:
         device.copy(chunk.staging, target.part(piece), piece.n_bytes, after, then, piece.offset)
         after = []  # the others come after this one
     return landing
+
+
+def wait_for_copies(device: AnyDevice, chunk: Chunk, slot: Slot) -> None:
+    """Block the host until no copy is under way, also where an interrupt came before its mark."""
+    landing = Landing(device)
+    device.copy(chunk.staging, slot.buffer, 0, after=(), then=(landing.fence,))
+    device.wait(landing.fence)
 
 
 def wait_for(device: AnyDevice, ticket: Ticket) -> None:

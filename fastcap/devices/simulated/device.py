@@ -305,7 +305,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
             self._runner.give(queue, "copy", lambda: landing.copy_(source))
             for fence in then:
                 fence.last = self._mark(queue)
-            self.counters.copies += 1
+            self.counters.copies += n_bytes > 0
             self.counters.copied_bytes += n_bytes
 
     def _check_ends(self, staging: Staging, target: HostBuffer, n_bytes: int) -> None:
