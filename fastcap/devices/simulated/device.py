@@ -220,10 +220,10 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         """Let copies write a host tensor, which is poisoned, as if it had been made pinned."""
         with self.muted():
             _poison(memory.view(-1).view(torch.uint8))
-        self._pinned[memory.untyped_storage().data_ptr()] = (f"rows {len(self._pinned)}", memory)
+        self._pinned[memory.untyped_storage()._cdata] = (f"rows {len(self._pinned)}", memory)
 
     def reaches(self, memory: Tensor) -> bool:
-        return memory.untyped_storage().data_ptr() in self._pinned
+        return memory.untyped_storage()._cdata in self._pinned
 
     def _name(self, buffer: Buffer, kind: str) -> None:
         self._names[buffer] = f"{kind} {len(self._names)}"
@@ -237,8 +237,8 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
             self.judge.issue(actor)
         name, origin = self._names.get(buffer), 0
         if name is None and self.reaches(buffer.bytes):
-            storage_ptr = buffer.bytes.untyped_storage().data_ptr()
-            (name, _), origin = self._pinned[storage_ptr], int(buffer.bytes.storage_offset())
+            storage = buffer.bytes.untyped_storage()._cdata
+            (name, _), origin = self._pinned[storage], int(buffer.bytes.storage_offset())
         if name is not None:
             self.judge.access(actor, label, name, origin + start, origin + stop, is_write)
 
