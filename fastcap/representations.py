@@ -20,7 +20,7 @@ from fastcap.results import MemoryResult
 from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import UNPADDED, Positions, Reduce, as_count, make_selection
-from fastcap.stopping import EarlyStop
+from fastcap.stopping import EarlyStop, StopAfter
 from fastcap.streams import Stream
 from fastcap.warn import warn
 
@@ -42,7 +42,7 @@ def extract_representations(
     mask: MaskOfBatch = None,
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    stop_after_last_site: bool = False,
+    stop_after_last_site: StopAfter = False,
     device_bytes: int | None = None,
     host_bytes: int | None = None,
     progress: Progress = False,
@@ -80,7 +80,8 @@ def extract_representations(
             `["attention_mask"]`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
         stop_after_last_site: Whether to end passes once every site has fired as often as in the
-            first, which runs whole. For models that call the same modules in every pass.
+            first, which runs whole; `"once"` where each fires once in a pass, and the first ends
+            early too. For models that call the same modules in every pass.
         device_bytes: Staging memory on the accelerator, in bytes.
         host_bytes: Slot memory on the host, in bytes.
         progress: `True` for a bar on the terminal, or a callable that is given the number of
@@ -149,7 +150,7 @@ def extract_representations(
     if out is not None:
         checked = check_out(out, [each.site.name for each in bound], result.n_expected)
         result.write_into(checked, open_device(call.device).reaches)
-    early_stop = EarlyStop(model, len(bound), stop_after_last_site)
+    early_stop = EarlyStop(model, [each.site.name for each in bound], stop_after_last_site)
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)
     with (

@@ -26,7 +26,7 @@ from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, Reduce, as_count, as_keeps_all, make_selection
-from fastcap.stopping import EarlyStop, Firings
+from fastcap.stopping import EarlyStop, Firings, StopAfter
 from fastcap.warn import warn
 
 
@@ -170,7 +170,7 @@ class Stream(Iterator[BatchRecords]):
             return  # the stop, or what the model made of it
         if firings is not None and self._early_stop.learn(firings):
             warn(
-                "stop_after_last_site=True: the model caught the exception that ends a pass, and "
+                "stop_after_last_site: the model caught the exception that ends a pass, and "
                 "ran on. Values are those of the sites' firings before it; passes run whole from "
                 "here on."
             )
@@ -239,7 +239,7 @@ def stream(
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     calls: str = "last",
-    stop_after_last_site: bool = False,
+    stop_after_last_site: StopAfter = False,
     zero_copy: bool = False,
     device_bytes: int | None = None,
     host_bytes: int | None = None,
@@ -272,7 +272,8 @@ def stream(
         calls: `"last"` keeps the last call of a module that is called several times in a pass;
             `"all"` keeps each: `records.calls(site)`.
         stop_after_last_site: Whether to end passes once every site has fired as often as in the
-            first, which runs whole. For models that call the same modules in every pass.
+            first, which runs whole; `"once"` where each fires once in a pass, and the first ends
+            early too. For models that call the same modules in every pass.
         zero_copy: Lend records out of pinned slots where they fill at least half of one, instead of
             copying them; the slot is used again when the tensor and every view of it are gone. A
             slot is pinned memory: if you copy from one with `non_blocking=True` on another stream
@@ -308,7 +309,7 @@ def stream(
     keeps_all = as_keeps_all(calls)
     call = BatchCaller(model, device, inputs, forward)
     bound = bind_sites(model, names)
-    early_stop = EarlyStop(model, len(bound), stop_after_last_site)
+    early_stop = EarlyStop(model, [each.site.name for each in bound], stop_after_last_site)
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)
     return Stream(

@@ -57,6 +57,33 @@ def test_passes_end_after_the_last_site_once_one_ran_whole() -> None:
     assert model.n_calls == [5] * 6 + [1] * 6
 
 
+def test_the_first_pass_ends_too_where_every_site_is_said_to_fire_once() -> None:
+    model = Deep()
+    run(model, [MIDDLE, "layers.1"], stop_after_last_site="once")
+    assert model.n_calls == [5] * 6 + [0] * 6
+
+
+def test_a_site_that_fires_twice_is_an_error_where_it_was_said_to_fire_once() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Identity())
+    assert message_of(
+        ArgumentError,
+        lambda: list(
+            fastcap.stream(model, [torch.ones(1, 4)], ["0", "3"], stop_after_last_site="once")
+        ),
+    ).startswith("stop_after_last_site='once': site '0' has fired twice in a pass. Pass ")
+
+
+def test_a_pass_in_which_a_site_never_fires_runs_whole_where_each_is_said_to_fire_once() -> None:
+    model = Deep()
+    model.register_module("spare", nn.Linear(4, 4))
+    stream = fastcap.stream(model, batches(), [MIDDLE, "spare"], stop_after_last_site="once")
+    with pytest.warns(FastcapWarning, match="spare"):
+        found = [dict(records) for records in stream]
+    assert model.n_calls == [5] * N_LAYERS
+    assert [list(values) for values in found] == [[MIDDLE]] * 5
+
+
 def test_passes_run_whole_by_default() -> None:
     model = Deep()
     run(model, [MIDDLE])
@@ -316,4 +343,4 @@ def test_anything_but_true_and_false_is_refused() -> None:
     assert message_of(
         ArgumentTypeError,
         lambda: fastcap.stream(Deep(), batches(), [MIDDLE], stop_after_last_site="yes"),  # type: ignore[arg-type]
-    ) == ("stop_after_last_site must be True or False; got 'yes'.")
+    ) == ("stop_after_last_site must be True, False or 'once'; got 'yes'.")

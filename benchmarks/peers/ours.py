@@ -59,7 +59,7 @@ def load_fastcap(folder: Path) -> Prepare:
                 "cpu",
                 question.batch_size,
                 positions=question.position,
-                stop_after_last_site=question.stop,
+                stop_after_last_site="once" if question.stop else False,
             )
 
         def write() -> Path:

@@ -35,6 +35,16 @@ QUIET = {
 }
 
 
+KEEP_FREED = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc accepts
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+"""For processes that are timed. When glibc gives freed memory back, so that the next pass touches
+it anew, depends on what else lies in the heap: left to itself, it made passes without capture the
+slowest of all.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where workers find the model, and where they leave files: a temporary folder."""
@@ -81,7 +91,7 @@ class Worker:
             self._process = subprocess.Popen(
                 _command("serve", way, place.size, str(place.model)),
                 cwd=place.folder,
-                env=environment_of(way, place),
+                env={**environment_of(way, place), **KEEP_FREED},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

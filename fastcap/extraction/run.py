@@ -34,7 +34,7 @@ from fastcap.rates import Counters
 from fastcap.rows import MaskOfBatch, RowSource
 from fastcap.sites import Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, Reduce, as_count, make_selection
-from fastcap.stopping import EarlyStop
+from fastcap.stopping import EarlyStop, StopAfter
 from fastcap.streams import Stream
 
 
@@ -55,7 +55,7 @@ def extract(
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     labels: Sequence[str] = (),
-    stop_after_last_site: bool = False,
+    stop_after_last_site: StopAfter = False,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     progress: Progress = False,
@@ -168,7 +168,7 @@ def extract(
 
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)
-    early_stop = EarlyStop(model, len(bound), stop_after_last_site)
+    early_stop = EarlyStop(model, [each.site.name for each in bound], stop_after_last_site)
     result = ArchiveResult(open_writer, engine.site_names, beside, on_commit, there)
     n_before = 0 if there is None else len(there)
     n_expected = grid.n_samples if share.is_whole else None
