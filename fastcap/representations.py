@@ -146,11 +146,12 @@ def extract_representations(
         collate_fn=collate_fn,
     )
     bound = bind_sites(model, names)
+    found = [each.site.name for each in bound]
     result = MemoryResult(length_of(dataset), max_samples, check_memory)
     if out is not None:
-        checked = check_out(out, [each.site.name for each in bound], result.n_expected)
+        checked = check_out(out, found, result.n_expected)
         result.write_into(checked, open_device(call.device).reaches)
-    early_stop = EarlyStop(model, [each.site.name for each in bound], stop_after_last_site)
+    early_stop = EarlyStop(model, found, stop_after_last_site)
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)
     with (

@@ -205,8 +205,7 @@ class MemoryResult:
             raise ResultError(
                 f"out[{site!r}] has rows of shape {tuple(view.shape[1:])} in {view.dtype}, and the "
                 f"site gave {shape} in {dtype}. Give torch.empty((n_samples{dims}), "
-                f"dtype={dtype}), "
-                "or ask for another selection or dtype=."
+                f"dtype={dtype}), or ask for another selection or dtype=."
             )
 
     @staticmethod

@@ -217,18 +217,24 @@ def test_the_last_call_wins_whichever_way_each_goes(
     if out is not None and memory == "pinned":
         device.pin(out["child"])
     with running_on(device):
-        found = fastcap.extract_representations(
-            model,
-            dataset,
-            ["child"],
-            "cpu",
-            2,
-            dtype=torch.float32,
-            out=out,
-            device_bytes=device_bytes,
-            host_bytes=1 << 16,
-        )
+        found = extract_child(model, dataset, out, device_bytes)
     assert differences({"child": expected}, found) == []
+
+
+def extract_child(
+    model: nn.Module, dataset: Any, out: dict[str, Tensor] | None, device_bytes: int
+) -> dict[str, Tensor]:
+    return fastcap.extract_representations(
+        model,
+        dataset,
+        ["child"],
+        "cpu",
+        2,
+        dtype=torch.float32,
+        out=out,
+        device_bytes=device_bytes,
+        host_bytes=1 << 16,
+    )
 
 
 class TwoDevices(nn.Module):
@@ -283,17 +289,7 @@ def test_the_last_call_wins_on_whichever_device_each_runs(memory: str, kinds: st
             if isinstance(device, SimulatedDevice):
                 device.pin(out["child"])
     with running_on(simulated), lanes_of(model):
-        found = fastcap.extract_representations(
-            model,
-            dataset,
-            ["child"],
-            "cpu",
-            2,
-            dtype=torch.float32,
-            out=out,
-            device_bytes=1 << 14,
-            host_bytes=1 << 16,
-        )
+        found = extract_child(model, dataset, out, device_bytes=1 << 14)
     assert differences({"child": expected}, found) == []
 
 

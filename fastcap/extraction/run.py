@@ -168,7 +168,7 @@ def extract(
 
     rows = RowSource(selection, mask_of_batch=mask)
     engine = Engine(model, bound, selection, limits, rows=rows)
-    early_stop = EarlyStop(model, [each.site.name for each in bound], stop_after_last_site)
+    early_stop = EarlyStop(model, engine.site_names, stop_after_last_site)
     result = ArchiveResult(open_writer, engine.site_names, beside, on_commit, there)
     n_before = 0 if there is None else len(there)
     n_expected = grid.n_samples if share.is_whole else None
