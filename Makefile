@@ -39,7 +39,7 @@ bench-peers: $(PEERS)/.setup-done
 # TransformerLens than the one that is measured, which therefore lies beside it.
 $(PEERS)/.setup-done: benchmarks/peers/constraints.txt
 	$(PYTHON) -m venv --clear $(PEERS)
-	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c benchmarks/peers/constraints.txt nnsight sae-lens
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c benchmarks/peers/constraints.txt greenlet nnsight sae-lens
 	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --target $(PEERS)/transformer-lens-4 transformer-lens==4.3.0
 	touch $@
 

@@ -11,7 +11,8 @@ pytest benchmarks --benchmark-enable      small workloads, for comparing two com
 models      the decoder that is captured from
 workloads   how much of it, and what each workload isolates
 grid        the workloads of the suite: three sizes of model, seven of each
-ways        the documented calls and fastcap, over one dataset, batch by batch if need be
+ways        the documented calls and fastcap, over one dataset
+turns       runs that take turns before every forward pass
 memory      each way's peak, in a process of its own
 checkout    which code was measured
 programs    what the programs share: arguments, refusals, and what every result file names

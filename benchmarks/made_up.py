@@ -13,7 +13,7 @@ from benchmarks.memory import Peak
 from benchmarks.peers import report
 from benchmarks.peers.judge import Verdict
 from benchmarks.peers.questions import GPT2, QUESTIONS
-from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS, TIMED, TRANSFORMER_LENS, why_not
+from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS, TRANSFORMER_LENS, why_not
 from benchmarks.programs import Origin
 from fastcap.bench.floors import Floors
 from fastcap.bench.machine import Machine
@@ -104,14 +104,18 @@ def peers_document(
     times, n_bytes = {**PEER_TIMES, FASTCAP: fastcap_secs}, {**PEER_BYTES, FASTCAP: fastcap_bytes}
     answers = []
     for question in QUESTIONS:
-        reasons = {way: why for way in TIMED if (why := why_not(way, question)) is not None}
-        ways = [way for way in TIMED if way not in reasons]
+        reasons = {way: why for way in PEERS if (why := why_not(way, question)) is not None}
         answer = report.Answer(question, why_not=reasons)
-        answer.secs = {way: list(spread(times[way], shift)) for shift, way in enumerate(ways)}
-        answer.verdicts = {way: EQUAL for way in ways if way != HOOKLESS}
-        if TRANSFORMER_LENS in ways:
-            answer.verdicts[TRANSFORMER_LENS] = DIFFERENT
-            answer.eager_verdicts[TRANSFORMER_LENS] = replace(DIFFERENT, n_different=1)
+        for peer in [peer for peer in PEERS if peer not in reasons]:
+            together = (HOOKLESS, FASTCAP, peer)
+            answer.comparisons.append(
+                {way: list(spread(times[way], shift)) for shift, way in enumerate(together)}
+            )
+        ways = answer.ways
+        for way in ways[1:]:
+            differs = way == TRANSFORMER_LENS
+            close = replace(DIFFERENT, n_different=1)
+            answer.note(way, [DIFFERENT, close] if differs else [EQUAL, DIFFERENT])
         if question.n_memory_samples is not None:
             answer.peaks = {way: _peaks(way, n_bytes, question.to_disk) for way in ways}
         answers.append(answer)

@@ -22,8 +22,7 @@ from benchmarks import memory, report
 from benchmarks.checkout import RESULTS
 from benchmarks.models import model_bytes
 from benchmarks.programs import CANNOT_START, Origin, begin, parser_of, refuse, say, show_round
-from benchmarks.slices import play_round
-from benchmarks.ways import ORACLE, WAYS, Values, Verifier
+from benchmarks.ways import ORACLE, WAYS, Values, Verifier, play_round
 from benchmarks.workloads import WORKLOADS, Case, build_case
 from fastcap.bench.floors import measure_floors
 from fastcap.bench.timing import (
@@ -95,8 +94,7 @@ def _measure(case: Case, options: argparse.Namespace) -> report.Outcome:
 def _round_of(case: Case, ways: Sequence[str]) -> Round[Values]:
     """How the ways of a round are run. Every way has run once when this returns."""
     workload = case.workload
-    if torch.device(workload.device).type == "cpu" and ORACLE not in ways:
-        # A model of its own for each: one way's hooks would fire in the others' batches.
+    if torch.device(workload.device).type == "cpu":
         cases = {way: build_case(workload) for way in ways}
         n_warm = 2 * workload.batch_size
         warm = {way: replace(case, dataset=case.dataset[:n_warm]) for way, case in cases.items()}

@@ -3,7 +3,7 @@
     python -m benchmarks.scaling [--rounds 7] [--out benchmarks/results]
 
 Every point is a workload of its own, of which the three ways run batch by batch in turn
-(`benchmarks.slices`): hookless, the documented hook, and fastcap. The figures are fastcap's time as
+(`benchmarks.turns`): hookless, the documented hook, and fastcap. The figures are fastcap's time as
 a multiple of the others', with the 95 % interval of the rounds, in JSON and as a picture (SVG).
 """
 
@@ -21,8 +21,7 @@ import torch
 from benchmarks import programs
 from benchmarks.models import ModelShape
 from benchmarks.programs import Origin
-from benchmarks.slices import play_round
-from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, Values, Verifier, oracle
+from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, Values, Verifier, oracle, play_round
 from benchmarks.workloads import Workload, blocks, build_case
 from fastcap.bench.timing import Ratio, measure_rounds, paired_ratio
 

@@ -87,7 +87,7 @@ def test_some_peers_or_the_model_of_the_tests_are_not_the_comparison(tmp_path: P
     put(tmp_path, "peers", document)
     assert newest(tmp_path, PEERS) is not None
     for question in document["questions"]:
-        question["secs"].pop("sae-lens", None)
+        question["comparisons"] = [c for c in question["comparisons"] if "sae-lens" not in c]
     put(tmp_path, "peers", document)
     assert newest(tmp_path, PEERS) is None
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
-import time
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
 
 from benchmarks import programs
 from benchmarks.checkout import Checkout
 from benchmarks.memory import Peak
-from benchmarks.peers import report, team, worker
+from benchmarks.peers import processes, report, worker
 from benchmarks.peers.judge import Verdict, compare
+from benchmarks.peers.processes import Place, WorkerError, environment_of
 from benchmarks.peers.questions import (
     QUESTIONS,
     SIZES,
@@ -28,17 +28,14 @@ from benchmarks.peers.questions import (
     draw_token_ids,
     write_model,
 )
-from benchmarks.peers.team import Place, Team, Worker, WorkerError, environment_of
 from benchmarks.peers.ways import (
     COLLECTORS,
     FASTCAP,
     HOOKLESS,
     NNSIGHT,
-    ORACLE,
     PEERS,
     SAE_LENS,
     TRANSFORMER_LENS,
-    Run,
     why_not,
 )
 from benchmarks.programs import Origin
@@ -128,125 +125,82 @@ def test_what_cannot_be_compared_is_a_difference(found: Any, problem: str) -> No
 # Workers
 
 
-def test_time_spent_waiting_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(worker, "give_back_memory", lambda: None)
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    model = nn.Identity()
+@pytest.fixture
+def place(tmp_path: Path, model_folder: Path) -> Place:
+    (tmp_path / "model").symlink_to(model_folder)
+    return Place("tiny", tmp_path)
 
-    def advance(secs: float) -> None:
-        clock[0] += secs
 
-    def capture() -> dict[str, torch.Tensor]:
-        for _ in range(3):
-            model(torch.zeros(1))
-            advance(1)
-        return {}
+def ask_in_this_process(
+    task: str,
+    place: Place,
+    ways: Sequence[str],
+    fields: Mapping[str, Any],
+    variables: Mapping[str, str] | None = None,
+) -> worker.Answers:
+    return worker.TASKS[task](size=place.size, model=str(place.model), **fields)
 
-    stopwatch = worker.Stopwatch(lambda: advance(100))
-    assert stopwatch.time(Run(capture, model)) == (3.0, {})
-    model(torch.zeros(1))
-    assert clock == [303.0], "no hook is left behind"
+
+@pytest.mark.usefixtures("without_processes")
+def test_every_round_has_seconds_and_verdicts(place: Place) -> None:
+    processes.write_oracles(place, RESIDUAL)
+    rounds = list(processes.time_in_turns(place, [HOOKLESS, FASTCAP], RESIDUAL, 3))
+    assert [set(each["secs"]) for each in rounds] == [{HOOKLESS, FASTCAP}] * 3
+    for each in rounds:
+        of_oracle, of_eager = (Verdict(**fields) for fields in each["verdicts"][FASTCAP])
+        assert of_oracle.is_equal
+        assert of_eager.n_values == of_oracle.n_values > 0
+
+
+@pytest.mark.usefixtures("without_processes")
+def test_values_that_are_not_the_oracle_s_are_seen(place: Place) -> None:
+    processes.write_oracles(place, RESIDUAL)
+    for path in place.oracles(RESIDUAL).values():
+        values = load_file(path)
+        values[RESIDUAL.sites[0]][0, 0, 0] += 1
+        save_file(values, path)
+    (found,) = processes.time_in_turns(place, [HOOKLESS, FASTCAP], RESIDUAL, 1)
+    assert Verdict(**found["verdicts"][FASTCAP][0]).n_different == 1
 
 
 @needs_clear_refs
-def test_a_run_is_measured_after_one_that_warms_up(model_folder: Path, tmp_path: Path) -> None:
-    runner = worker.Runner(FASTCAP, "tiny", model_folder, tmp_path)
-    peak = worker.measure_peak(runner, RESIDUAL, "rows")
+@pytest.mark.usefixtures("without_processes")
+def test_a_run_is_measured_after_one_that_warms_up(place: Place) -> None:
+    peak = processes.peak_in_child(place, FASTCAP, RESIDUAL, "rows")
     assert peak.host_bytes >= peak.before_bytes > 0
 
 
-def test_a_process_answers_and_ends_with_its_input(model_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "model").symlink_to(model_folder)
-    started = Worker(HOOKLESS, Place("tiny", tmp_path))
-    try:
-        command = {"prepare": "residual", "n_samples": 2, "oracle": None}
-        assert started.ask(command) == {"ready": True}
-        assert started.ask({"run": True}) == {"waits": True}
-        started.tell("go")
-        assert started.hear()["secs"] > 0
-    finally:
-        started.close()
+def test_a_process_answers_line_by_line(place: Place) -> None:
+    processes.write_oracles(place, RESIDUAL)
+    rounds = processes.time_in_turns(place, [HOOKLESS], RESIDUAL, 2)
+    assert next(rounds)["secs"][HOOKLESS] > 0
+    assert next(rounds)["verdicts"] == {}
+    assert list(rounds) == []
 
 
-def test_a_process_that_ends_early_is_reported_with_what_it_said(tmp_path: Path) -> None:
-    started = Worker("no such way", Place("tiny", tmp_path))
-    with pytest.raises(WorkerError, match=r"process of no such way(.|\n)*KeyError"):
-        started.ask({"run": True})
-    started.close()
-
-
-def test_a_child_that_fails_is_reported_with_what_it_said(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="KeyError"):
-        team.peak_in_child("no such way", RESIDUAL, "rows", Place("tiny", tmp_path))
+def test_a_process_that_fails_is_reported_with_what_it_said(place: Place) -> None:
+    with pytest.raises(WorkerError, match=r"process for 'peak'(.|\n)*KeyError: 'no such way'"):
+        processes.peak_in_child(place, "no such way", RESIDUAL, "rows")
 
 
 def test_only_transformer_lens_sees_the_newer_release(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(team, "NEWER_TRANSFORMER_LENS", tmp_path)
+    monkeypatch.setattr(processes, "NEWER_TRANSFORMER_LENS", tmp_path)
     place = Place("tiny", tmp_path)
-    first = environment_of(TRANSFORMER_LENS, place)["PYTHONPATH"].split(os.pathsep)[0]
+    first = environment_of([HOOKLESS, TRANSFORMER_LENS], place)["PYTHONPATH"].split(os.pathsep)[0]
     assert first == str(tmp_path)
-    assert str(tmp_path) not in environment_of(SAE_LENS, place)["PYTHONPATH"]
-    assert environment_of(SAE_LENS, place)["HF_HUB_OFFLINE"] == "1"
-
-
-class ThreadWorker(Worker):
-    """A worker in a thread of this process. Notes who is told something."""
-
-    told: ClassVar[list[str]] = []
-
-    def __init__(self, way: str, place: Place) -> None:
-        self.way = way
-        commands, give = os.pipe()
-        take, answers = os.pipe()
-        self._to, self._from = os.fdopen(give, "w"), os.fdopen(take)
-        runner = worker.Runner(way, place.size, place.model, place.folder)
-        self._ends = os.fdopen(commands), os.fdopen(answers, "w")
-        server = worker.Server(runner, place.size, *self._ends)
-        self._thread = threading.Thread(target=server.serve)
-        self._thread.start()
-
-    def tell(self, line: str) -> None:
-        self.told.append(self.way)
-        self._to.write(line + "\n")
-        self._to.flush()
-
-    def hear(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self._from.readline())
-        return answer
-
-    def close(self) -> None:
-        self._to.close()
-        self._thread.join()
-        for end in (self._from, *self._ends):
-            end.close()
+    assert str(tmp_path) not in environment_of([HOOKLESS, SAE_LENS], place)["PYTHONPATH"]
+    assert environment_of([SAE_LENS], place)["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.fixture
-def in_threads(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
-    def link_model(place: Place) -> None:
-        place.model.symlink_to(model_folder)
-
-    monkeypatch.setattr(team, "Worker", ThreadWorker)
-    monkeypatch.setattr(main, "build_model", link_model)
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_run", ask_in_this_process)
     monkeypatch.setattr(worker, "give_back_memory", lambda: None)
 
 
-@pytest.mark.usefixtures("in_threads")
-def test_ways_take_turns_before_every_forward_pass(model_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "model").symlink_to(model_folder)
-    with Team([HOOKLESS, ORACLE], Place("tiny", tmp_path)) as workers:
-        workers.prepare([HOOKLESS, ORACLE], RESIDUAL, 4, None)
-        ThreadWorker.told.clear()
-        answers = workers.play_round([ORACLE, HOOKLESS])
-    # Each is started once, and let go before each of its two passes.
-    assert ThreadWorker.told == [ORACLE, HOOKLESS] * 3
-    assert set(answers) == {ORACLE, HOOKLESS}
-
-
-@pytest.mark.usefixtures("in_threads")
+@pytest.mark.usefixtures("without_processes")
 def test_a_whole_run_without_peers_writes_its_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -261,7 +215,8 @@ def test_a_whole_run_without_peers_writes_its_files(
     assert [q["name"] for q in written["questions"]] == ["residual", "last", "stop", "disk"]
     for question in written["questions"]:
         assert question["values"]["fastcap"]["n_different"] == 0
-        assert len(question["secs"]["fastcap"]) == 2
+        (comparison,) = question["comparisons"]
+        assert {way: len(secs) for way, secs in comparison.items()} == {HOOKLESS: 2, FASTCAP: 2}
     assert "## disk" in path.with_suffix(".md").read_text()
 
 
@@ -307,7 +262,7 @@ SETTING = report.Setting(
 def make_answer() -> report.Answer:
     return report.Answer(
         RESIDUAL,
-        secs={HOOKLESS: [1.0, 1.0], FASTCAP: [1.1, 1.1], NNSIGHT: [1.2, 1.2]},
+        comparisons=[{HOOKLESS: [1.0, 1.0], FASTCAP: [1.1, 1.1], NNSIGHT: [1.2, 1.2]}],
         verdicts={FASTCAP: EQUAL, NNSIGHT: EQUAL},
         peaks={
             HOOKLESS: {"rows": Peak(1100, 1000)},
@@ -323,6 +278,23 @@ def test_memory_is_what_a_run_adds_beyond_the_run_without() -> None:
     assert answer.added_bytes(NNSIGHT, "lists") == 1900
 
 
+def test_fastcap_is_held_against_hookless_in_every_process() -> None:
+    answer = make_answer()
+    answer.comparisons.append({HOOKLESS: [2.0, 2.0], FASTCAP: [2.6, 2.6], SAE_LENS: [2.6, 2.6]})
+    assert answer.ways == [HOOKLESS, FASTCAP, NNSIGHT, SAE_LENS]
+    assert answer.ratio(FASTCAP, HOOKLESS).rounds == (1.1, 1.1, 1.3, 1.3)
+    assert answer.ratio(FASTCAP, SAE_LENS).rounds == (1.0, 1.0)
+    assert answer.secs(NNSIGHT) == [1.2, 1.2]
+
+
+def test_the_worst_round_s_values_are_kept() -> None:
+    answer = report.Answer(RESIDUAL)
+    for n_different in (0, 5, 2):
+        answer.note(NNSIGHT, [Verdict(10, n_different, 1.0), Verdict(10, 1, 1.0)])
+    assert answer.verdicts[NNSIGHT].n_different == 5
+    assert answer.eager_verdicts[NNSIGHT].n_different == 1
+
+
 def test_bars_that_are_met_are_said_so() -> None:
     assert report.broken_bars([make_answer()]) == []
     assert "Bars met" in report.markdown([make_answer()], SETTING)
@@ -330,9 +302,9 @@ def test_bars_that_are_met_are_said_so() -> None:
 
 def test_a_slower_run_more_memory_and_other_values_break_bars() -> None:
     answer = make_answer()
-    answer.secs[FASTCAP] = [1.2, 1.3]
+    answer.comparisons[0][FASTCAP] = [1.2, 1.3]
     answer.peaks[FASTCAP] = {"rows": Peak(3700, 2000)}
-    answer.verdicts[FASTCAP] = Verdict(100, 1, 0.5)
+    answer.note(FASTCAP, [Verdict(100, 1, 0.5), EQUAL])
     broken = "\n".join(report.broken_bars([answer]))
     assert "fastcap's values are not the oracle's: 1.0 % differ" in broken
     assert "times nnsight's time; the bar is 1.03 at most" in broken
@@ -343,8 +315,7 @@ def test_a_slower_run_more_memory_and_other_values_break_bars() -> None:
 
 def test_a_peer_whose_values_differ_is_reported_plainly() -> None:
     answer = make_answer()
-    answer.verdicts[NNSIGHT] = Verdict(1000, 250, 1e-6)
-    answer.eager_verdicts[NNSIGHT] = EQUAL
+    answer.note(NNSIGHT, [Verdict(1000, 250, 1e-6), EQUAL])
     answer.why_not[SAE_LENS] = "It cannot."
     page = report.markdown([answer], SETTING)
     assert "25.0 % differ, by 1.0e-06 at most" in page

@@ -3,14 +3,12 @@
 Every capturing way returns one `(n_samples, ...)` tensor per site, in the order of the sites, and
 must equal the oracle bit for bit. `hookless` captures nothing: it is what the others are held
 against, and returns the model's output for the last batch under the name of the root module.
-
-The two that are plain loops can also be run batch by batch (`STEPPED`): generators that yield after
-each and return the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import fastcap
+from benchmarks.turns import Player, take_turns
 from benchmarks.workloads import Case
 from fastcap import reference
 from fastcap.bench.equality import same_bytes
@@ -30,20 +29,16 @@ Way = Callable[[Case], Values]
 ROOT = ""
 
 
-Steps = Generator[None, None, Values]
-
-
-def hookless_steps(case: Case) -> Steps:
+def hookless(case: Case) -> Values:
     """The same loop with nothing captured."""
     values: Values = {}
     for batch in case.batches():
         values.clear()  # no other way keeps an output while the next is made
         values[ROOT] = _run(case.model, batch, case.workload.device)
-        yield
     return values
 
 
-def incumbent_steps(case: Case) -> Steps:
+def incumbent(case: Case) -> Values:
     """What the documented calls do: copy in the hook and wait for it, keep lists, concatenate.
 
     It has no selection, so the wanted position is cut out at the end, as its page says.
@@ -57,7 +52,6 @@ def incumbent_steps(case: Case) -> Steps:
             for site, values in parts.items():
                 values.append(captured[site])
             captured.clear()
-            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -66,24 +60,6 @@ def incumbent_steps(case: Case) -> Steps:
     if positions is None:
         return whole
     return {site: acts[:, positions].contiguous() for site, acts in whole.items()}
-
-
-STEPPED: Mapping[str, Callable[[Case], Steps]] = MappingProxyType(
-    {"hookless": hookless_steps, "incumbent": incumbent_steps}
-)
-
-
-def _without_stops(name: str) -> Way:
-    def run(case: Case) -> Values:
-        steps = STEPPED[name](case)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                values: Values = end.value
-                return values
-
-    return run
 
 
 def oracle(case: Case) -> Values:
@@ -113,14 +89,20 @@ HOOKLESS, INCUMBENT, ORACLE, FASTCAP = "hookless", "incumbent", "oracle", "fastc
 
 WAYS: Mapping[str, Way] = MappingProxyType(
     {
-        HOOKLESS: _without_stops(HOOKLESS),
-        INCUMBENT: _without_stops(INCUMBENT),
+        HOOKLESS: hookless,
+        INCUMBENT: incumbent,
         ORACLE: oracle,
         FASTCAP: with_fastcap,
     }
 )
 
 CAPTURING = tuple(name for name in WAYS if name != HOOKLESS)
+
+
+def play_round(cases: Mapping[str, Case], order: Sequence[str]) -> dict[str, tuple[float, Values]]:
+    """Run every way once on a case of its own, in turns; seconds and values by way."""
+    players = {way: Player(cases[way].model, partial(WAYS[way], cases[way])) for way in order}
+    return take_turns(players, order)
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ def _shifts(n_ways: int) -> list[float]:
 def beside_peers(result: Result) -> Figure:
     """A row of panels per question: time, and peak memory."""
     found = questions(result)
-    ways = [[way for way in PEERS if way in each.fields["secs"]] for each in found]
+    ways = [[way for way in PEERS if way in each.ways] for each in found]
     heights = [1.5 + len(asked) for asked in ways]  # axis and title, and a row per way
     figure = _figure(9.5, 0.4 + 0.36 * sum(heights))
     panels = figure.subplots(len(found), 2, squeeze=False, height_ratios=heights)

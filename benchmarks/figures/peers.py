@@ -22,7 +22,7 @@ NAMES = {"nnsight": "nnsight", "transformer-lens": "TransformerLens", "sae-lens"
 
 def is_whole(result: Result) -> bool:
     """Of every peer, and not on the model that tests use."""
-    asked = {way for question in result.content["questions"] for way in question["secs"]}
+    asked = {way for each in questions(result) for way in each.ways}
     return bool(result.content["model"] == asdict(GPT2)) and asked >= set(PEERS)
 
 
@@ -33,6 +33,8 @@ class Answered:
         self.fields, self._floors = fields, floors
         self.name, self.what = str(fields["name"]), str(fields["what"])
         self.peers = list(fields["fastcap_to_peer"])
+        self._comparisons: list[dict[str, list[float]]] = fields["comparisons"]
+        self.ways = list(dict.fromkeys(way for each in self._comparisons for way in each))
 
     def to_peer(self, peer: str) -> Mapping[str, float]:
         """The time of fastcap, the peer's = 1."""
@@ -63,8 +65,11 @@ class Answered:
         return self.median(HOOKLESS) + gigabytes / self._floors.into_result_gb_per_sec
 
     def median(self, way: str) -> float:
-        secs: list[float] = self.fields["secs"][way]
-        return statistics.median(secs)
+        return statistics.median(self.secs(way))
+
+    def secs(self, way: str) -> list[float]:
+        """Of every round of every process that ran this way."""
+        return [secs for each in self._comparisons for secs in each.get(way, ())]
 
 
 def questions(result: Result) -> list[Answered]:
@@ -131,11 +136,11 @@ def _absence(each: Answered, peer: str) -> str:
 def _model(result: Result) -> str:
     model = result.content["model"]
     versions = [f"{title}{_version(result, name)}" for name, title in NAMES.items()]
-    n_rounds = len(result.content["questions"][0]["secs"][HOOKLESS])
+    n_rounds = len(result.content["questions"][0]["comparisons"][0][HOOKLESS])
     return (
         f"A GPT-2 with random weights, {model['n_layers']} layers of width {model['width']}, "
         f"float32, on the CPU. {listed(versions)}, with transformers"
-        f"{_version(result, 'transformers')}; {n_rounds} rounds."
+        f"{_version(result, 'transformers')}; {n_rounds} rounds beside each."
     )
 
 
@@ -199,7 +204,7 @@ def _rows(each: Answered) -> Iterator[tuple[str, ...]]:
     if floor is not None:
         share = floor / each.median(HOOKLESS)
         yield ("floor: passes and one copy", f"{floor:.3f}", f"{share:.3f}", *[""] * 5)
-    for way in each.fields["secs"]:
+    for way in each.ways:
         yield (
             NAMES.get(way, way),
             f"{each.median(way):.3f}",
@@ -231,11 +236,13 @@ def _values(each: Answered, way: str) -> str:
 def _remarks(each: Answered) -> Iterator[str]:
     for way, why in each.fields["not_measured"].items():
         yield f"{NAMES.get(way, way)} is not in this table: {why}"
-    for way, found in each.fields["values_to_eager"].items():
-        yield (
-            f"{NAMES.get(way, way)}, beside the oracle on a model with eager attention: "
-            f"{Verdict(**found)}."
-        )
+    for way, found in each.fields["values"].items():
+        if not Verdict(**found).is_equal:
+            beside = Verdict(**each.fields["values_to_eager"][way])
+            yield (
+                f"{NAMES.get(way, way)}, beside the oracle on a model with eager attention: "
+                f"{beside}."
+            )
 
 
 def _signed(n_bytes: int) -> str:

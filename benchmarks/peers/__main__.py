@@ -1,7 +1,7 @@
 """Measure fastcap beside its peers, and write down what came out.
 
     make bench-peers
-    .venv-peers/bin/python -m benchmarks.peers [--rounds 7] [--out benchmarks/results]
+    .venv-peers/bin/python -m benchmarks.peers [--rounds 25] [--out benchmarks/results]
 
 Prints a card, then a table per question; the last line of stdout is one JSON object with the
 headline figures. Exit status: 0, also where a bar is missed, which the report says; 1 when
@@ -22,23 +22,21 @@ from pathlib import Path
 import fastcap
 from benchmarks.checkout import RESULTS
 from benchmarks.peers import report
-from benchmarks.peers.questions import SIZES, Question
-from benchmarks.peers.team import (
+from benchmarks.peers.judge import Verdict
+from benchmarks.peers.processes import (
     NEWER_TRANSFORMER_LENS,
     Place,
-    Team,
     build_model,
-    measure,
     peak_in_child,
+    time_in_turns,
+    write_oracles,
 )
+from benchmarks.peers.questions import SIZES, Question
 from benchmarks.peers.ways import (
     COLLECTORS,
-    EAGER_ORACLE,
     FASTCAP,
     HOOKLESS,
-    ORACLE,
     PEERS,
-    TIMED,
     TRANSFORMER_LENS,
     why_not,
 )
@@ -60,12 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     origin = begin(options)
     if origin is None:
         return CANNOT_START
-    ways = [way for way in TIMED if way in (HOOKLESS, FASTCAP, *options.peers)]
     setting = _describe(options, origin)
     say(report.card(setting) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         place = Place(options.size, Path(folder))
-        answers = _answer_all(place, ways, options.rounds)
+        answers = _answer_all(place, options.peers, options.rounds)
     path = report.write(options.out, answers, setting)
     for answer in answers:
         say("\n" + report.section(answer, setting))
@@ -76,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = parser_of("benchmarks.peers", __doc__, rounds=7, out=Path(RESULTS))
+    parser = parser_of("benchmarks.peers", __doc__, rounds=25, out=Path(RESULTS))
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     return parser.parse_args(arguments)
@@ -101,38 +98,34 @@ def installed_versions() -> dict[str, str]:
     return versions | {name: of[0].version for name, of in found.items() if of}
 
 
-def _answer_all(place: Place, ways: Sequence[str], n_rounds: int) -> list[report.Answer]:
-    questions = SIZES[place.size][1]
+def _answer_all(place: Place, peers: Sequence[str], n_rounds: int) -> list[report.Answer]:
     build_model(place)
-    _write_oracles(place, questions)
     answers = []
-    with Team(ways, place) as team:
-        for question in questions:
-            say(f"{question.name}: {question.what}")
-            answers.append(_time(team, place, question, ways, n_rounds))
+    for question in SIZES[place.size][1]:
+        say(f"{question.name}: {question.what}")
+        write_oracles(place, question)
+        answers.append(_time(place, question, peers, n_rounds))
     _measure_memory(place, answers)
     return answers
 
 
-def _write_oracles(place: Place, questions: Sequence[Question]) -> None:
-    with Team([ORACLE, EAGER_ORACLE], place) as team:
-        for way, attention in ((ORACLE, "sdpa"), (EAGER_ORACLE, "eager")):
-            for question in questions:
-                team.prepare([way], question, question.n_samples, None)
-                team.workers[way].ask({"write": str(place.oracle(question, attention))})
-
-
-def _time(
-    team: Team, place: Place, question: Question, ways: Sequence[str], n_rounds: int
-) -> report.Answer:
-    reasons = {way: reason for way in ways if (reason := why_not(way, question)) is not None}
-    asked = [way for way in ways if way not in reasons]
-    timings = measure(team, asked, question, n_rounds, place.oracle(question), show_round)
-    answer = report.Answer(question, timings.secs, timings.verdicts, why_not=reasons)
-    for way, verdict in timings.verdicts.items():
-        if not verdict.is_equal:
-            eager = measure(team, [way], question, 1, place.oracle(question, "eager"))
-            answer.eager_verdicts[way] = eager.verdicts[way]
+def _time(place: Place, question: Question, peers: Sequence[str], n_rounds: int) -> report.Answer:
+    """In a process per peer; in one without any, where there is none that has an answer."""
+    answer = report.Answer(question)
+    answer.why_not = {
+        way: reason for way in peers if (reason := why_not(way, question)) is not None
+    }
+    asked = [way for way in peers if way not in answer.why_not]
+    for others in [[way] for way in asked] or [[]]:
+        comparison = report.Comparison()
+        answer.comparisons.append(comparison)
+        rounds = time_in_turns(place, [HOOKLESS, FASTCAP, *others], question, n_rounds)
+        for index, found in enumerate(rounds):
+            show_round(index, found["secs"])
+            for way, secs in found["secs"].items():
+                comparison.setdefault(way, []).append(secs)
+            for way, verdicts in found["verdicts"].items():
+                answer.note(way, [Verdict(**fields) for fields in verdicts])
     return answer
 
 
@@ -142,11 +135,11 @@ def _measure_memory(place: Place, answers: Sequence[report.Answer]) -> None:
         (answer, way, collector)
         for answer in answers
         if answer.question.n_memory_samples is not None
-        for way in answer.secs
+        for way in answer.ways
         for collector in _collectors(answer, way)
     ]
     with ThreadPoolExecutor(2) as pool:
-        peaks = pool.map(lambda w: peak_in_child(w[1], w[0].question, w[2], place), wanted)
+        peaks = pool.map(lambda w: peak_in_child(place, w[1], w[0].question, w[2]), wanted)
         for (answer, way, collector), peak in zip(wanted, peaks, strict=True):
             answer.peaks.setdefault(way, {})[collector] = peak
             say(f"{answer.question.name}: memory of {way} measured ({collector})")

@@ -66,11 +66,12 @@ class Question:
 
 GPT2 = Shape()
 QUESTIONS = (
-    Question("residual", "all layers, all tokens", 16, 24, 128, 4, tuple(range(12))),
-    Question("last", "all layers, last token", 8, 24, 128, 4, tuple(range(12)), position=-1),
-    Question("stop", "layer 5 of 12, passes end there", 16, None, 128, 4, (5,), stop=True),
-    # Small passes and many samples, so that what a pass needs does not hide what writing needs.
-    Question("disk", "layer 11, all tokens, to disk", 8, 64, 128, 2, (11,), to_disk=True),
+    # Small passes: many turns, so that neighbours on a shared machine slow all ways alike.
+    Question("residual", "all layers, all tokens", 16, 48, 64, 2, tuple(range(12))),
+    Question("last", "all layers, last token", 16, 48, 64, 2, tuple(range(12)), position=-1),
+    Question("stop", "layer 5 of 12, passes end there", 16, None, 64, 2, (5,), stop=True),
+    # Many samples, so that what a pass needs does not hide what writing needs.
+    Question("disk", "layer 11, all tokens, to disk", 16, 128, 64, 2, (11,), to_disk=True),
 )
 
 TINY_SHAPE = Shape(n_layers=2, width=16, n_heads=2, vocab_size=32, n_positions=16)

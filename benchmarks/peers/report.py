@@ -23,8 +23,10 @@ TIME_BAR = 1.03
 """The most that the upper end of the interval of fastcap's time over a peer's may be."""
 
 NOTES = (
-    """Every way runs in a process of its own; within a round they take turns batch by batch, in
-    another order each round, and only their own turns count.""",
+    """Each peer shares a process with fastcap and the passes without capture; within a round they
+    take turns before every forward pass, in another order each round, and only their own turns
+    count. fastcap beside hookless is of all these processes. Compare the ratios: seconds of
+    different rows may be of different minutes.""",
     f"{INTERVAL}.",
     """rows: the caller copies each batch into a result allocated before, which is the best a caller
     can do, and what times are compared with. lists: one list per site and `torch.cat` at the end,
@@ -51,38 +53,63 @@ class Setting:
     versions: Mapping[str, str]
 
 
+Comparison = dict[str, list[float]]
+"""Seconds of every round by way, of the ways that took turns in one process."""
+
+
 @dataclass
 class Answer:
     """What was measured of one question.
 
     Attributes:
         question: Which.
-        secs: Seconds of every counted run, by way.
-        verdicts: How values compare with the oracle's, by way.
+        comparisons: One per process.
+        verdicts: How values compare with the oracle's, by way; of all rounds the worst.
         eager_verdicts: How they compare with the oracle on a model with eager attention.
         peaks: Peak memory by way, then by how batches are collected.
         why_not: Why a way has no figures here, by way.
     """
 
     question: Question
-    secs: dict[str, list[float]] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     eager_verdicts: dict[str, Verdict] = field(default_factory=dict)
     peaks: dict[str, dict[str, Peak]] = field(default_factory=dict)
     why_not: dict[str, str] = field(default_factory=dict)
 
+    def note(self, way: str, verdicts: Sequence[Verdict]) -> None:
+        """Keep what a round's values showed beside each oracle, if it is the worst so far."""
+        kept_of = (self.verdicts, self.eager_verdicts)
+        for kept, verdict in zip(kept_of, verdicts, strict=True):
+            if way not in kept or verdict.n_different > kept[way].n_different:
+                kept[way] = verdict
+
+    @property
+    def ways(self) -> list[str]:
+        """In the order of tables."""
+        return list(dict.fromkeys(way for comparison in self.comparisons for way in comparison))
+
+    @property
+    def peers(self) -> list[str]:
+        return [way for way in PEERS if way in self.ways]
+
+    def secs(self, way: str) -> list[float]:
+        """Of every round of every process that ran this way."""
+        return [secs for comparison in self.comparisons for secs in comparison.get(way, ())]
+
     def ratio(self, way: str, base: str) -> Ratio:
-        return paired_ratio(self.secs[way], self.secs[base])
+        """Over the rounds of every process that ran both."""
+        both = [each for each in self.comparisons if way in each and base in each]
+        return paired_ratio(
+            [secs for each in both for secs in each[way]],
+            [secs for each in both for secs in each[base]],
+        )
 
     def added_bytes(self, way: str, collector: str) -> int:
         """What capturing adds to the peak of the same run without."""
         base = self.peaks[HOOKLESS]["rows"]
         peak = self.peaks[way][collector]
         return peak.host_bytes - peak.before_bytes - (base.host_bytes - base.before_bytes)
-
-    @property
-    def peers(self) -> list[str]:
-        return [way for way in PEERS if way in self.secs]
 
 
 def broken_bars(answers: Iterable[Answer]) -> list[str]:
@@ -164,7 +191,7 @@ def _memory_run(question: Question, shape: Shape) -> str:
 def _table(answer: Answer, setting: Setting) -> list[str]:
     header = ("way", "median s", "x hookless", "fastcap / way", "peak added", "x result", "values")
     rows = [header, ("---",) * len(header)]
-    rows += [tuple(_row(way, answer, setting)) for way in answer.secs]
+    rows += [tuple(_row(way, answer, setting)) for way in answer.ways]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "| "
@@ -176,7 +203,7 @@ def _table(answer: Answer, setting: Setting) -> list[str]:
 
 def _row(way: str, answer: Answer, setting: Setting) -> Iterable[str]:
     yield way
-    yield f"{statistics.median(answer.secs[way]):.3f}"
+    yield f"{statistics.median(answer.secs(way)):.3f}"
     yield "1" if way == HOOKLESS else str(answer.ratio(way, HOOKLESS))
     yield str(answer.ratio(FASTCAP, way)) if way in answer.peers else ""
     yield _peak_cell(way, answer, lambda n_bytes: _signed(n_bytes))
@@ -203,16 +230,18 @@ def _remarks(answer: Answer, setting: Setting) -> list[str]:
     question = answer.question
     if not question.to_disk and not question.stop:
         gigabytes = question.result_bytes(setting.shape, question.n_samples) / 1e9
-        forward = statistics.median(answer.secs[HOOKLESS])
+        forward = statistics.median(answer.secs(HOOKLESS))
         floor = forward + gigabytes / setting.floors.into_result_gb_per_sec
-        share = statistics.median(answer.secs[FASTCAP]) / floor
+        share = statistics.median(answer.secs(FASTCAP)) / floor
         remarks.append(
             f"The floor, forward and one copy into rested memory, is {floor:.3f} s; fastcap takes "
             f"{share:.3f} times that."
         )
     remarks += [f"{way}: not measured. {why}" for way, why in answer.why_not.items()]
-    for way, verdict in answer.eager_verdicts.items():
-        remarks.append(f"{way}, against the oracle with eager attention: {verdict}.")
+    for way, verdict in answer.verdicts.items():
+        if not verdict.is_equal:
+            beside = answer.eager_verdicts[way]
+            remarks.append(f"{way}, against the oracle with eager attention: {beside}.")
     return remarks
 
 
@@ -236,7 +265,7 @@ def _brief(ratio: Ratio) -> list[float]:
 def document(answers: Sequence[Answer], setting: Setting) -> dict[str, Any]:
     """Everything, raw times included, for the JSON file."""
     return {
-        "format": 1,
+        "format": 2,
         "headline": headline(answers, setting),
         **setting.origin.fields(),
         "versions": dict(setting.versions),
@@ -251,9 +280,9 @@ def _fields(answer: Answer, setting: Setting) -> dict[str, Any]:
     peaks = answer.peaks
     return {
         **as_fields(answer.question, setting.shape),
-        "secs": answer.secs,
+        "comparisons": answer.comparisons,
         "ratios_to_hookless": {
-            way: asdict(answer.ratio(way, HOOKLESS)) for way in answer.secs if way != HOOKLESS
+            way: asdict(answer.ratio(way, HOOKLESS)) for way in answer.ways if way != HOOKLESS
         },
         "fastcap_to_peer": {way: asdict(answer.ratio(FASTCAP, way)) for way in answer.peers},
         "peaks": {way: {c: asdict(p) for c, p in of.items()} for way, of in peaks.items()},
@@ -276,7 +305,7 @@ def markdown(answers: Sequence[Answer], setting: Setting) -> str:
 
 
 def _notes(answers: Sequence[Answer]) -> list[str]:
-    used = {way for answer in answers for way in (*answer.secs, *answer.why_not)}
+    used = {way for answer in answers for way in (*answer.ways, *answer.why_not)}
     absent = [way for way in PEERS if way not in used]
     notes = [" ".join(note.split()) for note in NOTES]
     return [note for note in notes if not any(note.startswith(way) for way in absent)]

@@ -88,7 +88,6 @@ Prepare = Callable[[Question, Tensor, Callable[[int], Collector], Path], Run]
 HOOKLESS, ORACLE, EAGER_ORACLE, FASTCAP = "hookless", "oracle", "eager oracle", "fastcap"
 NNSIGHT, TRANSFORMER_LENS, SAE_LENS = "nnsight", "transformer-lens", "sae-lens"
 PEERS = (NNSIGHT, TRANSFORMER_LENS, SAE_LENS)
-TIMED = (HOOKLESS, FASTCAP, *PEERS)
 
 
 def why_not(way: str, question: Question) -> str | None:

@@ -1,19 +1,13 @@
-"""A process that runs one way, and waits before every forward pass when told to.
+"""A process that does one task, and says what came out on stdout, one line of JSON each.
 
-    python -m benchmarks.peers.worker build SIZE FOLDER
-    python -m benchmarks.peers.worker serve WAY SIZE FOLDER
-    python -m benchmarks.peers.worker peak WAY SIZE FOLDER QUESTION COLLECTOR
+    python -m benchmarks.peers.worker TASK FIELDS
 
-`build` writes the model. `serve` reads one command per line from stdin and answers each with one
-line of JSON on stdout:
+`FIELDS` is a JSON object: the arguments of the task's function below.
 
-    {"prepare": question, "n_samples": n, "oracle": file or null}
-                        {"ready": true}
-    {"run": true}       {"waits": true} before each forward pass, until a line "go"; at the end
-                        {"secs": ..., "verdict": {...} or null}
-    {"write": file}     {"wrote": true}, when the values of a run without waiting are in the file
-
-What passes while it waits is not counted. `peak` runs once and prints the memory it took.
+build       writes the model
+oracle      writes the values of a question, as the oracle finds them
+time        rounds in which some ways take turns; a line per round
+peak        one run, and the memory it took
 """
 
 from __future__ import annotations
@@ -22,48 +16,25 @@ import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from types import MappingProxyType
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from benchmarks.memory import Peak, reset_peak, resident_bytes
 from benchmarks.peers import ours, theirs
-from benchmarks.peers.judge import compare
+from benchmarks.peers.judge import Verdict, compare
 from benchmarks.peers.questions import SIZES, Question, draw_token_ids, find_question, write_model
-from benchmarks.peers.ways import COLLECTORS, Run, Values
-from fastcap.bench.timing import give_back_memory
+from benchmarks.peers.ways import COLLECTORS, HOOKLESS, Run, Values
+from benchmarks.turns import Player, take_turns
+from fastcap.bench.timing import give_back_memory, order_of_round
 
 LOADERS = {**ours.LOADERS, **theirs.LOADERS}
 
-
-class Stopwatch:
-    """Seconds of a run, without those spent waiting for its turn."""
-
-    def __init__(self, wait: Callable[[], None]) -> None:
-        self._wait = wait
-        self._waited = 0.0
-
-    def pause(self, *_: object) -> None:
-        """A forward pre-hook of the model."""
-        started = time.perf_counter()
-        self._wait()
-        self._waited += time.perf_counter() - started
-
-    def time(self, run: Run) -> tuple[float, Values | Path]:
-        """Seconds, and what the run returned."""
-        give_back_memory()
-        self._waited = 0.0
-        handle = run.model.register_forward_pre_hook(self.pause)
-        try:
-            started = time.perf_counter()
-            outcome = run.capture()
-            return time.perf_counter() - started - self._waited, outcome
-        finally:
-            handle.remove()
+Answers = Iterator[dict[str, Any]]
 
 
 class Runner:
@@ -89,93 +60,92 @@ def values_of(run: Run, outcome: Values | Path) -> Values:
     return run.values(outcome)
 
 
-class Server:
-    """Answers commands, one line of JSON each."""
-
-    def __init__(self, runner: Runner, size: str, commands: TextIO, answers: TextIO) -> None:
-        self._runner = runner
-        self._size = size
-        self._commands = commands
-        self._answers = answers
-        self._stopwatch = Stopwatch(self._wait)
-        self._question: Question | None = None
-        self._n_samples = 0
-        self._expected: Values = {}
-
-    def serve(self) -> None:
-        """Until there are no more commands."""
-        while line := self._commands.readline():
-            command = json.loads(line)
-            if "prepare" in command:
-                self._say(self._take(command))
-            elif "write" in command:
-                self._say(self._write(command["write"]))
-            else:
-                self._say(self._run())
-
-    def _take(self, command: dict[str, Any]) -> dict[str, Any]:
-        self._question = find_question(self._size, command["prepare"])
-        self._n_samples = command["n_samples"]
-        self._expected = load_file(command["oracle"]) if command["oracle"] else {}
-        return {"ready": True}
-
-    def _write(self, path: str) -> dict[str, Any]:
-        run = self._next()
-        save_file(values_of(run, run.capture()), path)
-        return {"wrote": True}
-
-    def _run(self) -> dict[str, Any]:
-        run = self._next()
-        secs, outcome = self._stopwatch.time(run)
-        if not self._expected:
-            return {"secs": secs, "verdict": None}
-        return {"secs": secs, "verdict": asdict(compare(self._expected, values_of(run, outcome)))}
-
-    def _next(self) -> Run:
-        assert self._question is not None, "no question was prepared"
-        return self._runner.prepare(self._question, self._n_samples)
-
-    def _wait(self) -> None:
-        self._say({"waits": True})
-        self._commands.readline()
-
-    def _say(self, answer: dict[str, Any]) -> None:
-        self._answers.write(json.dumps(answer) + "\n")
-        self._answers.flush()
+def build(size: str, model: str) -> Answers:
+    """Write the model into a folder."""
+    write_model(Path(model), SIZES[size][0])
+    yield {}
 
 
-def measure_peak(runner: Runner, question: Question, collector: str) -> Peak:
+def write_oracle(way: str, size: str, model: str, question: str, out: str) -> Answers:
+    """Write what an oracle finds into a safetensors file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        asked = find_question(size, question)
+        run = Runner(way, size, Path(model), Path(scratch)).prepare(asked, asked.n_samples)
+        save_file(values_of(run, run.capture()), out)
+    yield {}
+
+
+def time_in_turns(
+    ways: Sequence[str], size: str, model: str, question: str, n_rounds: int, oracles: Sequence[str]
+) -> Answers:
+    """Run every way once per round, after a round of two batches that does not count.
+
+    Gives the seconds by way, and the verdicts on each way that captures: one per oracle.
+    """
+    asked = find_question(size, question)
+    expected = [load_file(path) for path in oracles]
+    with tempfile.TemporaryDirectory() as scratch:
+        runners = {way: Runner(way, size, Path(model), Path(scratch)) for way in ways}
+        play_round(runners, ways, asked, 2 * asked.batch_size)
+        for index in range(n_rounds):
+            give_back_memory()
+            order = order_of_round(ways, index)
+            outcome = play_round(runners, order, asked, asked.n_samples)
+            yield {
+                "secs": {way: outcome[way][0] for way in ways},
+                "verdicts": {
+                    way: [asdict(verdict) for verdict in _judge(expected, outcome[way][1])]
+                    for way in ways
+                    if way != HOOKLESS
+                },
+            }
+            del outcome
+
+
+def play_round(
+    runners: Mapping[str, Runner], order: Sequence[str], question: Question, n_samples: int
+) -> dict[str, tuple[float, Values]]:
+    """Seconds and values of one run of every way; they take turns before every forward pass."""
+    runs = {way: runners[way].prepare(question, n_samples) for way in order}
+    players = {way: Player(run.model, run.capture) for way, run in runs.items()}
+    outcome = take_turns(players, order)
+    return {way: (secs, values_of(runs[way], found)) for way, (secs, found) in outcome.items()}
+
+
+def _judge(expected: Sequence[Values], found: Values) -> list[Verdict]:
+    return [compare(values, found) for values in expected]
+
+
+def measure_peak(way: str, size: str, model: str, question: str, collector: str) -> Answers:
     """The memory of one run, after one of a single batch that loads what is loaded late."""
-    assert question.n_memory_samples is not None
-    warm = runner.prepare(question, question.batch_size, collector)
-    warm.capture()
-    run = runner.prepare(question, question.n_memory_samples, collector)
-    del warm
-    give_back_memory()
-    before = reset_peak()
-    outcome = run.capture()
-    peak = resident_bytes("VmHWM")
-    del outcome
-    return Peak(peak, before)
+    asked = find_question(size, question)
+    assert asked.n_memory_samples is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        runner = Runner(way, size, Path(model), Path(scratch))
+        warm = runner.prepare(asked, asked.batch_size, collector)
+        warm.capture()
+        run = runner.prepare(asked, asked.n_memory_samples, collector)
+        del warm
+        give_back_memory()
+        before = reset_peak()
+        outcome = run.capture()
+        peak = Peak(resident_bytes("VmHWM"), before)
+        del outcome
+    yield asdict(peak)
+
+
+TASKS: Mapping[str, Callable[..., Answers]] = MappingProxyType(
+    {"build": build, "oracle": write_oracle, "time": time_in_turns, "peak": measure_peak}
+)
 
 
 def main(arguments: list[str]) -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    if arguments[0] == "build":
-        _, size, folder = arguments
-        write_model(Path(folder), SIZES[size][0])
-        return
-    task, way, size, folder, *rest = arguments
-    with tempfile.TemporaryDirectory() as scratch:
-        runner = Runner(way, size, Path(folder), Path(scratch))
-        if task == "serve":
-            Server(runner, size, sys.stdin, answers).serve()
-            return
-        question, collector = rest
-        peak = measure_peak(runner, find_question(size, question), collector)
-        answers.write(json.dumps(asdict(peak)) + "\n")
-        answers.close()
+    task, fields = arguments
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what libraries print is no answer
+        for answer in TASKS[task](**json.loads(fields)):
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
 
 
 if __name__ == "__main__":
