@@ -168,7 +168,7 @@ def headline(setting: Setting, outcome: Outcome) -> dict[str, Any]:
 
 
 def _brief(ratio: Ratio) -> list[float]:
-    return [round(ratio.median, 4), round(ratio.low, 4), round(ratio.high, 4)]
+    return [round(ratio.mean, 4), round(ratio.low, 4), round(ratio.high, 4)]
 
 
 def document(setting: Setting, outcome: Outcome) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def picture(figures: Mapping[str, Mapping[int, Ratios]], title: str) -> Figure:
             ratios = [points[size][base] for size in sizes]
             panel.errorbar(
                 [size * (1 + 0.04 * shift) for size in sizes],  # so that bars do not hide bars
-                [ratio.median for ratio in ratios],
+                [ratio.mean for ratio in ratios],
                 yerr=_bars(ratios),
                 fmt=style,
                 color="black" if shift == 0 else "0.45",
@@ -126,8 +126,8 @@ def picture(figures: Mapping[str, Mapping[int, Ratios]], title: str) -> Figure:
 
 
 def _bars(ratios: Sequence[Ratio]) -> list[list[float]]:
-    below = [max(0.0, ratio.median - ratio.low) for ratio in ratios]
-    above = [max(0.0, ratio.high - ratio.median) for ratio in ratios]
+    below = [ratio.mean - ratio.low for ratio in ratios]
+    above = [ratio.high - ratio.mean for ratio in ratios]
     return [below, above]
 
 

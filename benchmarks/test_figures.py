@@ -180,7 +180,7 @@ def test_kinds_without_figures_are_listed(tmp_path: Path) -> None:
 def test_a_difference_is_said_only_where_the_interval_shows_one(
     low: float, high: float, said: str
 ) -> None:
-    assert text.comparison({"median": 1.0, "low": low, "high": high}, "a", "b") == said
+    assert text.comparison({"mean": 1.0, "low": low, "high": high}, "a", "b") == said
 
 
 # Blocks
@@ -371,7 +371,7 @@ def test_ticks_leave_room_and_have_1_among_them(ends: tuple[float, float]) -> No
 
 
 def test_one_wide_interval_does_not_hide_the_others() -> None:
-    ratios = [{"median": 1.1, "low": 0.01, "high": 200.0}, {"median": 1.2, "low": 1.1, "high": 1.3}]
+    ratios = [{"mean": 1.1, "low": 0.01, "high": 200.0}, {"mean": 1.2, "low": 1.1, "high": 1.3}]
     low, high = pictures.limits(ratios)
     assert 0.5 < low < 1.0
     assert 1.3 < high < 2.0

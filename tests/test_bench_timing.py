@@ -43,7 +43,15 @@ def test_no_way_follows_one_other_more_often_than_the_rest() -> None:
 def test_ratios_pair_runs_of_one_round() -> None:
     ratio = paired_ratio([2.0, 6.0, 5.0], [1.0, 2.0, 5.0])
     assert ratio.rounds == (2.0, 3.0, 1.0)
-    assert ratio.median == 2.0
+    assert ratio.mean == pytest.approx(6 ** (1 / 3))  # of 2, 3 and 1
+
+
+def test_a_ratio_the_other_way_round_is_its_inverse() -> None:
+    secs, base = [2.0, 6.0, 5.0], [1.0, 2.0, 4.0]
+    one, other = paired_ratio(secs, base), paired_ratio(base, secs)
+    assert other.mean == pytest.approx(1 / one.mean)
+    assert (other.low, other.high) == pytest.approx((1 / one.high, 1 / one.low))
+    assert one.low < one.mean < one.high
 
 
 def test_rounds_of_unequal_number_are_refused() -> None:

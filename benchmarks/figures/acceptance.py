@@ -84,7 +84,7 @@ def _workload(result: Result) -> str:
         f"{workload['batch_size']} per pass; the outputs of {modules} in {workload['dtype']}: "
         f"{format_bytes(result.content['result_bytes'])}. {result.machine.n_cores} CPU cores, "
         f"{len(result.content['secs'][HOOKLESS])} rounds in which the ways alternate batch by "
-        "batch; ratios are the median of the rounds', with its 95 % interval:"
+        "batch; ratios are the geometric mean of the rounds', with its 95 % interval:"
     )
 
 

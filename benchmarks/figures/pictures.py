@@ -35,11 +35,11 @@ class Mark:
     fill: str
 
     def draw(self, axes: Axes, y: float, ratio: Mapping[str, float]) -> Any:
-        """A median with its interval."""
-        median = ratio["median"]
-        bars = [[max(0.0, median - ratio["low"])], [max(0.0, ratio["high"] - median)]]
+        """A mean with its interval."""
+        mean = ratio["mean"]
+        bars = [[mean - ratio["low"]], [ratio["high"] - mean]]
         return axes.errorbar(
-            median,
+            mean,
             y,
             xerr=bars,
             fmt=self.shape,
@@ -95,9 +95,9 @@ def choose_ticks(lowest: float, highest: float) -> list[float]:
 
 def limits(ratios: Sequence[Mapping[str, float]], *others: float) -> tuple[float, float]:
     """Ends of an axis that shows all intervals, unless they are much wider than the figures."""
-    medians = [1.0, *others, *(ratio["median"] for ratio in ratios)]
-    low = max(min([*medians, *(ratio["low"] for ratio in ratios)]), min(medians) / 1.5)
-    high = min(max([*medians, *(ratio["high"] for ratio in ratios)]), max(medians) * 1.5)
+    means = [1.0, *others, *(ratio["mean"] for ratio in ratios)]
+    low = max(min([*means, *(ratio["low"] for ratio in ratios)]), min(means) / 1.5)
+    high = min(max([*means, *(ratio["high"] for ratio in ratios)]), max(means) * 1.5)
     room = (high / low) ** 0.04
     return low / room, high * room
 

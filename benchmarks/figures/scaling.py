@@ -35,10 +35,10 @@ def _reading(result: Result) -> str:
     }
     said = []
     for base, name in ((HOOKLESS, "the same passes without capture"), (INCUMBENT, "the hook")):
-        medians = [ratios[base]["median"] for ratios in points.values()]
-        said.append(f"{min(medians):.3f} to {max(medians):.3f} times as long as {name}")
+        means = [ratios[base]["mean"] for ratios in points.values()]
+        said.append(f"{min(means):.3f} to {max(means):.3f} times as long as {name}")
     return (
-        f"Over sites, samples and width, fastcap takes {said[0]}, and {said[1]}: medians of "
+        f"Over sites, samples and width, fastcap takes {said[0]}, and {said[1]}: means of "
         f"{result.content['rounds']} rounds at each point."
     )
 

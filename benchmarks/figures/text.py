@@ -26,8 +26,8 @@ def folded(summary: str, content: str) -> str:
 
 
 def interval(ratio: Mapping[str, Any]) -> str:
-    """`1.038 [1.021, 1.059]`: a ratio's median with its 95 % interval."""
-    return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+    """`1.038 [1.021, 1.059]`: a ratio's geometric mean with its 95 % interval."""
+    return f"{ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
 
 def verdict(ratio: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def judge(cell: Cell) -> Verdict | None:
         return None
     if cell.terms.bound == FORWARD:
         ratio = cell.ratio
-        return Verdict(HIDDEN, str(ratio), ratio.median <= MOST_RATIO)
+        return Verdict(HIDDEN, str(ratio), ratio.mean <= MOST_RATIO)
     found = _SHARES.get((cell.destination, cell.terms.bound))
     if found is None:
         return None

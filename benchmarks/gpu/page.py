@@ -154,7 +154,7 @@ def _grid_row(cell: Cell) -> tuple[str, ...]:
     return (
         cell.destination,
         f"{1e3 * cell.pass_secs:.2f}",
-        str(cell.ratio) if len(cell.secs) > 1 else f"{cell.ratio.median:.3f} (one round)",
+        str(cell.ratio) if len(cell.secs) > 1 else f"{cell.ratio.mean:.3f} (one round)",
         floors,
         others,
         cell.terms.bound,

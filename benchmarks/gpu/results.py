@@ -74,7 +74,7 @@ def cell_fields(cell: Cell) -> dict[str, Any]:
     if cell.is_measured and cell.terms is not None:
         ratio, verdict = cell.ratio, goals.judge(cell)
         fields["pass_secs"] = cell.pass_secs
-        fields["ratio_to_hookless"] = [ratio.median, ratio.low, _finite(ratio.high)]
+        fields["ratio_to_hookless"] = [ratio.mean, ratio.low, _finite(ratio.high)]
         fields["floor_secs"] = dict(cell.terms.secs)
         fields["other_floor_secs"] = dict(cell.terms.others)
         fields["bound"] = cell.terms.bound

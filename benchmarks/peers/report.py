@@ -259,7 +259,7 @@ def headline(answers: Sequence[Answer], setting: Setting) -> dict[str, Any]:
 
 
 def _brief(ratio: Ratio) -> list[float]:
-    return [round(ratio.median, 4), round(ratio.low, 4), round(ratio.high, 4)]
+    return [round(ratio.mean, 4), round(ratio.low, 4), round(ratio.high, 4)]
 
 
 def document(answers: Sequence[Answer], setting: Setting) -> dict[str, Any]:

@@ -80,11 +80,11 @@ def _without_crowding(xs: Sequence[float], labels: Sequence[str]) -> list[str]:
 
 def _draw_way(axes: Any, way: str, xs: Sequence[float], ratios: Sequence[Ratio]) -> None:
     marker, line, fill = MARKS[way]
-    below = [max(ratio.median - ratio.low, 0.0) for ratio in ratios]
-    above = [max(ratio.high - ratio.median, 0.0) for ratio in ratios]
+    below = [ratio.mean - ratio.low for ratio in ratios]
+    above = [ratio.high - ratio.mean for ratio in ratios]
     axes.errorbar(
         xs,
-        [ratio.median for ratio in ratios],
+        [ratio.mean for ratio in ratios],
         yerr=[below, above],
         marker=marker,
         linestyle=line,
@@ -96,10 +96,10 @@ def _draw_way(axes: Any, way: str, xs: Sequence[float], ratios: Sequence[Ratio])
 
 
 def _limit_ratios(axes: Any, ratios: Sequence[Ratio]) -> None:
-    """Show every median; of an interval that is far wider than that, what fits."""
-    medians = [ratio.median for ratio in ratios]
-    low = min(1.0, *medians, *(max(ratio.low, 0.8 * ratio.median) for ratio in ratios))
-    high = max(1.02, *medians, *(min(ratio.high, 1.5 * ratio.median) for ratio in ratios))
+    """Show every mean; of an interval that is far wider than that, what fits."""
+    means = [ratio.mean for ratio in ratios]
+    low = min(1.0, *means, *(max(ratio.low, 0.8 * ratio.mean) for ratio in ratios))
+    high = max(1.02, *means, *(min(ratio.high, 1.5 * ratio.mean) for ratio in ratios))
     if high > LARGE_RATIO:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")

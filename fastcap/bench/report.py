@@ -395,5 +395,5 @@ def point_fields(point: Overhead) -> dict[str, Any]:
 
 
 def brief(ratio: Ratio) -> dict[str, float]:
-    """The median and the ends of the interval."""
-    return {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+    """The mean and the ends of the interval."""
+    return {"mean": ratio.mean, "low": ratio.low, "high": ratio.high}

@@ -37,34 +37,36 @@ class Ratio:
     """How many times as long one way takes as another.
 
     Attributes:
-        median: Of the rounds' ratios.
+        mean: The geometric mean of the rounds' ratios.
         low: Lower end of the 95 % interval.
         high: Upper end of the 95 % interval.
         rounds: The ratio within each round.
     """
 
-    median: float
+    mean: float
     low: float
     high: float
     rounds: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def paired_ratio(secs: Sequence[float], base_secs: Sequence[float]) -> Ratio:
-    """Compare two ways round by round: the median of the rounds' ratios, and an interval.
+    """Compare two ways round by round: the geometric mean of the rounds' ratios, and an interval.
 
-    With seven rounds a bootstrap of the median covers less than it claims, so the interval is
-    Student's t on the logarithms of the ratios; see `log_interval`. One round gives no interval.
+    Ratios are averaged as logarithms, so that a way that is held against another, and the other
+    against it, come out as `r` and `1 / r`. With seven rounds a bootstrap covers less than it
+    claims, so the interval is Student's t on the same logarithms; see `log_interval`. One round
+    gives no interval.
 
     Example:
         >>> print(paired_ratio([2.2, 2.0, 2.1], [2.0, 2.0, 2.0]))
-        1.050 [0.932, 1.181]
+        1.049 [0.932, 1.181]
     """
     rounds = [one / base for one, base in zip(secs, base_secs, strict=True)]
     low, high = log_interval(rounds)
-    return Ratio(statistics.median(rounds), low, high, tuple(rounds))
+    return Ratio(statistics.geometric_mean(rounds), low, high, tuple(rounds))
 
 
 def log_interval(ratios: Sequence[float]) -> tuple[float, float]:
