@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fastcap.bench
 from fastcap.bench.case import Values
+from fastcap.bench.ways import Way
 
 N_LAYERS = 4
 SITES = tuple(f"layers.{i}" for i in range(N_LAYERS - 1))
@@ -42,13 +43,22 @@ def llama_case(device: str = "cpu", n_passes: int = 3) -> fastcap.bench.Case:
     return fastcap.bench.make_case(build_llama(device), batches, SITES)
 
 
-@torch.no_grad()
-def output_hidden_states(case: fastcap.bench.Case) -> Values:
-    """Ask the model for every layer's input, and keep what was asked for."""
-    parts: dict[str, list[Tensor]] = {site: [] for site in case.sites}
-    for batch in case.batches:
-        output: Any = case.model(batch["input_ids"].to(case.device), output_hidden_states=True)
-        for site, values in parts.items():
-            number = int(site.rpartition(".")[2])
-            values.append(output.hidden_states[number + 1].cpu())
-    return {site: torch.cat(values) for site, values in parts.items()}
+def output_hidden_states(device: str = "cpu") -> Way:
+    """Ask the model for every layer's input, and keep what was asked for.
+
+    On a model of its own with the same weights: the first call that asks leaves transformers' hooks
+    on the model for good, and they would slow down every other way.
+    """
+    model = build_llama(device)
+
+    @torch.no_grad()
+    def way(case: fastcap.bench.Case) -> Values:
+        parts: dict[str, list[Tensor]] = {site: [] for site in case.sites}
+        for batch in case.batches:
+            output: Any = model(batch["input_ids"].to(case.device), output_hidden_states=True)
+            for site, values in parts.items():
+                number = int(site.rpartition(".")[2])
+                values.append(output.hidden_states[number + 1].cpu())
+        return {site: torch.cat(values) for site, values in parts.items()}
+
+    return way

@@ -85,8 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
         rounds=options.rounds,
         floors=measure_floors(options.device, folder=options.out),
     )
-    outcomes = [_run(name, make, options.rounds) for name, make in chosen.items()]
-    path = write(options.out, setting, outcomes, options.only or ())
+    outcomes: list[Outcome] = []
+    for name, make in chosen.items():
+        outcomes.append(_run(name, make, options.rounds))
+        path = write(options.out, setting, outcomes, options.only or ())  # what is done is kept
     say(f"Written to {path} and .md")
     return 0 if all(outcome.overhead.is_equal for outcome in outcomes) else 1
 
@@ -112,7 +114,7 @@ def cases(device: str, memory_bytes: int | None, folder: Path | None = None) -> 
     if find_spec("transformers") is not None:
         made["transformers-hidden-states"] = lambda: (
             llama_case(device),
-            {**ways, HIDDEN_STATES: output_hidden_states},
+            {**ways, HIDDEN_STATES: output_hidden_states(device)},
         )
     return made
 

@@ -79,15 +79,20 @@ def test_a_large_model_is_measured_only_where_it_fits() -> None:
     assert names("cuda", 80 << 30) == {TINY.name, GPT2_SIZED.name, LLAMA_SIZED.name}
 
 
-def test_a_run_writes_figures_floors_and_where_they_come_from(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Arguments of a run that takes no time."""
     monkeypatch.setattr(timing, "give_back_memory", lambda: None)
     monkeypatch.setattr(report, "RUN_SECS", 0.0)
     monkeypatch.setattr(suite, "measure_floors", lambda *a, **o: Floors(8.0, 4.0, 2.0, 1.0))
-    arguments = ["--device", "cpu", "--only", "tiny-last", "--rounds", "2", "--allow-dirty"]
-    assert suite.main([*arguments, "--out", str(tmp_path / "results")]) == 0
-    (path,) = (tmp_path / "results").glob("*-suite-tiny-last-*-cores.json")
+    return ["--device", "cpu", "--rounds", "2", "--allow-dirty", "--out", str(tmp_path)]
+
+
+def test_a_run_writes_figures_floors_and_where_they_come_from(
+    quick: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert suite.main([*quick, "--only", "tiny-last"]) == 0
+    (path,) = tmp_path.glob("*-suite-tiny-last-*-cores.json")
     written = json.loads(path.read_text())
     assert set(written["workloads"]) == {"tiny-last"}
     of_workload = written["workloads"]["tiny-last"]
@@ -101,25 +106,44 @@ def test_a_run_writes_figures_floors_and_where_they_come_from(
     assert "tiny-last" in capsys.readouterr().out
 
 
+@pytest.mark.skipif("transformers-hidden-states" not in CASES, reason="needs transformers")
+def test_hidden_states_are_measured_beside_the_other_ways(quick: list[str], tmp_path: Path) -> None:
+    assert suite.main([*quick, "--only", "transformers"]) == 0
+    (path,) = tmp_path.glob("*.json")
+    of_workload = json.loads(path.read_text())["workloads"]["transformers-hidden-states"]
+    assert set(of_workload["secs"]) == {HOOKLESS, *WAYS, suite.HIDDEN_STATES}
+
+
+def test_a_workload_that_fails_leaves_what_was_measured_before_it(
+    monkeypatch: pytest.MonkeyPatch, quick: list[str], tmp_path: Path
+) -> None:
+    def fail() -> tuple[Case, dict[str, Way]]:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(
+        suite, "cases", lambda *a: {"tiny-last": CASES["tiny-last"], "tiny-fails": fail}
+    )
+    with pytest.raises(RuntimeError, match="no memory"):
+        suite.main(quick)
+    (path,) = tmp_path.glob("*.json")
+    assert list(json.loads(path.read_text())["workloads"]) == ["tiny-last"]
+
+
 def test_a_workload_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.main(["--device", "cpu", "--only", "huge", "--allow-dirty"]) == 2
     assert "begins with any of ['huge']" in capsys.readouterr().err
 
 
 def test_a_way_that_differs_shows_in_the_page_and_in_the_exit_status(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, quick: list[str], tmp_path: Path
 ) -> None:
     def wrong(case: Case) -> dict[str, torch.Tensor]:
         return {site: value + 1 for site, value in case.oracle().items()}
 
     case, ways, _ = made("tiny-last")
-    monkeypatch.setattr(timing, "give_back_memory", lambda: None)
-    monkeypatch.setattr(report, "RUN_SECS", 0.0)
-    monkeypatch.setattr(suite, "measure_floors", lambda *a, **o: Floors(8.0, 4.0, 2.0, 1.0))
     monkeypatch.setattr(
         suite, "cases", lambda *a: {"tiny-last": lambda: (case, {**ways, "hook": wrong})}
     )
-    options = ["--device", "cpu", "--rounds", "2", "--allow-dirty", "--out", str(tmp_path)]
-    assert suite.main(options) == 1
+    assert suite.main(quick) == 1
     (page,) = tmp_path.glob("*.md")
     assert "hook DIFFERS in tiny-last: layers.0:" in page.read_text()

@@ -10,14 +10,12 @@ save_activations           to .npz or .safetensors
 stream                     records batch by batch, while the next batch runs
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastcap.activations import ActivationStore as ActivationStore
-from fastcap.archive.reader import Archive as Archive
-from fastcap.archive.reader import open_archive as open_archive
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
-from fastcap.extraction.run import extract as extract
-from fastcap.listing import list_sites as list_sites
-from fastcap.planning.make import plan as plan
 from fastcap.records import BatchRecords as BatchRecords
 from fastcap.records import Record as Record
 from fastcap.records import Statistics as Statistics
@@ -25,6 +23,14 @@ from fastcap.representations import extract_representations as extract_represent
 from fastcap.saving import save_activations as save_activations
 from fastcap.streams import Stream as Stream
 from fastcap.streams import stream as stream
+
+if TYPE_CHECKING:
+    from fastcap import planning as planning
+    from fastcap.archive.reader import Archive as Archive
+    from fastcap.archive.reader import open_archive as open_archive
+    from fastcap.extraction.run import extract as extract
+    from fastcap.listing import list_sites as list_sites
+    from fastcap.planning.make import plan as plan
 
 __all__ = [
     "ActivationStore",
@@ -45,3 +51,27 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_LOADED_WHEN_NAMED = {
+    "Archive": "fastcap.archive.reader",
+    "extract": "fastcap.extraction.run",
+    "list_sites": "fastcap.listing",
+    "open_archive": "fastcap.archive.reader",
+    "plan": "fastcap.planning.make",
+}
+"""Two thirds of the code, which a program that captures into memory need not wait for."""
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        if name == "planning":  # fastcap.planning.Machine is an argument of plan
+            return import_module("fastcap.planning")
+        if name not in _LOADED_WHEN_NAMED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_LOADED_WHEN_NAMED[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import operator
 import subprocess
 import sys
 from collections.abc import Container, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import fastcap
 from fastcap import errors
@@ -189,6 +192,9 @@ OPTIONAL = [
 ]
 
 
+LOADED_WHEN_NAMED = ["archive", "extraction", "listing", "planning"]
+
+
 def test_importing_fastcap_starts_no_device_and_imports_no_extra() -> None:
     # torch imports some of these itself where they are installed: only what fastcap adds counts.
     program = (
@@ -203,3 +209,23 @@ def test_importing_fastcap_starts_no_device_and_imports_no_extra() -> None:
         "assert threading.active_count() == 1\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_captures_into_memory_does_not_load_the_rest() -> None:
+    program = (
+        "import sys, fastcap\n"
+        f"rest = {LOADED_WHEN_NAMED!r}\n"
+        "def loaded(): return [name for name in rest if f'fastcap.{name}' in sys.modules]\n"
+        "assert loaded() == [], loaded()\n"
+        "assert set(dir(fastcap)) >= set(fastcap.__all__)\n"
+        "fastcap.planning.Machine, fastcap.extract, fastcap.open_archive, fastcap.list_sites\n"
+        "assert loaded() == rest, loaded()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'fastcap' has no attribute 'extrat'"):
+        operator.attrgetter("extrat")(fastcap)
+    with pytest.raises(ImportError, match="extrat"):
+        exec("from fastcap import extrat")
