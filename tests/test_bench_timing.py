@@ -54,6 +54,14 @@ def test_a_ratio_the_other_way_round_is_its_inverse() -> None:
     assert one.low < one.mean < one.high
 
 
+@pytest.mark.parametrize("n_rounds", [2, 3, 7, 25])
+@pytest.mark.parametrize("secs", [0.1, 1 / 3, 1.1, 2.7])
+def test_the_mean_lies_within_its_interval_also_of_equal_rounds(secs: float, n_rounds: int) -> None:
+    """Bars are drawn from the one to the other, and may not be negative by a rounding."""
+    ratio = paired_ratio([secs] * n_rounds, [1.0] * n_rounds)
+    assert ratio.low <= ratio.mean <= ratio.high
+
+
 def test_rounds_of_unequal_number_are_refused() -> None:
     with pytest.raises(ValueError, match="longer"):
         paired_ratio([1.0], [1.0, 2.0])
