@@ -45,8 +45,8 @@ def _parts(report: Report) -> Iterator[str]:
     yield "<h2>Overhead by bytes captured</h2>"
     yield _picture(
         charts.as_svg(charts.overhead_figure(report), "overhead"),
-        "Median of the rounds' ratios; bars are 95 % intervals. Where a bar runs out of the "
-        "picture, the table has its end.",
+        "Geometric mean of the rounds' ratios; bars are 95 % intervals. Where a bar runs out of "
+        "the picture, the table has its end.",
     )
     yield _table([TABLE_HEADER, *table_rows(report)])
     yield from (f"<p>{escape(remark)}</p>" for remark in remarks(report))
