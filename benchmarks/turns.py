@@ -45,6 +45,9 @@ def take_turns(
     Args:
         players: The runs, by name.
         order: In which order they have their turns.
+
+    Raises:
+        Exception: What a run raised. The others are ended where they wait.
     """
     from greenlet import greenlet  # here, so that what a GPU machine runs does not need it
 

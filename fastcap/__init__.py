@@ -59,7 +59,7 @@ _LOADED_WHEN_NAMED = {
     "open_archive": "fastcap.archive.reader",
     "plan": "fastcap.planning.make",
 }
-"""Two thirds of the code, which a program that captures into memory need not wait for."""
+"""Half of the modules, which a program that captures into memory need not wait for."""
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one that is here

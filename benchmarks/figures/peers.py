@@ -11,7 +11,7 @@ from benchmarks.figures.results import Result
 from benchmarks.figures.text import interval, listed, paragraphs, table
 from benchmarks.peers.judge import Verdict
 from benchmarks.peers.questions import GPT2
-from benchmarks.peers.report import TIME_BAR
+from benchmarks.peers.report import TIME_BAR, Comparison, secs_of, ways_of
 from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS
 from fastcap.bench.floors import Floors
 from fastcap.host_memory import format_bytes
@@ -33,8 +33,8 @@ class Answered:
         self.fields, self._floors = fields, floors
         self.name, self.what = str(fields["name"]), str(fields["what"])
         self.peers = list(fields["fastcap_to_peer"])
-        self._comparisons: list[dict[str, list[float]]] = fields["comparisons"]
-        self.ways = list(dict.fromkeys(way for each in self._comparisons for way in each))
+        self._comparisons: list[Comparison] = fields["comparisons"]
+        self.ways = ways_of(self._comparisons)
 
     def to_peer(self, peer: str) -> Mapping[str, float]:
         """The time of fastcap, the peer's = 1."""
@@ -65,11 +65,7 @@ class Answered:
         return self.median(HOOKLESS) + gigabytes / self._floors.into_result_gb_per_sec
 
     def median(self, way: str) -> float:
-        return statistics.median(self.secs(way))
-
-    def secs(self, way: str) -> list[float]:
-        """Of every round of every process that ran this way."""
-        return [secs for each in self._comparisons for secs in each.get(way, ())]
+        return statistics.median(secs_of(self._comparisons, way))
 
 
 def questions(result: Result) -> list[Answered]:

@@ -57,6 +57,16 @@ Comparison = dict[str, list[float]]
 """Seconds of every round by way, of the ways that took turns in one process."""
 
 
+def ways_of(comparisons: Iterable[Comparison]) -> list[str]:
+    """In the order of tables."""
+    return list(dict.fromkeys(way for comparison in comparisons for way in comparison))
+
+
+def secs_of(comparisons: Iterable[Comparison], way: str) -> list[float]:
+    """Of every round of every process that ran this way."""
+    return [secs for comparison in comparisons for secs in comparison.get(way, ())]
+
+
 @dataclass
 class Answer:
     """What was measured of one question.
@@ -86,24 +96,19 @@ class Answer:
 
     @property
     def ways(self) -> list[str]:
-        """In the order of tables."""
-        return list(dict.fromkeys(way for comparison in self.comparisons for way in comparison))
+        return ways_of(self.comparisons)
 
     @property
     def peers(self) -> list[str]:
         return [way for way in PEERS if way in self.ways]
 
     def secs(self, way: str) -> list[float]:
-        """Of every round of every process that ran this way."""
-        return [secs for comparison in self.comparisons for secs in comparison.get(way, ())]
+        return secs_of(self.comparisons, way)
 
     def ratio(self, way: str, base: str) -> Ratio:
         """Over the rounds of every process that ran both."""
         both = [each for each in self.comparisons if way in each and base in each]
-        return paired_ratio(
-            [secs for each in both for secs in each[way]],
-            [secs for each in both for secs in each[base]],
-        )
+        return paired_ratio(secs_of(both, way), secs_of(both, base))
 
     def added_bytes(self, way: str, collector: str) -> int:
         """What capturing adds to the peak of the same run without."""
