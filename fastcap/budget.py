@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from fastcap.host_memory import format_bytes
 from fastcap.spec import as_count
 
 MiB = 1 << 20
@@ -12,7 +13,6 @@ SMALLEST_CHUNK_BYTES = 8 * MiB  # past the knee of the link: a copy this large r
 LARGEST_CHUNK_BYTES = 64 * MiB
 MOST_SMALL_CHUNKS = 16  # beyond this, more chunks hid nothing more (docs/design/cost-model.md)
 DEFAULT_DEVICE_BYTES = 256 * MiB
-DEFAULT_HOST_BYTES = 2048 * MiB
 UNKNOWN_HOST_BYTES = 4096 * MiB  # assumed to be available where the system does not say
 
 
@@ -23,12 +23,40 @@ class Budget:
     Attributes:
         chunk_bytes: Bytes of one staging chunk, and of one slot.
         n_chunks: Chunks in the staging ring.
-        n_slots: Slots in the pool.
+        n_slots: The most slots there may be. The pool begins with `n_first_slots` and pins one more
+            where the host would otherwise spill a value or wait for a slow consumer.
+        staging_reason: What set the size of the ring.
+        slots_reason: What set the number of slots.
     """
 
     chunk_bytes: int
     n_chunks: int
     n_slots: int
+    staging_reason: str = field(default="", compare=False)
+    slots_reason: str = field(default="", compare=False)
+
+    @property
+    def n_first_slots(self) -> int:
+        """One for each chunk, one that is being delivered, and one more."""
+        return min(self.n_slots, self.n_chunks + 2)
+
+    @property
+    def staging_bytes(self) -> int:
+        return self.chunk_bytes * self.n_chunks
+
+    @property
+    def slot_bytes(self) -> int:
+        """The most that slots may take."""
+        return self.chunk_bytes * self.n_slots
+
+    def of_staging(self) -> str:
+        """The ring for people: `staging: 4 x 67.1 MB (256 MiB, the default)`."""
+        chunk = format_bytes(self.chunk_bytes)
+        return f"staging: {self.n_chunks} x {chunk} ({self.staging_reason})"
+
+    def __str__(self) -> str:
+        slots = f"{self.n_first_slots} to {self.n_slots} x {format_bytes(self.chunk_bytes)}"
+        return f"{self.of_staging()}; slots: {slots} ({self.slots_reason})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +66,7 @@ class Limits:
     Attributes:
         device_bytes: Staging on the accelerator, in bytes.
         host_bytes: Slots in (pinned) host memory, in bytes.
-        n_passes: Passes that slots should hold at once: one that lands while one is delivered, and
+        n_passes: Passes that slots may hold at once: one that lands while one is delivered, and
             another where slots are lent to a loop that keeps one while it asks for the next.
     """
 
@@ -72,13 +100,13 @@ def plan_budget(
 ) -> Budget:
     """Divide the budgets for passes of `pass_bytes` whose largest record has `largest_bytes`.
 
-    With both 0, before anything is known, the smallest ring that works: two chunks of 8 MiB.
     Staging of twice the largest burst hides the copy behind compute entirely; less costs a stall
-    (docs/design/cost-model.md).
+    (docs/design/cost-model.md). Slots hold the passes that are in host memory at once.
     """
-    device_bytes = limits.device_bytes or _default_device_bytes(free_device_bytes, largest_bytes)
-    host_bytes = limits.host_bytes or _default_host_bytes(available_host_bytes)
-    staging_bytes = min(device_bytes, max(2 * pass_bytes, 2 * SMALLEST_CHUNK_BYTES))
+    device_bytes, device_reason = _device_limit(limits, free_device_bytes, largest_bytes)
+    host_bytes, host_reason = _host_limit(limits, available_host_bytes)
+    wanted_bytes = max(2 * pass_bytes, 2 * SMALLEST_CHUNK_BYTES)
+    staging_bytes = min(device_bytes, wanted_bytes)
     chunk_bytes = min(max(staging_bytes // 4, SMALLEST_CHUNK_BYTES), LARGEST_CHUNK_BYTES)
     half_bytes = max(device_bytes // 2, ALIGNMENT_BYTES)  # a ring of one chunk overlaps nothing
     chunk_bytes = _round_down(min(chunk_bytes, half_bytes, host_bytes))
@@ -86,35 +114,54 @@ def plan_budget(
     if chunk_bytes < SMALLEST_CHUNK_BYTES:
         n_chunks = min(n_chunks, MOST_SMALL_CHUNKS)
     wanted_slots = -(-limits.n_passes * pass_bytes // chunk_bytes) + n_chunks + 2
-    return Budget(chunk_bytes, n_chunks, max(1, min(wanted_slots, host_bytes // chunk_bytes)))
+    most_slots = max(1, host_bytes // chunk_bytes)
+    if wanted_bytes <= device_bytes:
+        is_smallest = 2 * pass_bytes < wanted_bytes
+        device_reason = "the least" if is_smallest else f"2 passes of {format_bytes(pass_bytes)}"
+    if wanted_slots <= most_slots:
+        host_reason = f"{limits.n_passes} passes of {format_bytes(pass_bytes)} + copies in flight"
+    n_slots = min(wanted_slots, most_slots)
+    return Budget(chunk_bytes, n_chunks, n_slots, device_reason, host_reason)
 
 
-def settled_budget(
-    limits: Limits,
-    free_device_bytes: int | None,
-    available_host_bytes: int | None,
-    pass_bytes: int,
-    largest_bytes: int,
-) -> Budget:
-    """What a lane has from its second pass on: the first budget, or the one planned for the pass.
+def settled_budget(first: Budget, better: Budget) -> Budget:
+    """What a lane has once a pass is known: the budget for that, unless it has more already.
 
-    A ring of smaller chunks than the first one's would be no gain.
+    Larger chunks need all memory anew. More chunks and slots of the same size are added to what
+    there is, and nothing is taken away: memory that was planned for is not worth a pause.
     """
-    known = limits, free_device_bytes, available_host_bytes
-    first, better = plan_budget(*known), plan_budget(*known, pass_bytes, largest_bytes)
-    return first if better.chunk_bytes < first.chunk_bytes else better
+    if better.chunk_bytes > first.chunk_bytes:
+        return better
+    staging = better if better.staging_bytes > first.staging_bytes else first
+    slots = better if better.slot_bytes > first.slot_bytes else first
+    return Budget(
+        first.chunk_bytes,
+        staging.staging_bytes // first.chunk_bytes,
+        slots.slot_bytes // first.chunk_bytes,
+        staging.staging_reason,
+        slots.slots_reason,
+    )
 
 
-def _default_device_bytes(free_bytes: int | None, largest_bytes: int) -> int:
-    default = DEFAULT_DEVICE_BYTES
-    if free_bytes is not None:
-        default = min(default, free_bytes // 20)
-    return max(default, 2 * largest_bytes, ALIGNMENT_BYTES)
+def _device_limit(limits: Limits, free_bytes: int | None, largest_bytes: int) -> tuple[int, str]:
+    """The most that staging may take, and why."""
+    if limits.device_bytes is not None:
+        return limits.device_bytes, "device_bytes="
+    limit_bytes, reason = DEFAULT_DEVICE_BYTES, "256 MiB, the default"
+    if free_bytes is not None and free_bytes // 20 < limit_bytes:
+        limit_bytes, reason = free_bytes // 20, "5 % of free device memory"
+    if 2 * largest_bytes > limit_bytes:
+        limit_bytes, reason = 2 * largest_bytes, "2 of the largest record"
+    return max(limit_bytes, ALIGNMENT_BYTES), reason
 
 
-def _default_host_bytes(available_bytes: int | None) -> int:
-    available = UNKNOWN_HOST_BYTES if available_bytes is None else available_bytes
-    return max(min(DEFAULT_HOST_BYTES, available // 4), ALIGNMENT_BYTES)
+def _host_limit(limits: Limits, available_bytes: int | None) -> tuple[int, str]:
+    """The most that slots may take, and why."""
+    if limits.host_bytes is not None:
+        return limits.host_bytes, "host_bytes="
+    if available_bytes is None:
+        return UNKNOWN_HOST_BYTES // 4, "available host memory is unknown"
+    return max(available_bytes // 4, ALIGNMENT_BYTES), "1/4 of available host memory"
 
 
 def _round_down(n_bytes: int) -> int:
@@ -127,7 +174,7 @@ def _round_down(n_bytes: int) -> int:
 def halved(budget: Budget) -> Budget | None:
     """Half the memory, chunks first; `None` when nothing is left to halve."""
     if budget.n_chunks > 1:
-        return Budget(budget.chunk_bytes, budget.n_chunks // 2, budget.n_slots)
+        return replace(budget, n_chunks=budget.n_chunks // 2)
     if budget.chunk_bytes > MiB:
-        return Budget(budget.chunk_bytes // 2, 1, budget.n_slots)
+        return replace(budget, chunk_bytes=budget.chunk_bytes // 2, n_chunks=1)
     return None

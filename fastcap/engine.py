@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcap.budget import DEFAULT_HOST_BYTES, Limits
+from fastcap.budget import Limits
 from fastcap.devices import open_device
 from fastcap.devices.base import Destination
 from fastcap.hooks import attach, detach, modes_are_on, modes_off
@@ -38,6 +38,9 @@ from fastcap.spec import Selection, Site
 from fastcap.stopping import Firings
 from fastcap.tokens import TokenCounter
 from fastcap.warn import warn
+
+IDLE_BYTES = 2 << 30
+"""Most of the memory of dropped results that is kept for later ones, unless `host_bytes` says."""
 
 
 class Place(Protocol):
@@ -203,7 +206,7 @@ class Engine:
         self._limits = limits
         self._always = always
         self._of_thread = threading.local()
-        self._buffers = HostBuffers(limits.host_bytes or DEFAULT_HOST_BYTES)
+        self._buffers = HostBuffers(limits.host_bytes or IDLE_BYTES)
         self._lanes: dict[torch.device, Lane] = {}
         self._lanes_lock = threading.Lock()
         self._fired: set[int] = set()
@@ -309,7 +312,7 @@ class Engine:
                 self._lanes[torch_device] = (
                     DirectLane(device, self._buffers)
                     if device.direct
-                    else StagedLane(device, self._limits, self._buffers)
+                    else StagedLane(device, self._limits, self._buffers, len(self._sites))
                 )
             return self._lanes[torch_device]
 

@@ -70,6 +70,7 @@ class Chunk:
         self.is_straight = False
         self.pieces: dict[Piece, None] = {}
         self.queues: dict[Hashable, Fence] = {}
+        self._is_marked = False
         self._spare_fences: list[Fence] = [device.fence()]
         # Marked when the memory may be written again: first by the queue it was allocated on
         # (other queues know nothing of that allocation), then by every copy.
@@ -87,15 +88,22 @@ class Chunk:
 
     def open_to(self, compute_queue: Hashable) -> None:
         """Let a queue pack here: the first time since the last copy, only after that copy (R3)."""
+        self._is_marked = False
         if compute_queue not in self.queues:
             self._device.hold(compute_queue, self.copied)
             fence = self._spare_fences.pop() if self._spare_fences else self._device.fence()
             self.queues[compute_queue] = fence
 
     def mark_packed(self) -> list[Fence]:
-        """A fence behind the packs of every queue that packed here, whoever is asking (R2)."""
-        for compute_queue, fence in self.queues.items():
-            self._device.mark(fence, compute_queue)
+        """A fence behind the packs of every queue that packed here, whoever is asking (R2).
+
+        Marked when the chunk is full, even if no slot is free yet: marked later, it would come
+        behind what the model has launched since, and the copy would wait for that.
+        """
+        if not self._is_marked:
+            for compute_queue, fence in self.queues.items():
+                self._device.mark(fence, compute_queue)
+            self._is_marked = True
         return list(self.queues.values())
 
     def abandon(self) -> bool:
@@ -124,11 +132,15 @@ class StagingRing:
         self.chunk_bytes = chunk_bytes
         self.small_bytes = min(SMALL_BYTES, chunk_bytes // MANY_RECORDS)
         try:
-            for _ in range(n_chunks):
-                self._chunks.append(Chunk(device, chunk_bytes))
+            self.extend(device, n_chunks)
         except BaseException:
             self.release()
             raise
+
+    def extend(self, device: AnyDevice, n_chunks: int) -> None:
+        """Add chunks, to be opened before those that are being copied."""
+        for _ in range(n_chunks):
+            self._chunks.insert(1, Chunk(device, self.chunk_bytes))
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -185,6 +197,10 @@ class SlotPool:
     def all(self) -> tuple[Slot, ...]:
         return tuple(self._slots)
 
+    def add(self, slot: Slot) -> None:
+        """One more slot, to be taken next."""
+        self._slots.appendleft(slot)
+
     def any_lent(self) -> bool:
         self.collect_returned()
         return any(slot.n_leases for slot in self._slots)
@@ -224,13 +240,19 @@ class SlotPool:
             return None
         return min(usable, key=lambda slot: bool(slot.pieces))
 
+    def next_to_land(self) -> Slot | None:
+        """The oldest slot whose copy is under way; `None` when every copy has landed."""
+        return next((slot for slot in self._slots if not self._device.done(slot.landed)), None)
+
     # Leases
+
+    def is_last(self, slot: Slot) -> bool:
+        """Whether no other slot would stay for the copies, if this one were lent."""
+        return not slot.n_leases and sum(not other.n_leases for other in self._slots) == 1
 
     def may_lend(self, slot: Slot, n_bytes: int) -> bool:
         """Whether a record is worth a whole slot, and another slot stays for the copies."""
-        n_unlent = sum(not other.n_leases for other in self._slots)
-        is_last = n_unlent == 1 and not slot.n_leases
-        return 2 * n_bytes >= slot.n_bytes and not is_last
+        return 2 * n_bytes >= slot.n_bytes and not self.is_last(slot)
 
     def lend(self, slot: Slot, offset: int, n_bytes: int) -> Tensor:
         """The bytes as a uint8 tensor whose storage, while anybody holds it, holds the slot."""

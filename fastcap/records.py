@@ -128,6 +128,8 @@ class Statistics:
     """Attention masks that lived on the accelerator only: the host waited once for each."""
     fences: int = 0
     """Fences (events) created."""
+    memory: tuple[str, ...] = ()
+    """Staging and slots of each accelerator while they are allocated, and what set their sizes."""
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(

@@ -142,7 +142,7 @@ class Stream(Iterator[BatchRecords]):
                 )
             self._consumer.begin(n_rows)
             place = self._consumer.place
-        if self._n_passes == 1:
+        if self._n_passes:
             self._engine.replan()
         firings = self._early_stop.begin()
         captured = Pass(place, firings, self._keeps_all, self._engine.rows_of(batch))

@@ -77,6 +77,7 @@ def simulated() -> SimulatedDevice:
 
 def grown(before: Statistics, after: Statistics) -> dict[str, float]:
     old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    assert old.pop("memory") == new.pop("memory")
     changes = {name: new[name] - old[name] for name in new}
     return {name: change for name, change in changes.items() if change and name != "waited_secs"}
 

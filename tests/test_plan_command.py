@@ -112,9 +112,11 @@ In all: 2,147,483,648 B per sample, 4,398,046,511,104 B (4.4 TB)
 
 memory                   needed   there is
 staging, on the device  1.07 GB  not known
-  slots                 2.15 GB
+  slots at first        1.21 GB
   result                 4.4 TB
 host memory in all       4.4 TB      64 GB  DOES NOT FIT
+staging: 16 x 67.1 MB (2 of the largest record); slots: 18 to 238 x 67.1 MB (1/4
+  of available host memory)
 
 time      at least  work
 compute      5 min  256 passes of 1.2 s, and packs
@@ -128,7 +130,7 @@ The model has no data, so its forward pass is not measured.
 Does not fit: 4.4 TB of host memory, and there is 64 GB.
   slice: positions=-1 takes 1.07 GB, fits
   cast: dtype=torch.bfloat16 takes 2.2 TB, still does not fit
-  fewer: 28 of 2,048 samples fit
+  fewer: 29 of 2,048 samples fit
   archive: 4.4 TB on disk instead (fastcap.extract), still does not fit
   stream: 51.5 GB at a time instead (fastcap.stream), fits
 """

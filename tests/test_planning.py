@@ -297,8 +297,8 @@ def test_staging_and_slots_are_those_of_the_run(
         with fastcap.stream(model, [batch] * n_passes, ["0", "1"], **budget) as stream:
             device_bytes, host_bytes = most(stream.statistics() for _ in stream)
     assert device_bytes > 0
-    assert within(0.2, found.memory.device_bytes, device_bytes)
-    assert within(0.2, found.memory.slot_bytes, host_bytes)
+    assert found.memory.device_bytes == device_bytes
+    assert found.memory.first_slot_bytes <= host_bytes <= found.memory.slot_bytes
 
 
 def test_a_result_takes_what_was_planned() -> None:
@@ -412,13 +412,15 @@ def test_records_that_are_lent_take_no_memory_beside_the_slots() -> None:
 
 
 @pytest.mark.parametrize("lends", [False, True])
-def test_a_loop_that_is_lent_slots_has_more_of_them(lends: bool) -> None:
-    model, batch = nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(4, 24 << 16)
-    with running_on(SimulatedDevice(Schedule("early", seed=1))):
-        found = fastcap.plan(model, batch, ["0", "1"], n_samples=12, into="loop", zero_copy=lends)
-        with fastcap.stream(model, [batch] * 3, ["0", "1"], zero_copy=lends) as stream:
+def test_a_loop_takes_no_more_slots_than_planned(lends: bool) -> None:
+    model, batch = nn.Sequential(*[nn.ReLU() for _ in range(8)]), torch.zeros(4, 8 << 16)
+    sites = [str(number) for number in range(8)]
+    with running_on(SimulatedDevice(Schedule("late", seed=1))):
+        found = fastcap.plan(model, batch, sites, n_samples=24, into="loop", zero_copy=lends)
+        with fastcap.stream(model, [batch] * 6, sites, zero_copy=lends) as stream:
             _, host_bytes = most(stream.statistics() for _ in stream)
-    assert found.memory.slot_bytes == host_bytes
+            assert stream.statistics().spilled_bytes == 0
+    assert found.memory.first_slot_bytes <= host_bytes <= found.memory.slot_bytes
 
 
 def test_a_plan_is_held_against_its_run() -> None:
@@ -444,5 +446,5 @@ def test_memory_is_compared_while_the_run_has_it() -> None:
         before, after = found.compare(stream.statistics()), None
         list(stream)
         after = found.compare(stream.statistics())
-    assert [row.ratio for row in before.rows[:3]] == [1.0, 1.0, 1.0]
+    assert [row.ratio for row in before.rows[:3]] == [1.0, 1.0, 0.8]  # slots: 4 of at most 5
     assert "staging     16.8 MB  given back" in str(after)

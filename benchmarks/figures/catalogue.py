@@ -17,6 +17,7 @@ from benchmarks.figures import (
     runs,
     scaling,
     suite,
+    virtual,
 )
 from benchmarks.figures.results import FigureError, Kind, Result, credit, newest
 from benchmarks.figures.text import paragraphs
@@ -43,6 +44,7 @@ EARLY_STOP = Kind(
     "early-stop-*.json",
     f"python -m benchmarks.early_stop --rounds 9 {OUT}",
 )
+VIRTUAL = Kind("the virtual clock", "virtual-*.json", f"python -m benchmarks.virtual {OUT}")
 IMPORTS = Kind("importing", "imports-*.json", f"python -m benchmarks.imports {OUT}")
 
 BRIEFS: Mapping[Kind, tuple[str, Render]] = {
@@ -116,6 +118,7 @@ BLOCKS: Mapping[str, Block] = {
     "scaling": of_kind(SCALING, scaling.block),
     "archive": of_kind(ARCHIVE, runs.archive_block),
     "early stop": of_kind(EARLY_STOP, runs.early_stop_block),
+    "virtual": of_kind(VIRTUAL, virtual.block),
     "imports": of_kind(IMPORTS, runs.imports_block),
     "gaps": gaps,
 }

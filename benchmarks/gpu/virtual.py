@@ -10,39 +10,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-import fastcap
 from benchmarks.gpu.cells import Group
 from benchmarks.gpu.destinations import (
     HOOK,
     LOOP,
     PINNED,
     SLOTS,
-    slot_budget,
 )
 from benchmarks.gpu.floors import ARCHIVE, FRESH
 from fastcap.bench.report import aligned
-from fastcap.budget import Limits, plan_budget
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.host_memory import format_bytes
 from fastcap.lanes.straight import STRAIGHT_BYTES
-from tests.support.runs import running_on
 from tests.support.virtual import (
-    Layer,
     Load,
     bounds,
-    budget_of,
     hookless_secs,
     makespan,
-    model_of,
     predicted_secs,
+    run_extraction,
+    run_stream,
     synchronous_secs,
 )
 
 COSTS = Costs()
 DISK_BYTES_PER_SEC = 2.5e9
-FREE_BYTES = 100 << 30  # of the GPU and of its host: no budget is cut for want of memory
+HOST_BYTES = 32 << 30  # what slots may take by default on a host with 128 GiB to spare
 DESTINATIONS = (SLOTS, LOOP, FRESH, PINNED, ARCHIVE, HOOK)
 
 
@@ -71,9 +64,7 @@ def load_of(group: Group, destination: str) -> Load:
     """A cell as the virtual clock has it."""
     subject, costs = group.subject, COSTS
     n_sites = subject.shape.n_layers
-    limits = Limits(**slot_budget(group.pass_bytes, n_sites)) if destination == SLOTS else Limits()
     site_bytes = group.pass_bytes // n_sites
-    budget = plan_budget(limits, FREE_BYTES, FREE_BYTES, group.pass_bytes, site_bytes)
     if destination == ARCHIVE:
         of_worker = DISK_BYTES_PER_SEC / costs.n_workers
         costs = replace(costs, host_bytes_per_sec=of_worker)
@@ -83,7 +74,7 @@ def load_of(group: Group, destination: str) -> Load:
         site_bytes=site_bytes,
         forward_secs=subject.likely_forward_secs,
         launch_secs=subject.likely_launch_secs,
-        budget=budget,
+        host_bytes=HOST_BYTES,
         lends=destination in (SLOTS, LOOP)
         or (destination == PINNED and site_bytes >= STRAIGHT_BYTES),
         costs=costs,
@@ -105,34 +96,23 @@ def _cell(group: Group, destination: str) -> VirtualCell:
     if destination == ARCHIVE and bound == "consumer":
         bound = "disk"
     predicted = predicted_secs(load) / n_passes
-    secs = {SLOTS: _slots_secs, PINNED: _pinned_secs}.get(destination, makespan)(load)
+    ways = {SLOTS: _slots_secs, FRESH: _fresh_secs, PINNED: _pinned_secs, ARCHIVE: _fresh_secs}
+    secs = ways.get(destination, makespan)(load)
     return VirtualCell(group, destination, plain, secs / n_passes, predicted, bound)
 
 
 def _slots_secs(load: Load) -> float:
-    """Seconds until everything has landed, for a caller that drops each batch at once."""
-    device = TimedDevice(load.costs)
-    batches = [torch.zeros(1)] * load.n_passes
-    with running_on(device), budget_of(load):
-        run = fastcap.stream(model_of(load, device), batches, load.sites, zero_copy=True)
-        while next(run, None) is not None:
-            pass
-    return device.synchronise()
+    """For a caller that drops each batch at once."""
+    return run_stream(load, TimedDevice(load.costs), keeps_batch=False).secs
+
+
+def _fresh_secs(load: Load) -> float:
+    return run_extraction(load, TimedDevice(load.costs)).secs
 
 
 def _pinned_secs(load: Load) -> float:
-    """Seconds until everything is in the caller's rows; one pass is one sample."""
     device = TimedDevice(load.costs, reaches_all=True)
-    model = model_of(load, device)
-    for layer in model.children():
-        assert isinstance(layer, Layer)
-        layer.value = layer.value[None]
-    shape = (load.n_passes, load.site_bytes)
-    rows = {site: torch.empty(shape, dtype=torch.uint8) for site in load.sites}
-    dataset = [{"input_ids": torch.zeros(1)}] * load.n_passes
-    with running_on(device), budget_of(load):
-        fastcap.extract_representations(model, dataset, load.sites, "cpu", 1, out=rows)
-    return device.synchronise()
+    return run_extraction(load, device, is_pinned=True).secs
 
 
 HEADER = ("cell", "bytes per pass", "without capture", "virtual", "x", "cost model", "bound")
@@ -142,8 +122,7 @@ LENDING = (
     "The cost model takes every record to be lent. fastcap lends a slot for a record that fills "
     "half of it, and copies the others out in the caller's thread when slots run short: a batch "
     f"that the caller holds, one that is ready and one under way need three passes of them. "
-    f"{SLOTS!r} drops each batch before it asks for the next; {LOOP!r} does not, and has the "
-    "default budget."
+    f"{SLOTS!r} drops each batch before it asks for the next; {LOOP!r} does not."
 )
 
 

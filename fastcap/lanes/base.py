@@ -115,8 +115,8 @@ class LaneCounters:
         self.captures += 1
         self.captured_bytes += capture.n_bytes
 
-    def with_those_of(self, device: AnyDevice) -> Statistics:
-        return Statistics(**asdict(self), **asdict(device.counters))
+    def with_those_of(self, device: AnyDevice, memory: tuple[str, ...] = ()) -> Statistics:
+        return Statistics(**asdict(self), **asdict(device.counters), memory=memory)
 
 
 class Lane(Protocol):

@@ -1,27 +1,42 @@
-"""The staging ring and the slots of one lane: allocated when first needed, resized once."""
+"""The staging ring and the slots of one lane: allocated when first needed, and grown."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from fastcap.budget import Budget, Limits, halved, plan_budget
+from fastcap.budget import Budget, Limits, halved, plan_budget, settled_budget
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import DeviceMemoryError, HostMemoryError
 from fastcap.host_memory import available_bytes, format_bytes
-from fastcap.pool import Piece, SlotPool, StagingRing
+from fastcap.pool import Piece, Slot, SlotPool, StagingRing
 
 
 class LaneMemory:
-    """Memory within `limits`: a small ring at first, and what one pass needs once that is known.
+    """Memory within `limits`, sized by the first record and once more by the first whole pass.
 
-    The lane calls this under its lock.
+    Staging and the first slots are taken at the first capture, for a pass in which every site
+    gives as much. Where a pass turns out larger, chunks are added between passes, and slots
+    whenever one more spares the host a spill. The lane calls this under its lock, except where
+    memory is pinned: that may take milliseconds, and is done by the thread that moves bytes.
+
+    Args:
+        device: Where captures come from.
+        limits: What the user allows.
+        n_sites: How many sites a pass has.
     """
 
-    def __init__(self, device: AnyDevice, limits: Limits) -> None:
+    def __init__(self, device: AnyDevice, limits: Limits, n_sites: int) -> None:
         self._device = device
         self._limits = limits
-        self._pass_bytes = 0
+        self._n_sites = n_sites
+        self._pass_bytes = 0  # of the pass at hand, so far
+        self._longest_bytes = 0  # of the longest pass that is known or expected
         self._largest_bytes = 0
+        self._known: tuple[int | None, int | None] | None = None
+        self._budget: Budget | None = None
+        self._may_pin = True
         self._opened: tuple[StagingRing, SlotPool] | None = None
         self._refusal: tuple[type[DeviceMemoryError | HostMemoryError], str] | None = None
         self.is_sized = False
@@ -44,50 +59,91 @@ class LaneMemory:
                 kind, message = self._refusal
                 raise kind(message)
             try:
-                self._opened = self._allocate(self._plan(0, 0))
+                self._allocate(self._plan())
             except (DeviceMemoryError, HostMemoryError) as error:
                 # Trying again at every hook would cost every hook. The error itself would keep
                 # the frames of every hook that raises it, and so the model's values.
                 self._refusal = type(error), str(error)
                 raise
+        assert self._opened is not None
         return self._opened
 
     def note(self, n_bytes: int) -> None:
         """A capture of so many bytes is to be staged."""
+        if self._longest_bytes == 0:
+            self._longest_bytes = self._n_sites * n_bytes
         self._pass_bytes += n_bytes
         self._largest_bytes = max(self._largest_bytes, n_bytes)
 
-    def better_budget(self) -> Budget | None:
-        """What suits passes like the one seen; `None`, for good, where that is what there is."""
-        budget, first = self._plan(self._pass_bytes, self._largest_bytes), self._budget()
-        self.is_sized = budget == first or budget.chunk_bytes < first.chunk_bytes
-        return None if self.is_sized else budget
+    def end_pass(self) -> None:
+        """What was noted since the last time was a pass, or one turn of a loop."""
+        self._longest_bytes = max(self._longest_bytes, self._pass_bytes)
+        self._pass_bytes = 0
 
-    def _budget(self) -> Budget:
-        return Budget(self.ring.chunk_bytes, len(self.ring), len(self.slots))
+    def better_budget(self) -> Budget | None:
+        """What suits passes like those seen; `None`, for good, where that is what there is."""
+        assert self._budget is not None
+        settled = settled_budget(self._budget, self._plan())
+        self.is_sized = settled == self._budget
+        return None if self.is_sized else settled
+
+    def extend(self, budget: Budget) -> None:
+        """Add the chunks that `budget` has more, once. Slots are added when they are needed."""
+        assert self._budget is not None
+        self.is_sized = True
+        with torch.inference_mode(False):  # R10
+            self.ring.extend(self._device, budget.n_chunks - self._budget.n_chunks)
+        self._budget = budget
 
     def resize(self, budget: Budget) -> None:
         """Allocate again, once. Nothing may be staged, held or lent."""
-        first = self._budget()
+        first = self._budget
+        assert first is not None
         self.is_sized = True
         self.close()
         try:
-            self._opened = self._allocate(budget)
+            self._allocate(budget)
         except (DeviceMemoryError, HostMemoryError):
-            self._opened = self._allocate(first)  # slower, and as exact
+            self._allocate(first)  # slower, and as exact
 
-    def _plan(self, pass_bytes: int, largest_bytes: int) -> Budget:
-        free_bytes = self._device.free_bytes()
-        return plan_budget(self._limits, free_bytes, available_bytes(), pass_bytes, largest_bytes)
+    def may_pin(self) -> bool:
+        """Whether there is room for one more slot: in the budget for the longest pass so far and,
+        unless that is the user's, in what a growing result has left of the host's memory.
+        """
+        if not self.is_open or not self._may_pin or len(self.slots) >= self._most_slots():
+            return False
+        left_bytes = None if self._limits.host_bytes is not None else available_bytes()
+        held_bytes, slot_bytes = len(self.slots) * self.ring.chunk_bytes, self.ring.chunk_bytes
+        return left_bytes is None or held_bytes + slot_bytes <= (held_bytes + left_bytes) // 4
 
-    def _allocate(self, budget: Budget) -> tuple[StagingRing, SlotPool]:
+    def _most_slots(self) -> int:
+        return max(1, self._plan().slot_bytes // self.ring.chunk_bytes)
+
+    def new_slot(self) -> Slot | None:
+        """One more slot, for `SlotPool.add`; `None`, for good, where the system refuses to pin."""
+        with torch.inference_mode(False):  # R10
+            try:
+                return Slot(self._device, self.ring.chunk_bytes)
+            except HostMemoryError:  # fewer slots are slower, and as exact
+                self._may_pin = False
+                return None
+
+    def _plan(self) -> Budget:
+        if self._known is None:  # before anything of fastcap's is in it
+            self._known = self._device.free_bytes(), available_bytes()
+        pass_bytes = max(self._longest_bytes, self._pass_bytes)
+        return plan_budget(self._limits, *self._known, pass_bytes, self._largest_bytes)
+
+    def _allocate(self, budget: Budget) -> None:
         with torch.inference_mode(False):  # R10: staging must be writable outside it too
             ring = self._allocate_ring(budget)
             try:
-                return ring, SlotPool(self._device, ring.chunk_bytes, budget.n_slots)
+                slots = SlotPool(self._device, ring.chunk_bytes, budget.n_first_slots)
             except BaseException:
                 ring.release()
                 raise
+        self._opened = ring, slots
+        self._budget = replace(budget, chunk_bytes=ring.chunk_bytes, n_chunks=len(ring))
 
     def _allocate_ring(self, budget: Budget) -> StagingRing:
         smaller: Budget | None = budget
@@ -103,6 +159,17 @@ class LaneMemory:
             f"{format_bytes(budget.chunk_bytes)} of it. Free some memory there, use smaller "
             "batches, or pass a smaller device_bytes=."
         ) from reason
+
+    def chosen(self) -> tuple[str, ...]:
+        """What is allocated now and why, in a line; nothing where nothing is."""
+        opened, budget = self._opened, self._budget
+        if opened is None or budget is None:
+            return ()
+        n_slots, n_most = len(opened[1]), self._most_slots()
+        slots = f"{n_slots} of at most {max(n_slots, n_most)}"
+        chunk = format_bytes(budget.chunk_bytes)
+        said = f"{budget.of_staging()}; slots: {slots} x {chunk} ({self._plan().slots_reason})"
+        return (f"{self._device.torch_device}: {said}",)
 
     def staged(self) -> list[Piece]:
         """What is packed and not yet being copied."""

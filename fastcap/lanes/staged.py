@@ -33,12 +33,14 @@ from fastcap.records import Statistics
 class StagedLane:
     """See `fastcap.lanes.base.Lane`. Memory is taken at the first capture."""
 
-    def __init__(self, device: AnyDevice, limits: Limits, buffers: HostBuffers) -> None:
+    def __init__(
+        self, device: AnyDevice, limits: Limits, buffers: HostBuffers, n_sites: int
+    ) -> None:
         self._device = device
         self._buffers = buffers
         self._lock = threading.Lock()
         self._moving = threading.RLock()
-        self._memory = LaneMemory(device, limits)
+        self._memory = LaneMemory(device, limits, n_sites)
         self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
         self._went_straight = False
         self._counters = LaneCounters()
@@ -112,6 +114,7 @@ class StagedLane:
         chunk.pieces[piece] = None
         capture.pieces.append(piece)
         if chunk.fill_bytes + piece.n_bytes > chunk.n_bytes:  # no room for another like this one:
+            chunk.mark_packed()
             self._flush_open()  # copy now, if a slot is free, and not when the next one comes
         return True
 
@@ -264,6 +267,8 @@ class StagedLane:
             if not isinstance(slot, Slot):
                 return None
             self._device.wait(slot.landed)
+            if self._memory.is_open and self._memory.slots.is_last(slot):
+                self._add_slot()
             with self._lock:
                 if not self._memory.is_open or not self._memory.slots.may_lend(slot, piece.n_bytes):
                     return None
@@ -314,15 +319,34 @@ class StagedLane:
             piece.owner.pieces.remove(piece)
 
     def _make_room(self) -> None:
-        """Wait until a slot is free, emptying one if need be. Waits for nothing that the calling
-        thread would have to do: only for copies and host workers, never for a lease.
+        """Come nearer to a free slot: wait for a copy, pin another slot, or empty one. Waits for
+        nothing that the calling thread would have to do: only for copies and host workers, never
+        for a lease.
         """
         with self._moving:
             with self._lock:
-                slot = self._memory.slots.victim()
-            if slot is None:
-                return
-            self._empty(slot)
+                victim = self._memory.slots.victim()
+                if victim is None:
+                    return
+                would_spill = any(piece.owner.target is None for piece in victim.pieces)
+                copying = None if victim.pieces else self._memory.slots.next_to_land()
+            if copying is not None:
+                # Slots come free one after another as copies land. Waiting for the worker that has
+                # the oldest could take as long as a disk takes to sync.
+                self._device.wait(copying.landed)
+            elif not ((would_spill or not victim.pieces) and self._add_slot()):
+                self._empty(victim)
+
+    def _add_slot(self) -> bool:
+        """Pin one more slot, if the budget allows it. Under `_moving`, so that nobody else pins or
+        closes meanwhile, and not under the lock, since pinning takes milliseconds.
+        """
+        slot = self._memory.new_slot() if self._memory.may_pin() else None
+        if slot is None:
+            return False
+        with self._lock:
+            self._memory.slots.add(slot)
+        return True
 
     def _empty(self, slot: Slot) -> None:
         with self._lock:
@@ -358,6 +382,7 @@ class StagedLane:
     # Memory and counts
 
     def replan(self) -> None:
+        self._memory.end_pass()
         if self._memory.is_sized:  # for good: asked without the lock, since hooks ask every time
             return
         # Memory of another size is faster and not more exact, and this is in a hook (R9).
@@ -365,11 +390,14 @@ class StagedLane:
             with self._lock:
                 if self._memory.is_sized or not self._memory.is_open:
                     return
-                if self._memory.slots.any_lent():
-                    return  # a lent slot cannot be replaced: later
                 budget = self._memory.better_budget()
                 if budget is None:
                     return
+                if budget.chunk_bytes == self._memory.ring.chunk_bytes:
+                    self._memory.extend(budget)
+                    return
+                if self._memory.slots.any_lent():
+                    return  # a lent slot cannot be replaced: later
                 slots = self._memory.slots.all()
             self.flush()
             for slot in slots:
@@ -379,7 +407,7 @@ class StagedLane:
                     self._memory.resize(budget)
 
     def statistics(self) -> Statistics:
-        return self._counters.with_those_of(self._device)
+        return self._counters.with_those_of(self._device, self._memory.chosen())
 
     def close(self) -> None:
         with self._moving:

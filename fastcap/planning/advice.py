@@ -29,8 +29,8 @@ def ways_out(
         free_bytes = memory.available_host_bytes or 0
         lines.append(_over("of host memory", memory.host_bytes, free_bytes))
         if into == "memory":
-            lines += _verdicts(smaller, memory.slot_bytes, free_bytes)
-            lines += _fewer(size, pass_bytes, free_bytes - memory.slot_bytes)
+            lines += _verdicts(smaller, memory.first_slot_bytes, free_bytes)
+            lines += _fewer(size, pass_bytes, free_bytes - memory.first_slot_bytes)
             lines += _elsewhere(size, pass_bytes, memory)
         else:
             lines.append("smaller: smaller batches, or host_bytes=")
@@ -89,7 +89,7 @@ def _elsewhere(size: Size, pass_bytes: int, memory: MemoryPlan) -> Iterator[str]
     verdict = _verdict(total_bytes, memory.free_disk_bytes)
     yield f"archive: {format_bytes(total_bytes)} on disk instead (fastcap.extract), {verdict}"
     under_way = pass_bytes * size.n_under_way
-    verdict = _verdict(under_way + memory.slot_bytes, memory.available_host_bytes)
+    verdict = _verdict(under_way + memory.first_slot_bytes, memory.available_host_bytes)
     yield f"stream: {format_bytes(under_way)} at a time instead (fastcap.stream), {verdict}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,7 @@ class _Lane:
 
     @property
     def staging_bytes(self) -> int:
-        return 0 if self.budget is None else self.budget.chunk_bytes * self.budget.n_chunks
-
-    @property
-    def slot_bytes(self) -> int:
-        return 0 if self.budget is None else self.budget.chunk_bytes * self.budget.n_slots
+        return 0 if self.budget is None else self.budget.staging_bytes
 
     def lends(self, call: Call) -> bool:
         """Whether a record would be lent out of a slot instead of copied."""
@@ -169,26 +165,35 @@ def _site(name: str, calls: Sequence[Call], keeps_all: bool, is_direct: bool) ->
 
 def _lanes(run: Run, observed: Observed, place: Place, size: Size) -> list[_Lane]:
     """One for each device that values live on, as the engine has them."""
-    calls = [call for found in observed.calls.values() for call in found]
     by_device: dict[torch.device, list[Call]] = {}
-    for call in calls:
+    for call in observed.in_order:
         by_device.setdefault(call.device, []).append(call)
     lanes = []
-    for torch_device, found in by_device.items():
+    for torch_device, calls in by_device.items():
         device = place.device if torch_device.type == "meta" else open_device(torch_device)
         if device is not None and device.direct:
-            lanes.append(_Lane(tuple(found), None, None))
+            lanes.append(_Lane(tuple(calls), None, None))
             continue
         free_bytes = None if device is None else device.free_bytes()
-        known = run.limits, free_bytes, available_bytes()
-        sent = [call.link_bytes for call in found]
-        budget = (
-            plan_budget(*known)
-            if size.n_passes == 1
-            else settled_budget(*known, sum(sent), max(sent))
-        )
-        lanes.append(_Lane(tuple(found), budget, free_bytes))
+        budget = _budget(run, observed.n_sites, calls, free_bytes, size)
+        lanes.append(_Lane(tuple(calls), budget, free_bytes))
     return lanes
+
+
+def _budget(
+    run: Run, n_sites: int, calls: Sequence[Call], free_bytes: int | None, size: Size
+) -> Budget:
+    """What a lane takes at the first record, and after the first pass if there is a second."""
+    sent = [call.link_bytes for call in calls]
+    known = run.limits, free_bytes, available_bytes()
+    expected_bytes = n_sites * next(filter(None, sent), 0)
+    first = plan_budget(*known, expected_bytes, max(sent[:1]))
+    pass_bytes = max(expected_bytes, sum(sent))
+    settled = settled_budget(first, plan_budget(*known, pass_bytes, max(sent)))
+    if size.n_passes > 1:
+        return settled
+    n_slots = max(first.n_slots, settled.slot_bytes // first.chunk_bytes)
+    return replace(first, n_slots=n_slots, slots_reason=settled.slots_reason)
 
 
 def _beside_bytes(run: Run, batch: Any, sites: Sequence[SitePlan], size: Size) -> int:
@@ -206,18 +211,21 @@ def _memory(
     beside_bytes: int,
 ) -> MemoryPlan:
     pass_bytes = sum(site.pass_bytes for site in sites)
+    budgets = [lane.budget for lane in lanes if lane.budget is not None]
     free_bytes = [lane.free_bytes for lane in lanes if lane.budget is not None]
     known = [n_bytes for n_bytes in free_bytes if n_bytes is not None]
     folder = run.archive_folder
     return MemoryPlan(
-        device_bytes=sum(lane.staging_bytes for lane in lanes),
-        slot_bytes=sum(lane.slot_bytes for lane in lanes),
+        device_bytes=sum(budget.staging_bytes for budget in budgets),
+        slot_bytes=sum(budget.slot_bytes for budget in budgets),
+        first_slot_bytes=sum(budget.chunk_bytes * budget.n_first_slots for budget in budgets),
         result_bytes=_result_bytes(run, lanes, size, pass_bytes),
         archive_bytes=0 if folder is None else size.total(pass_bytes) + beside_bytes,
         beside_bytes=beside_bytes,
         free_device_bytes=sum(known) if known and len(known) == len(free_bytes) else None,
         available_host_bytes=available_bytes(),
         free_disk_bytes=LocalFiles().free_bytes(nearest_folder(run.folder)),
+        chosen=tuple(map(str, budgets)),
     )
 
 

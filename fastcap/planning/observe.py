@@ -67,14 +67,21 @@ class Observed:
         n_rows: Samples in its batch; `None` where nothing says so.
         calls: What each site captured, call by call, in the order the sites were asked. Sites that
             captured nothing are not in it.
+        in_order: The same, in the order they were captured in.
         silent: Why the others did not, in sentences.
         doubts: What the pass does not show, and may be meant otherwise, in sentences.
     """
 
     n_rows: int | None
     calls: dict[str, tuple[Call, ...]]
+    in_order: tuple[Call, ...]
     silent: tuple[str, ...]
     doubts: tuple[str, ...]
+
+    @property
+    def n_sites(self) -> int:
+        """Sites that were asked for."""
+        return len(self.calls) + len(self.silent)
 
 
 def observe(
@@ -108,7 +115,9 @@ def observe(
             "give an example whose pass looks at no values (leave attention_mask out of inputs=)."
         ) from error
     doubts = tuple(_doubts(model, batch, call.device.type == "meta"))
-    return Observed(count_rows(prepared), observer.calls(), observer.silent(), doubts)
+    return Observed(
+        count_rows(prepared), observer.calls(), tuple(observer.in_order), observer.silent(), doubts
+    )
 
 
 def _doubts(model: nn.Module, batch: Any, is_shapes_only: bool) -> Iterator[str]:
@@ -153,6 +162,7 @@ class _Observer:
         )
         self._calls: list[list[Call]] = [[] for _ in bound]
         self._misses: dict[int, str] = {}
+        self.in_order: list[Call] = []
 
     def run(self, batch: Any, forward: Any) -> None:
         """Call `forward` with hooks on the sites."""
@@ -178,7 +188,9 @@ class _Observer:
             self._misses[index] = describe_miss(value, site)
             return
         with modes_off():
-            self._calls[index].append(self._call(index, tensor))
+            call = self._call(index, tensor)
+        self._calls[index].append(call)
+        self.in_order.append(call)
 
     def _call(self, index: int, value: Tensor) -> Call:
         site = self._bound[index].site

@@ -71,28 +71,33 @@ class MemoryPlan:
 
     Attributes:
         device_bytes: Staging on the accelerator.
-        slot_bytes: Slots in (pinned) host memory.
+        slot_bytes: Slots in (pinned) host memory, at most.
+        first_slot_bytes: The slots that a run begins with. It pins more where a value would have
+            to be spilled, or the consumer is behind.
         result_bytes: The result, or the records under way to a loop or an archive.
         archive_bytes: On the disk, without the headers of files, 4 KiB each.
         beside_bytes: Of these: token ids, masks and the ids of samples.
         free_device_bytes: On the accelerator now.
         available_host_bytes: Of host memory now.
         free_disk_bytes: On the disk now.
+        chosen: Staging and slots of each accelerator, and what set their sizes.
     """
 
     device_bytes: int
     slot_bytes: int
+    first_slot_bytes: int
     result_bytes: int
     archive_bytes: int
     beside_bytes: int
     free_device_bytes: int | None
     available_host_bytes: int | None
     free_disk_bytes: int | None
+    chosen: tuple[str, ...]
 
     @property
     def host_bytes(self) -> int:
-        """Slots and results together."""
-        return self.slot_bytes + self.result_bytes
+        """The first slots and results together. More slots are pinned only where there is room."""
+        return self.first_slot_bytes + self.result_bytes
 
     @property
     def fits(self) -> bool | None:

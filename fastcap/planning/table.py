@@ -78,12 +78,14 @@ def of_memory(memory: MemoryPlan, into: Into) -> Iterator[str]:
     if memory.device_bytes:
         staging = memory.device_bytes, memory.free_device_bytes
         rows.append(_needed("staging, on the device", *staging))
-    rows += _parts(("slots", memory.slot_bytes), (results, memory.result_bytes))
+    rows += _parts(("slots at first", memory.first_slot_bytes), (results, memory.result_bytes))
     rows.append(_needed("host memory in all", memory.host_bytes, memory.available_host_bytes))
     if memory.archive_bytes:
         rows += _parts(("values", values_bytes), ("ids and masks", memory.beside_bytes))
         rows.append(_needed("disk in all", memory.archive_bytes, memory.free_disk_bytes))
     yield from _aligned(rows, "<>><")
+    for line in memory.chosen:
+        yield from textwrap.wrap(line, WIDTH, subsequent_indent=_GAP)
 
 
 def of_time(costs: Costs, overhead: float | None) -> Iterator[str]:

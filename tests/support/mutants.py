@@ -125,6 +125,42 @@ MUTANTS = [
     ),
     _mutant(
         "R3",
+        "the mark made when a chunk was full stays where it is when more is packed",
+        (f"{POOL}:Chunk.open_to", "self._is_marked = False", "pass"),
+    ),
+    _mutant(
+        "R2",
+        "the mark of a full chunk is made when a slot is free",
+        (f"{STAGED}:StagedLane._pack", "chunk.mark_packed()", "pass"),
+        scenario=scenarios.a_full_chunk_is_copied_before_the_next_layer_is_done,
+    ),
+    _mutant(
+        "R11",
+        "the hook waits for a host worker where it could pin a slot",
+        (f"{STAGED}:StagedLane._make_room", "(would_spill or not victim.pieces)", "would_spill"),
+        scenario=scenarios.a_consumer_that_pauses_does_not_hold_up_the_model,
+    ),
+    _mutant(
+        "R6",
+        "a slot is pinned while copies still land in others",
+        (
+            f"{STAGED}:StagedLane._make_room",
+            "None if victim.pieces else self._memory.slots.next_to_land()",
+            "None",
+        ),
+        scenario=scenarios.a_consumer_that_keeps_up_needs_few_slots,
+    ),
+    _mutant(
+        "R6",
+        "slots are pinned without regard to the budget",
+        (
+            "fastcap.lanes.memory:LaneMemory.may_pin",
+            "len(self.slots) >= self._most_slots()",
+            "False",
+        ),
+    ),
+    _mutant(
+        "R3",
         "staging is rewritten without waiting for its copy",
         (
             f"{STAGED}:StagedLane._copy_to_slot",
@@ -312,7 +348,7 @@ MUTANTS = [
     _mutant(
         "R6",
         "the last slot is lent too",
-        (f"{POOL}:SlotPool.may_lend", "and not is_last", ""),
+        (f"{POOL}:SlotPool.may_lend", "and not self.is_last(slot)", ""),
     ),
     _mutant(
         "R6",
@@ -424,11 +460,11 @@ MUTANTS = [
         "R3",
         "all chunks share one fence",
         (
-            f"{POOL}:StagingRing.__init__",
-            "self._chunks.append(Chunk(device, chunk_bytes))",
+            f"{POOL}:StagingRing.extend",
+            "self._chunks.insert(1, Chunk(device, self.chunk_bytes))",
             (
-                "self._chunks.append(Chunk(device, chunk_bytes)); "
-                "self._chunks[-1].copied = self._chunks[0].copied"
+                "self._chunks.insert(1, Chunk(device, self.chunk_bytes)); "
+                "[setattr(each, 'copied', self._chunks[0].copied) for each in self._chunks]"
             ),
         ),
         scenario=scenarios.copies_hide_behind_the_model,
@@ -466,6 +502,7 @@ MUTANTS = [
 
 NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
     "pool:Chunk.__init__ current_queue": scenarios.staging_may_be_allocated_on_any_queue,
+    "pool:SlotPool.next_to_land done": scenarios.a_consumer_that_keeps_up_needs_few_slots,
     "pool:SlotPool.collect_returned take_back": scenarios.what_was_lent_is_told_to_the_device,
     "pool:Chunk.abandon mark": scenarios.an_unwanted_chunk_changes_queues,
     "lanes.staged:StagedLane.capture is_capturing": scenarios.a_graph_capture_is_refused,

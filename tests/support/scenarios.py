@@ -13,6 +13,7 @@ import pkgutil
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -21,12 +22,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcap
+from fastcap.budget import Budget
 from fastcap.devices.base import HostBuffer, Ticket
-from fastcap.devices.simulated import Schedule, SimulatedDevice
+from fastcap.devices.simulated import Costs, Schedule, SimulatedDevice, TimedDevice
 from fastcap.devices.simulated.queues import SimulatedFence
 from fastcap.errors import DeviceError, DeviceMemoryError
 from tests.support.runs import running_on
-from tests.support.virtual import BURSTY, makespan, predicted_secs
+from tests.support.virtual import (
+    BURSTY,
+    SEVEN_B,
+    Load,
+    MiB,
+    hookless_secs,
+    makespan,
+    predicted_secs,
+    run_extraction,
+)
 
 N_ELEMENTS = 64  # of float32: one chunk of the smallest budget
 
@@ -379,3 +390,45 @@ def copies_hide_behind_the_model() -> None:
     """A bursty run takes what the cost model says, and not as if copies took turns with packs."""
     found, expected = makespan(BURSTY), predicted_secs(BURSTY)
     assert found <= 1.05 * expected, f"{found:.4f} s, and the cost model says {expected:.4f} s"
+
+
+class _Pausing(TimedDevice):
+    """Host workers stand still for `secs` before the fortieth delivery, as on a disk that syncs."""
+
+    def __init__(self, costs: Costs, secs: float) -> None:
+        super().__init__(costs)
+        self._secs = secs
+        self._n_deliveries = 0
+
+    def deliver(self, slot: HostBuffer, *rest: Any) -> Ticket:
+        self._n_deliveries += 1
+        if self._n_deliveries == 40:
+            for worker in self.workers:
+                worker.run(self.host_secs, self._secs)
+        return super().deliver(slot, *rest)
+
+
+def a_consumer_that_pauses_does_not_hold_up_the_model() -> None:
+    """A pause that two passes of slots can hold, and then one for which there are too few."""
+    load = replace(SEVEN_B, n_passes=8)
+    plain_secs, few_bytes = hookless_secs(load), 6 * 64 * MiB
+    found = run_extraction(load, _Pausing(load.costs, secs=0.4))
+    assert found.secs <= 1.03 * plain_secs, f"{found.secs:.3f} s, and {plain_secs:.3f} s without"
+    assert few_bytes < found.slot_bytes <= 2 * load.pass_bytes + few_bytes
+    cramped = replace(load, host_bytes=few_bytes)
+    assert run_extraction(cramped, _Pausing(load.costs, secs=0.4)).secs > 1.1 * plain_secs
+
+
+def a_consumer_that_keeps_up_needs_few_slots() -> None:
+    """One for each chunk and two more, although the host runs a pass ahead of the model."""
+    found = run_extraction(SEVEN_B, TimedDevice(SEVEN_B.costs))
+    assert found.slot_bytes == 6 * 64 * MiB, f"{found.slot_bytes} bytes of slots"
+
+
+def a_full_chunk_is_copied_before_the_next_layer_is_done() -> None:
+    """One chunk, and never a slot free when it is full: the copy waits for a slot, and for nothing
+    that the model has launched meanwhile.
+    """
+    load = Load(budget=Budget(64 * MiB, 1, 3))
+    found, plain = makespan(load), hookless_secs(load)
+    assert found <= 1.02 * plain, f"{found:.3f} s, and {plain:.3f} s without"
