@@ -111,7 +111,7 @@ def consuming(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     pinned = gpu.pinned(n_bytes)
     pinned.copy_(gpu.random(n_bytes))
     source: Array = pinned.numpy()
-    predictions = {1: Range(1.5, 3), 8: Range(10, 20), 16: Range(20, 35)}
+    predictions = {1: Range(1.5, 3), 8: Range(10, 20)}
     for n_threads, predicted in predictions.items():
         rate = best_copy_rate(source, lambda: np.empty(n_bytes, np.uint8), n_threads, 3)
         threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
@@ -125,35 +125,3 @@ def consuming(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
         floats.sum()
     rate = gb_per_sec(n_bytes, time.perf_counter() - started)
     yield Figure("numpy's sum over pinned memory", rate, "GB/s", Range(8, 12))
-
-
-def waiting(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
-    """Waiting for an event asleep, and awake: how late it returns, and what it costs the CPU."""
-    late: dict[bool, list[float]] = {True: [], False: []}
-    busy: dict[bool, list[float]] = {True: [], False: []}
-    gpu.sleep(sizes.sleep_secs)
-    for number in range(2 * sizes.repeats):
-        is_blocking = bool(number % 2)
-        wall, cpu, on_gpu = _wait(gpu, sizes.sleep_secs, is_blocking)
-        late[is_blocking].append(wall - on_gpu)
-        busy[is_blocking].append(cpu / wall)
-    later = statistics.median(late[True]) - statistics.median(late[False])
-    yield Figure("blocking returns later by", 1e6 * later, "µs", Range(20, 60))
-    asleep, awake = (100 * statistics.median(busy[kind]) for kind in (True, False))
-    yield Figure("CPU while blocking", asleep, "%", Range(0, 5))
-    yield Figure("CPU while spinning", awake, "%", Range(95, 101))
-
-
-def _wait(gpu: Gpu, secs: float, is_blocking: bool) -> tuple[float, float, float]:
-    gpu.synchronise()
-    start, end = (gpu.cuda.Event(enable_timing=True) for _ in range(2))
-    waited_for = gpu.cuda.Event(blocking=is_blocking)
-    started, cpu_started = time.perf_counter(), time.thread_time()
-    start.record()
-    gpu.sleep(secs)
-    end.record()
-    waited_for.record()
-    waited_for.synchronize()
-    wall, cpu = time.perf_counter() - started, time.thread_time() - cpu_started
-    end.synchronize()
-    return wall, cpu, float(start.elapsed_time(end)) / 1e3

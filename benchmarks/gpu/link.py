@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -59,74 +59,6 @@ def by_size(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
 
 def _size(n_bytes: int) -> str:
     return f"{n_bytes >> 20} MiB" if n_bytes >= MiB else f"{n_bytes >> 10} KiB"
-
-
-def two_streams(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
-    n_bytes = sizes.part_bytes
-    sources = [gpu.random(n_bytes) for _ in range(2)]
-    targets = [gpu.pinned(n_bytes) for _ in range(2)]
-    sides = [gpu.side_stream() for _ in range(2)]
-
-    def copy(number: int, side: int) -> None:
-        with gpu.cuda.stream(sides[side]):
-            targets[number].copy_(sources[number], non_blocking=True)
-
-    def both(used: tuple[int, int]) -> None:
-        start = gpu.mark()
-        for number, side in enumerate(used):
-            sides[side].wait_event(start)
-            copy(number, side)
-        for side in used:
-            gpu.cuda.current_stream().wait_event(gpu.mark(sides[side]))
-
-    one = gpu.best_secs(lambda: both((0, 0)), sizes.repeats)
-    two = gpu.best_secs(lambda: both((0, 1)), sizes.repeats)
-    yield Figure("rate of two streams, of one", one / two, "x", Range(0.98, 1.02))
-
-
-def both_directions(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
-    n_bytes, n_copies = sizes.part_bytes, 4
-    source, target = gpu.random(n_bytes), gpu.pinned(n_bytes)
-    upward, device_target = gpu.pinned(n_bytes), gpu.empty(n_bytes)
-    side = gpu.side_stream()
-
-    def down() -> None:
-        target.copy_(source, non_blocking=True)
-
-    def down_beside_up() -> float:
-        side.wait_event(gpu.mark())
-        with gpu.cuda.stream(side):
-            for _ in range(3 * n_copies):  # still under way when the last copy down ends
-                device_target.copy_(upward, non_blocking=True)
-        return gpu.secs(down, n_copies)
-
-    alone = gpu.best_secs(down, sizes.repeats, n_copies)
-    down_beside_up()
-    beside = min(down_beside_up() for _ in range(sizes.repeats))
-    yield Figure("rate down beside copies up, of alone", alone / beside, "x", Range(0.82, 0.90))
-
-
-def fresh_destinations(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
-    """Before the grid, which leaves pinned memory of every size in torch's cache."""
-    n_bytes = sizes.part_bytes
-    source = gpu.random(n_bytes)
-    held: list[Tensor] = []
-
-    def timed(run: Callable[[], Tensor]) -> float:
-        gpu.synchronise()
-        started = time.perf_counter()
-        held.append(run())
-        gpu.synchronise()
-        return gb_per_sec(n_bytes, time.perf_counter() - started)
-
-    pageable = max(timed(source.cpu) for _ in range(sizes.repeats))
-    yield Figure(".cpu(), fresh memory", pageable, "GB/s", Range(3, 8))
-    held.clear()
-    pin = partial(source.to, "cpu", non_blocking=True)
-    first = min(timed(pin) for _ in range(3))  # the slowest: others may come from torch's cache
-    yield Figure('.to("cpu", non_blocking), new pinned memory', first, "GB/s", Range(2, 4))
-    held.clear()
-    yield Figure("the same again, cached pinned memory", timed(pin), "GB/s", Range(50, 57))
 
 
 def pinning(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
@@ -194,18 +126,3 @@ def _host_secs_behind(gpu: Gpu, sizes: Sizes, target: Tensor, source: Tensor) ->
     elapsed = time.perf_counter() - started
     gpu.synchronise()
     return elapsed
-
-
-def other_dtype(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
-    """A copy that also converts: whether it blocks, and what it allocates on the GPU."""
-    source = gpu.random(sizes.part_bytes // 8, torch.bfloat16)
-    target = gpu.pinned(sizes.part_bytes // 4, torch.float32)
-    side = gpu.side_stream()
-    key = "allocated_bytes.all.allocated"
-    with gpu.cuda.stream(side):
-        target.copy_(source, non_blocking=True)
-        before = gpu.cuda.memory_stats()[key]
-        secs = _host_secs_behind(gpu, sizes, target, source)
-        allocated = gpu.cuda.memory_stats()[key] - before
-    yield Figure("host in copy_", 1e3 * secs, "ms", Range(0, 0.1))
-    yield Figure("allocated, of the result", allocated / target.nbytes, "x", Range(1, 1.01))

@@ -32,7 +32,6 @@ FIRST = (
     Benchmark("B2", "copies to the host by size", link.by_size, 3),
     Benchmark("B7", "packing", kernels.packing, 2),
     Benchmark("B10", "the host's time in copy_ behind 50 ms of work", link.blocking, 2),
-    Benchmark("B5", "fresh destinations", link.fresh_destinations, 4),
     Benchmark("B6", "pinning", link.pinning, 8),
     Benchmark("B13", "a value changed in place", hazards.changed_in_place, 3),
     Benchmark("B14", "a value freed", hazards.freed_too_early, 3),
@@ -44,14 +43,8 @@ FIRST = (
 LATER = (
     Benchmark("B19", "allocations of a long run", steady.allocations, 6),
     Benchmark("B12", "a lazily conjugated tensor", hazards.conjugated, 2),
-    Benchmark("B3", "two copies to the host at once", link.two_streams, 2),
-    Benchmark("B4", "copies both ways at once", link.both_directions, 2),
     Benchmark("B8", "matrix products beside copies", kernels.beside_products, 3),
-    Benchmark("B11", "a copy that converts", link.other_dtype, 2),
-    Benchmark("B18", "what a consumer can do", host.consuming, 10),
-    Benchmark("B21", "waiting for an event", host.waiting, 3),
+    Benchmark("B18", "what a consumer can do", host.consuming, 8),
     Benchmark("B22", "packs inside a CUDA graph", kernels.graph_with_packs, 10),
-    Benchmark("B20", "calls to CUDA in the steady state", steady.profiled, 6),
-    Benchmark("B20", "the CUDA sanitizer", steady.sanitized, 40),
 )
-"""After it. B15, B16 and B17 are figures of the grid."""
+"""After it."""

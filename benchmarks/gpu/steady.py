@@ -1,8 +1,10 @@
-"""The steady state: what is allocated, waited for and created once everything has been seen."""
+"""The steady state: what is allocated once everything has been seen, and an archive's memory."""
 
 from __future__ import annotations
 
-import os
+import gc
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,32 +12,29 @@ import torch
 from torch import nn
 
 import fastcap
+from benchmarks.gpu.destinations import needs_room
 from benchmarks.gpu.figures import Figure, Range, UnavailableError
+from benchmarks.gpu.subjects import DTYPE, THIN, Thin
 from benchmarks.gpu.toolbox import Gpu, Sizes
+from benchmarks.memory import reset_peak, resident_bytes
+from benchmarks.models import ModelShape
+from fastcap.bench.timing import give_back_memory
 
 WIDTH, N_LAYERS = 256, 8
 SITES = [str(layer) for layer in range(N_LAYERS)]
 N_WARM = 10
 NONE = Range(0, 0)
 PINNED = "pinned by torch"
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _model(gpu: Gpu) -> nn.Module:
-    layers = [nn.Linear(WIDTH, WIDTH, device=gpu.device) for _ in range(N_LAYERS)]
-    return nn.Sequential(*layers).eval()
-
-
-def _run(gpu: Gpu, n_passes: int) -> fastcap.Stream:
-    acts = torch.randn(WIDTH, WIDTH, device=gpu.device)
-    return fastcap.stream(_model(gpu), (acts for _ in range(n_passes)), SITES)
 
 
 def allocations(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
     """What a long run adds after its first passes."""
+    layers = [nn.Linear(WIDTH, WIDTH, device=gpu.device) for _ in range(N_LAYERS)]
+    acts = torch.randn(WIDTH, WIDTH, device=gpu.device)
+    batches = (acts for _ in range(sizes.passes))
     before: dict[str, int] = {}
     after: dict[str, int] = {}
-    with _run(gpu, sizes.passes) as run:
+    with fastcap.stream(nn.Sequential(*layers).eval(), batches, SITES) as run:
         for number, _ in enumerate(run):
             if number in (N_WARM, sizes.passes - 1):
                 before, after = after, _counts(gpu, run)
@@ -46,6 +45,7 @@ def allocations(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
 
 
 def _counts(gpu: Gpu, run: fastcap.Stream) -> dict[str, int]:
+    gc.collect()  # garbage of whatever ran before would be counted as given back
     counted = run.statistics()
     found = {
         "slots pinned": counted.host_allocations,
@@ -58,42 +58,50 @@ def _counts(gpu: Gpu, run: fastcap.Stream) -> dict[str, int]:
     return found
 
 
-def profiled(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
-    """Calls to CUDA in the steady state, as the profiler sees them."""
-    n_passes = min(50, sizes.passes)
-    with _run(gpu, N_WARM + n_passes) as run:
-        for _ in range(N_WARM):
-            next(run)
-        counts = gpu.profiled_calls(lambda: _drain(run))
-    if not any(name.startswith("Memcpy DtoH") for name in counts):
-        raise UnavailableError("the profiler saw no copy to the host, so it would see nothing else")
-    for call in ("cudaHostAlloc", "cudaMalloc", "cudaStreamSynchronize"):
-        yield Figure(f"{call}, in {n_passes} passes", counts.get(call, 0), "calls", NONE)
-    made = sum(count for name, count in counts.items() if name.startswith("cudaEventCreate"))
-    yield Figure(f"cudaEventCreate, in {n_passes} passes", made, "calls", NONE)
-    down = {name: count for name, count in counts.items() if name.startswith("Memcpy DtoH")}
-    pageable = sum(count for name, count in down.items() if "Pageable" in name)
-    yield Figure("copies to the host", sum(down.values()), "copies")
-    yield Figure("of them to pageable memory", pageable, "copies", NONE)
+# An archive's memory
+
+N_SITES, BATCH_SIZE, N_PASSES = 4, 8, 16
+ARCHIVE_SECS = 20.0
+GROWTH = "host memory for each byte more in the archive"
 
 
-def _drain(run: fastcap.Stream) -> None:
-    for _ in run:
-        pass
+def archive_memory(
+    gpu: Gpu, sizes: Sizes, scratch: Path, disk_gb_per_sec: float
+) -> Iterator[Figure]:
+    """Peak host memory of `extract` over N samples, and over four times as many."""
+    n_bytes = int(min(sizes.archive_bytes, 1e9 * disk_gb_per_sec * ARCHIVE_SECS / 6))
+    of_row = BATCH_SIZE * N_SITES * THIN.shape.width * DTYPE.itemsize
+    n_tokens = max(1, n_bytes // N_PASSES // of_row)
+    shape = ModelShape(N_SITES, THIN.shape.width, 1, 1, 64)
+    model = Thin(shape).to(gpu.device, DTYPE).eval()
+    pass_bytes = n_tokens * of_row
+    needs_room(scratch, 4 * N_PASSES * pass_bytes)
+    _, small, large = (  # the first one pins and allocates
+        _peak_bytes(gpu, model, n_passes * BATCH_SIZE, n_tokens, scratch)
+        for n_passes in (N_PASSES, N_PASSES, 4 * N_PASSES)
+    )
+    yield Figure(f"over {N_PASSES * pass_bytes / 1e9:.2g} GB", small / 1e6, "MB")
+    yield Figure(f"over {4 * N_PASSES * pass_bytes / 1e9:.2g} GB", large / 1e6, "MB")
+    growth = (large - small) / (3 * N_PASSES * pass_bytes)
+    yield Figure(GROWTH, growth, "B", Range(high=MOST_GROWTH))
 
 
-def sanitized(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
-    """Torch's CUDA sanitizer over a small store, and over one that is broken on purpose."""
-    from tests.support.sanitizer import SCRIPT  # what is measured otherwise needs no tests
+MOST_GROWTH = 0.02
 
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "TORCH_CUDA_SANITIZER": "1", "PYTHONPATH": path}
-    reports = {}
-    for is_broken in (False, True):
-        done = gpu.python(SCRIPT.format(is_broken=is_broken), env)
-        has_reported = "CSAN" in done.stderr
-        if done.stdout != "done\n" and not has_reported:
-            raise UnavailableError(f"the sanitizer's script ended with {done.stderr[-300:]!r}")
-        reports[is_broken] = float(has_reported)
-    yield Figure("fastcap has a race", reports[False], "reports", NONE)
-    yield Figure("the control, broken, has one", reports[True], "reports", Range(1, 1))
+
+def _peak_bytes(gpu: Gpu, model: nn.Module, n_samples: int, n_tokens: int, scratch: Path) -> int:
+    """What one archive adds to the resident memory at its peak."""
+    samples = [{"input_ids": torch.zeros(n_tokens, dtype=torch.int64)}] * n_samples
+    folder = Path(tempfile.mkdtemp(prefix="archive-", dir=scratch))
+    sites = [f"layers.{layer}" for layer in range(N_SITES)]
+    give_back_memory()
+    try:
+        before = reset_peak()
+        fastcap.extract(
+            model, samples, sites, folder / "acts", device=gpu.device, batch_size=BATCH_SIZE
+        )
+        return resident_bytes("VmHWM") - before
+    except OSError as error:
+        raise UnavailableError(f"peak memory cannot be measured here: {error}") from error
+    finally:
+        shutil.rmtree(folder)

@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.figures import UnavailableError
-
 MiB, GiB = 1 << 20, 1 << 30
 CALIBRATION_CYCLES = 20_000_000
-SCRIPT_SECS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,9 @@ class Sizes:
         calls: Of something that takes the host microseconds.
         passes: That must all be alike.
         replays: Of a CUDA graph.
+        steps: Of decoding.
+        rounds: In which ways take turns.
+        archive_bytes: Of the smaller of two archives whose writers' memory is compared.
     """
 
     copy_bytes: int = GiB
@@ -50,6 +50,9 @@ class Sizes:
     calls: int = 2000
     passes: int = 1000
     replays: int = 1000
+    steps: int = 64
+    rounds: int = 5
+    archive_bytes: int = 2 * GiB
 
 
 FULL = Sizes()
@@ -64,6 +67,9 @@ TINY = Sizes(
     calls=4,
     passes=12,
     replays=3,
+    steps=3,
+    rounds=2,
+    archive_bytes=1 << 20,
 )
 """For the dry run."""
 
@@ -136,6 +142,12 @@ class Gpu:
 
     # Time
 
+    def timing_event(self) -> Any:
+        """Recorded on the current stream now; `elapsed_time` of two is in milliseconds."""
+        event = self.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
     def secs(self, run: Callable[[], object], n_times: int = 1) -> float:
         """Seconds of one of `n_times` runs on the current stream, by the GPU's clock."""
         start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
@@ -180,7 +192,7 @@ class Gpu:
         run()
         return statistics.median(self.host_secs(run, n_times) for _ in range(repeats))
 
-    # Graphs and processes
+    # Graphs and traces
 
     def record(self, body: Callable[[], object]) -> Callable[[], object]:
         """Capture a CUDA graph; returns what replays it."""
@@ -195,27 +207,13 @@ class Gpu:
         replay: Callable[[], object] = graph.replay
         return replay
 
-    def profiled_calls(self, run: Callable[[], object]) -> dict[str, int]:
-        """How often each call to CUDA, kernel and copy is in what `run` does, by name."""
+    def trace(self, run: Callable[[], object], path: Path) -> None:
+        """Write what the profiler sees of a run as a Chrome trace; gzipped if `path` ends so."""
         kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=kinds) as profiler:
+        with torch.profiler.profile(activities=kinds, acc_events=True) as profiler:
             run()
             self.synchronise()
-        return {average.key: average.count for average in profiler.key_averages()}
-
-    def python(self, script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run a script in a process of its own.
-
-        Raises:
-            UnavailableError: It did not end in time.
-        """
-        command = [sys.executable, "-c", script]
-        try:
-            return subprocess.run(
-                command, env=env, capture_output=True, text=True, timeout=SCRIPT_SECS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise UnavailableError(f"a script had not ended after {SCRIPT_SECS:.0f} s") from None
+        profiler.export_chrome_trace(str(path))
 
     # What it is
 
