@@ -126,12 +126,12 @@ def pinned(question: Question) -> Values:
     return question.rows
 
 
-def prepare(destination: str, question: Question, gpu: Gpu) -> float | None:
+def prepare(destination: Destination, question: Question, gpu: Gpu) -> float | None:
     """What comes before a run and is no part of it; returns the seconds that pinning took, if any.
 
     Rows are scribbled over, so that none is right because an earlier run wrote it.
     """
-    if destination != PINNED:
+    if destination is not pinned:
         return None
     secs = None
     if not question.rows:

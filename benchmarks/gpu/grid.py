@@ -222,7 +222,7 @@ def _timed_run(cell: Cell, turns: Turns) -> Run:
     """One run. What it delivered is compared, and given up, after the clock stopped."""
     gpu, question = turns.gpu, turns.question_to(cell)
     case, destination = question.case, cell.group.destinations.get(cell.destination, nowhere)
-    prepare_secs = prepare(cell.destination, question, gpu)
+    prepare_secs = prepare(destination, question, gpu)
     if cell.first_secs is None:
         cell.prepare_secs = prepare_secs
     question.counted.clear()

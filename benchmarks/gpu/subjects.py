@@ -171,9 +171,17 @@ def _make(subject: Subject, gpu: Gpu) -> tuple[nn.Module, list[str], str]:
         reason = f" (transformers made none: {type(error).__name__}: {error}".splitlines()[0] + ")"
     if reason:
         model, prefix = build_model(subject.shape, DTYPE, gpu.device), "layers"
-    package = type(model).__module__.partition(".")[0]
-    origin = f"{package}.{type(model).__name__}{reason}"
+    origin = f"{_package(model)}.{type(model).__name__}{reason}"
     return model, [f"{prefix}.{layer}" for layer in layers], origin
+
+
+def _package(model: nn.Module) -> str:
+    return type(model).__module__.partition(".")[0]
+
+
+def is_from_transformers(model: nn.Module) -> bool:
+    """Whether it is no stand-in, and has hidden states and a KV cache."""
+    return _package(model) == "transformers"
 
 
 @contextmanager
