@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --dry-run      tiny, on the CPU: whether the code runs
     python -m benchmarks.gpu --virtual      the grid on a virtual clock: arithmetic
 
-Both files are written again after every step, and when the run is ended by Ctrl-C, SIGTERM or its
-time: then they say so, and list what was not reached.
+The file is written again after every step, and when the run is ended by Ctrl-C, SIGTERM or its
+time: then it says so, and lists what was not reached.
 Exit status: 0, or 1 when something failed or differs from the oracle or the run did not come to its
 end, or 2 when it cannot start.
 """
@@ -22,18 +22,18 @@ from functools import partial
 import torch
 
 from benchmarks.checkout import describe_checkout
-from benchmarks.gpu import cells, command, grid, micro, steady
-from benchmarks.gpu.cells import Cell, Group
+from benchmarks.gpu import cells, command, grid, micro
+from benchmarks.gpu.cells import Group
 from benchmarks.gpu.command import Program
 from benchmarks.gpu.floors import measure_floors
-from benchmarks.gpu.micro import Benchmark
+from benchmarks.gpu.report import cell_line
 from benchmarks.gpu.session import NOT_REACHED, Clock
 from benchmarks.gpu.subjects import Built, Subject, build, tiny
 from benchmarks.programs import say
 from fastcap.host_memory import format_bytes
 
 LIMIT_SECS = 480.0  # nothing is begun that would end later, as far as can be told
-ARCHIVE_MEMORY = "B23", "an archive's memory for more samples"
+LATER_SECS = 30.0  # kept for what comes after the grid
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,25 +58,28 @@ def _run_virtual(options: argparse.Namespace) -> int:
 
 
 def everything(program: Program) -> None:
-    """Floors, what decides most, the grid, then the rest."""
+    """Floors, what decides most, the grid, then the steady state."""
+    gpu, sizes, report = program.gpu, program.sizes, program.report
     groups = shrunk(cells.GRID) if program.is_dry else list(cells.GRID)
-    for each in (*micro.FIRST, *micro.LATER):
-        program.ask(each.name, each.title)
-    program.ask(*ARCHIVE_MEMORY)
-    program.report.cells = [cell for group in groups for cell in cells.open_cells(group)]
+    for question in (*micro.FIRST, micro.ALLOCATIONS):
+        program.ask(question.number, question.title)
+    program.ask(*micro.ARCHIVE_MEMORY)
+    report.cells = [cell for group in groups for cell in cells.open_cells(group)]
     _floors(program)
-    _micro(program, micro.FIRST)
-    later_secs = steady.ARCHIVE_SECS + sum(each.likely_secs for each in micro.LATER)
-    clock = program.clock.reserving(min(later_secs, program.clock.left_secs / 4))
+    for question in micro.FIRST:
+        _measure(program, question)
+    clock = program.clock.reserving(min(LATER_SECS, program.clock.left_secs / 4))
     for of_subject in cells.by_subject(groups).values():
         measure_subject(program, of_subject, clock)
-    floors = program.report.floors
-    if floors is not None and floors.disk is not None:
-        memory = partial(
-            steady.archive_memory, program.gpu, program.sizes, program.scratch, floors.disk
-        )
-        program.measure(*ARCHIVE_MEMORY, memory, steady.ARCHIVE_SECS)
-    _micro(program, micro.LATER)
+    if report.floors is not None and report.floors.disk is not None:
+        memory = partial(micro.archive_memory, gpu, sizes, program.scratch, report.floors.disk)
+        program.measure(*micro.ARCHIVE_MEMORY, memory, micro.ARCHIVE_SECS)
+    _measure(program, micro.ALLOCATIONS)
+
+
+def _measure(program: Program, question: micro.Question) -> None:
+    run = partial(question.run, program.gpu, program.sizes)
+    program.measure(question.number, question.title, run, question.likely_secs)
 
 
 def shrunk(groups: Sequence[Group]) -> list[Group]:
@@ -90,12 +93,6 @@ def _floors(program: Program) -> None:
     except Exception as error:  # noqa: BLE001 - the micro-benchmarks can still run
         program.fail("measuring the floors", error)
     program.write()
-
-
-def _micro(program: Program, benchmarks: Sequence[Benchmark]) -> None:
-    for each in benchmarks:
-        run = partial(each.run, program.gpu, program.sizes)
-        program.measure(each.name, each.title, run, each.likely_secs)
 
 
 def measure_subject(program: Program, groups: Sequence[Group], clock: Clock) -> None:
@@ -143,17 +140,7 @@ def measure_group(program: Program, group: Group, built: Built, clock: Clock) ->
     finally:
         program.write()
     for cell in found:
-        say(f"            {cell.destination}: {_in_short(cell)}")
-
-
-def _in_short(cell: Cell) -> str:
-    if not cell.is_measured:
-        return f"{cell.status}: {cell.reason}"
-    ratio = f"{cell.ratio.mean:.3f} of the baseline"
-    if cell.steady_ratio is not None:
-        ratio += f", steady {cell.steady_ratio.mean:.3f}"
-    verdict = "equal" if cell.is_equal else "DIFFERS"
-    return f"{1e3 * cell.pass_secs:.2f} ms, {ratio}, {verdict}"
+        say(f"            {cell_line(cell)}")
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ class Program:
             session.measure(entry, run, self.clock, likely_secs)
         finally:
             self.write()
-        for each in entry.figures if entry.name[0] != "B" else ():
-            say(f"            {each.name}: {each.value:.4g} {each.unit}")
+        for each in entry.figures:
+            say(f"            {each}")
         if entry.reason:
             say(f"            {entry.status}: {entry.reason}")
 
@@ -144,9 +144,9 @@ def play(program: Program, steps: Callable[[Program], None]) -> int:
         why = f"{type(error).__name__}: {error}".rstrip(": ")
         report.notes.append(f"Ended after {program.clock.spent_secs:.0f} s. {why}")
     program.write()
-    say(reports.summary(report))
+    say(reports.ending(report))
     if program.out is not None:
-        say(f"Written to {program.out / report.stem}.json and .md")
+        say(f"Written to {program.out / report.path} after {report.spent_secs:.0f} s.")
     return 0 if report.is_right and report.is_complete else 1
 
 

@@ -47,6 +47,14 @@ class Figure:
     predicted: Range | None = None
     interval: tuple[float, float] | None = None
 
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.value:.4g} {self.unit}"
+        if self.interval is not None:
+            text += " [{:.3f}, {:.3f}]".format(*self.interval)
+        if self.predicted is not None:
+            text += f" ({self.predicted} predicted{'' if self.is_as_predicted else ': NO'})"
+        return text
+
     @property
     def is_as_predicted(self) -> bool | None:
         return None if self.predicted is None else self.value in self.predicted

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.destinations import PINNED, SLOTS, WITH_LOOP
 from benchmarks.gpu.floors import ARCHIVE, DISK, FORWARD, FRESH, HOOK_SECS, HOST, LINK
-from benchmarks.gpu.host import HOOK
+from benchmarks.gpu.micro import GROWTH, HOOK, MOST_GROWTH
 from benchmarks.gpu.session import Entry
-from benchmarks.gpu.steady import GROWTH, MOST_GROWTH
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
-"""Everything that a run found, as one JSON and one Markdown file."""
+"""Everything that a run found, as one JSON file and as lines for the terminal."""
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 from benchmarks.checkout import Checkout
 from benchmarks.gpu import goals
 from benchmarks.gpu.cells import Cell
-from benchmarks.gpu.figures import Figure, finite
+from benchmarks.gpu.figures import finite
 from benchmarks.gpu.floors import Floors
 from benchmarks.gpu.session import FAILED, MEASURED, Entry
 from fastcap.bench import Machine, Ratio
 from fastcap.bench.report import INTERVAL, aligned
-from fastcap.host_memory import format_bytes
 
 
 @dataclass(slots=True)
@@ -72,32 +70,22 @@ class Report:
         )
 
     @property
-    def stem(self) -> str:
-        """What the files are named."""
+    def path(self) -> str:
+        """The name of its file."""
         kind = self.name if self.is_measurement else f"dry-run-{self.name}"
-        return f"{self.date[:10]}-gpu-{kind}-{self.machine.tag}"
+        return f"{self.date[:10]}-gpu-{kind}-{self.machine.tag}.json"
 
 
 def write(folder: Path, report: Report) -> Path:
-    """Write both files, each at once; returns the path of the JSON."""
+    """Replace the file as a whole: a run that is killed meanwhile leaves the one before."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{report.stem}.json"
-    _write_at_once(path, json.dumps(document(report), indent=1, allow_nan=False) + "\n")
-    _write_at_once(path.with_suffix(".md"), page(report))
-    return path
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    """A reader, or a run that is killed meanwhile, finds the old file or the new one."""
+    path = folder / report.path
     new = path.with_name(f".{path.name}.new")
     with new.open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(json.dumps(document(report), indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    new.replace(path)
-
-
-# JSON
+    return new.replace(path)
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -152,7 +140,6 @@ def _cell_fields(cell: Cell) -> dict[str, Any]:
         fields["steady_ratio"] = _ratio_fields(cell.steady_ratio)
     if cell.is_measured and cell.terms is not None:
         fields["floor_secs"] = dict(cell.terms.secs)
-        fields["other_floor_secs"] = dict(cell.terms.others)
         fields["bound"] = cell.terms.bound
         fields["share"], fields["steady_share"] = cell.share, cell.steady_share
         if (verdict := goals.judge(cell)) is not None:
@@ -165,57 +152,44 @@ def _ratio_fields(ratio: Ratio | None) -> list[float | None] | None:
     return None if ratio is None else [ratio.mean, ratio.low, finite(ratio.high)]
 
 
-# Markdown
+# For the terminal
 
 
-def page(report: Report) -> str:
-    """The same for a reader."""
-    kind = "" if report.is_measurement else "DRY RUN of "
-    tables = [_goals(report), *_grid(report)] if report.cells else []
-    parts = [
-        f"# {kind}fastcap on a GPU, {report.name}: {report.machine.tag}, {report.date[:10]}",
-        *_warnings(report),
-        "```\n" + "\n".join(f"{name:<10}{text}" for name, text in _card(report).items()) + "\n```",
-        *tables,
-        "## Figures\n\nPredictions were written down before anything was measured.",
-        aligned([FIGURE_HEADER, *_figure_rows(report)]),
-        "## Not run\n\n" + ("\n".join(_not_run(report)) or "Everything was run."),
-    ]
-    return "\n\n".join(parts) + "\n"
+def cell_line(cell: Cell) -> str:
+    """A cell in short."""
+    if not cell.is_measured:
+        return f"{cell.destination}: {cell.status}: {cell.reason}"
+    ratio = f"{cell.ratio.mean:.3f} of the baseline"
+    if cell.steady_ratio is not None:
+        ratio += f", steady {cell.steady_ratio.mean:.3f}"
+    if cell.terms is not None:
+        ratio += f", {cell.share:.3f} of what {cell.terms.bound} allows"
+    verdict = "equal" if cell.is_equal else f"DIFFERS: {'; '.join(cell.problems[:3])}"
+    return f"{cell.destination}: {1e3 * cell.pass_secs:.2f} ms, {ratio}, {verdict}"
+
+
+def ending(report: Report) -> str:
+    """What is to be read first: warnings, goals, and what was not run."""
+    return "\n".join([*_warnings(report), *_goals(report), *_not_run(report)])
 
 
 def _warnings(report: Report) -> Iterator[str]:
     if not report.is_measurement:
-        yield "**A dry run on the CPU. No figure here is a measurement of anything.**"
+        yield "A dry run on the CPU. No figure here is a measurement of anything."
     if not report.is_complete:
-        yield "**This run did not come to its end.**"
+        yield "This run did not come to its end."
     for name, does_repeat in report.repeats.items():
         if not does_repeat:
             yield (
-                f"**{name} gave other values for the same batch the second time**, so its "
-                "comparisons with the oracle say nothing about capturing."
+                f"{name} gave other values for the same batch the second time, so its comparisons "
+                "with the oracle say nothing about capturing."
             )
-    yield from (f"**{note}**" for note in report.notes)
+    yield from report.notes
 
 
-def _card(report: Report) -> dict[str, str]:
-    machine, checkout = report.machine, report.checkout
-    changes = f", with {len(checkout.changes)} changed paths" if checkout.changes else ""
-    memory = f"{format_bytes(machine.memory_bytes)}, huge pages: {machine.huge_pages}"
-    models = {f"{name}:": origin for name, origin in report.origins.items()}
-    absent = "; ".join(f"{name} ({what})" for name, what in report.missing.items())
-    return {
-        **report.card,
-        "host": f"{machine.cpu}, {machine.n_cores} cores, {memory}",
-        "commit": f"{checkout.commit or 'unknown: not a git checkout'}{changes}",
-        "date": report.date,
-        "time": f"{report.spent_secs:.0f} s of at most {report.limit_secs:.0f} s",
-        "missing": absent or "nothing",
-        **models,
-    }
-
-
-def _goals(report: Report) -> str:
+def _goals(report: Report) -> Iterator[str]:
+    if not report.cells or report.name != "bench":
+        return
     found = [
         (cell.name, cell.terms.bound, verdict)
         for cell in report.cells
@@ -224,117 +198,20 @@ def _goals(report: Report) -> str:
     found += [(title, "", verdict) for title, verdict in goals.judge_entries(report.entries)]
     rows = [("goal", "what", "bound", "reached", "met")]
     for goal in goals.GOALS:
+        text = f"{goal.name}: {goal.text}"
         of_goal = [each for each in found if each[2].goal is goal]
         for name, bound, verdict in of_goal:
             met = "met" if verdict.is_met else "MISSED"
-            rows.append((f"{goal.name}: {goal.text}", name, bound, verdict.reached, met))
+            rows.append((text, name, bound, verdict.reached, met))
         if not of_goal:
-            rows.append((f"{goal.name}: {goal.text}", "not measured", "", "", "unknown"))
-    return "## Goals\n\n" + aligned(rows)
-
-
-GRID_NOTE = """## Grid
-
-Milliseconds of one pass, from the median of the timed runs. Runs take turns with the same passes
-without capture, the baseline, and ratios are paired by round. "Whole" is a run until everything is
-delivered; "steady" is from the start of its second pass to that of its last, by the GPU's clock.
-Floors are what a pass takes on each by itself, in the same run; the largest that the destination
-has is the bound, and the share is bound / measured. Every run's values are compared with the
-oracle byte by byte; of a loop's timed runs, the last batch is."""
-
-
-def _grid(report: Report) -> Iterator[str]:
-    yield GRID_NOTE
-    if report.floors is not None:
-        rates = (f"{name} {rate}" for name, rate in asdict(report.floors).items())
-        yield "Floors, GB/s: " + ", ".join(rates) + "."
-    by_group: dict[int, list[Cell]] = {}
-    for cell in report.cells:
-        by_group.setdefault(id(cell.group), []).append(cell)
-    for cells in by_group.values():
-        group = cells[0].group
-        yield f"### {group.name}: {format_bytes(group.pass_bytes)} per pass"
-        yield aligned([GRID_HEADER, *map(_grid_row, cells)])
-        for cell in cells:
-            if cell.problems:
-                yield f"{cell.destination} DIFFERS: {'; '.join(cell.problems[:3])}"
-
-
-GRID_HEADER = (
-    *("destination", "ms", "steady", "whole, baseline = 1", "steady, baseline = 1"),
-    *("floors, ms", "bound", "share", "equal", "rounds", "first run, s", "lent, spilled"),
-)
-
-
-def _grid_row(cell: Cell) -> tuple[str, ...]:
-    first = "" if cell.first_secs is None else f"{cell.first_secs:.2f}"
-    if first and cell.prepare_secs is not None:
-        first += f", after {cell.prepare_secs:.2f} of pinning"
-    equal = {True: "yes", False: "NO", None: "not compared"}[cell.is_equal]
-    if not cell.is_measured:
-        reason = f"{cell.status}: {cell.reason}"
-        return cell.destination, reason, *6 * ("",), equal, "0", first, ""
-    counted, terms = cell.statistics, cell.terms
-    floors = {} if terms is None else {**terms.secs, **terms.others}
-    return (
-        cell.destination,
-        f"{1e3 * cell.pass_secs:.2f}",
-        f"{1e3 * statistics.median(cell.steady_secs):.2f}" if cell.steady_secs else "",
-        _shown(cell.ratio),
-        _shown(cell.steady_ratio),
-        ", ".join(f"{name} {1e3 * secs:.2f}" for name, secs in floors.items()),
-        "" if terms is None else terms.bound,
-        "" if terms is None else f"{cell.share:.3f}",
-        equal,
-        str(len(cell.secs)),
-        first,
-        f"{counted['lends']}, {format_bytes(counted['spilled_bytes'])}" if counted else "",
-    )
-
-
-def _shown(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return ""
-    return str(ratio) if len(ratio.rounds) > 1 else f"{ratio.mean:.3f} (one round)"
-
-
-FIGURE_HEADER = ("", "question", "what", "measured", "predicted", "as predicted")
-
-
-def _figure_rows(report: Report) -> Iterator[tuple[str, ...]]:
-    for entry in report.entries:
-        for figure in entry.figures:
-            yield entry.name, entry.title, figure.name, *_figure(figure)
-
-
-def _figure(figure: Figure) -> tuple[str, str, str]:
-    predicted = "" if figure.predicted is None else f"{figure.predicted} {figure.unit}"
-    verdict = {True: "yes", False: "NO", None: ""}[figure.is_as_predicted]
-    value = f"{figure.value:.4g} {figure.unit}"
-    if figure.interval is not None:
-        value += " [{:.3f}, {:.3f}]".format(*figure.interval)
-    return value, predicted, verdict
+            rows.append((text, "not measured", "", "", "unknown"))
+    yield aligned(rows)
 
 
 def _not_run(report: Report) -> Iterator[str]:
     for entry in report.entries:
         if entry.status != MEASURED:
-            yield f"- {entry.name}, {entry.title}: {entry.status}: {entry.reason}"
+            yield f"{entry.status}: {entry.name}, {entry.title}: {entry.reason}"
     for cell in report.cells:
         if cell.status != MEASURED:
-            yield f"- {cell.name}: {cell.status}: {cell.reason}"
-
-
-def summary(report: Report) -> str:
-    """A line for the terminal."""
-    measured = [cell for cell in report.cells if cell.is_measured]
-    verdicts = [goals.judge(cell) for cell in measured]
-    met = [verdict.is_met for verdict in verdicts if verdict is not None]
-    met += [verdict.is_met for _, verdict in goals.judge_entries(report.entries)]
-    found = [figure.is_as_predicted for entry in report.entries for figure in entry.figures]
-    predicted = [each for each in found if each is not None]
-    return (
-        f"{len(measured)} of {len(report.cells)} cells measured, {sum(met)} of {len(met)} goals "
-        f"met; {len(found)} figures, {sum(predicted)} of {len(predicted)} as predicted; "
-        f"{report.spent_secs:.0f} s"
-    )
+            yield f"{cell.status}: {cell.name}: {cell.reason}"

@@ -42,12 +42,6 @@ class FakeStream:
     def wait_event(self, event: FakeEvent) -> None:
         """Everything has run."""
 
-    def wait_stream(self, stream: FakeStream) -> None:
-        """Everything has run."""
-
-    def synchronize(self) -> None:
-        """Everything has run."""
-
 
 class FakeEvent:
     def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
@@ -68,38 +62,20 @@ class FakeEvent:
         return 1e3 * max(end_event.secs - self.secs, 1e-9)
 
 
-class FakeGraph:
-    n_replays = 0
-
-    def replay(self) -> None:
-        self.n_replays += 1
-
-
 class FakeProperties:
     name, total_memory, multi_processor_count = "none: a stand-in on the CPU", 1 << 33, 1
-
-
-class FakeRuntime:
-    def cudaHostRegister(self, ptr: int, size: int, flags: int) -> int:  # noqa: N802
-        return 0
-
-    def cudaHostUnregister(self, ptr: int) -> int:  # noqa: N802
-        return 0
 
 
 class FakeCuda:
     """What the benchmarks use of `torch.cuda`, and nothing else."""
 
-    Stream, Event, CUDAGraph = FakeStream, FakeEvent, FakeGraph
+    Stream, Event = FakeStream, FakeEvent
 
     def __init__(self) -> None:
-        self._default = self._current = FakeStream()
+        self._current = FakeStream()
 
     def current_stream(self, device: Any = None) -> FakeStream:
         return self._current
-
-    def set_stream(self, stream: FakeStream) -> None:
-        self._current = stream
 
     @contextlib.contextmanager
     def stream(self, stream: FakeStream) -> Iterator[None]:
@@ -108,10 +84,6 @@ class FakeCuda:
             yield
         finally:
             self._current = before
-
-    @contextlib.contextmanager
-    def graph(self, cuda_graph: FakeGraph) -> Iterator[None]:
-        yield
 
     def synchronize(self, device: Any = None) -> None:
         """Everything has run."""
@@ -131,14 +103,8 @@ class FakeCuda:
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         return 1 << 33, 1 << 33
 
-    def memory_stats(self, device: Any = None) -> dict[str, int]:
-        return {"allocated_bytes.all.allocated": 0}
-
     def host_memory_stats(self) -> dict[str, int]:
         return {"num_host_alloc": 0}
-
-    def cudart(self) -> FakeRuntime:
-        return FakeRuntime()
 
 
 class StandInDevice(AcceleratorDevice):
@@ -180,15 +146,6 @@ class StandIn(Gpu):
             free_bytes=lambda device: self.free_bytes(),
             is_capturing=lambda: False,
         )
-
-    def record(self, body: Callable[[], object]) -> Callable[[], object]:
-        replay = super().record(body)
-
-        def run() -> None:
-            replay()
-            body()  # a stand-in's graph has recorded nothing
-
-        return run
 
     def trace(self, run: Callable[[], object], path: Path) -> None:
         run()

@@ -28,13 +28,9 @@ class Sizes:
         copy_bytes: Of one large copy.
         part_bytes: Of one copy among several.
         smallest_bytes: Of the smallest copy that is timed.
-        sleep_secs: How long a window is held open.
-        matrix: Rows and columns of one matrix product.
         repeats: Of a measurement whose best or median counts.
-        attempts: To reproduce a race.
         calls: Of something that takes the host microseconds.
         passes: That must all be alike.
-        replays: Of a CUDA graph.
         steps: Of decoding.
         rounds: In which ways take turns.
         archive_bytes: Of the smaller of two archives whose writers' memory is compared.
@@ -43,13 +39,9 @@ class Sizes:
     copy_bytes: int = GiB
     part_bytes: int = 256 * MiB
     smallest_bytes: int = 16 << 10
-    sleep_secs: float = 0.05
-    matrix: int = 8192
     repeats: int = 5
-    attempts: int = 20
-    calls: int = 2000
+    calls: int = 100
     passes: int = 1000
-    replays: int = 1000
     steps: int = 64
     rounds: int = 5
     archive_bytes: int = 2 * GiB
@@ -60,13 +52,9 @@ TINY = Sizes(
     copy_bytes=1 << 16,
     part_bytes=1 << 16,
     smallest_bytes=1 << 14,
-    sleep_secs=1e-4,
-    matrix=16,
     repeats=2,
-    attempts=2,
     calls=4,
     passes=12,
-    replays=3,
     steps=3,
     rounds=2,
     archive_bytes=1 << 20,
@@ -114,18 +102,6 @@ class Gpu:
             give_back()
 
     # Order
-
-    def mark(self, stream: Any = None) -> Any:
-        """An event at the end of what a stream has been given; of the current one by default."""
-        event = self.cuda.Event()
-        event.record(self.cuda.current_stream() if stream is None else stream)
-        return event
-
-    def side_stream(self) -> Any:
-        """A new stream, behind everything given to the current one."""
-        stream = self.cuda.Stream()
-        stream.wait_event(self.mark())
-        return stream
 
     def synchronise(self) -> None:
         self.cuda.synchronize()
@@ -191,21 +167,6 @@ class Gpu:
     def median_host_secs(self, run: Callable[[], object], repeats: int, n_times: int) -> float:
         run()
         return statistics.median(self.host_secs(run, n_times) for _ in range(repeats))
-
-    # Graphs and traces
-
-    def record(self, body: Callable[[], object]) -> Callable[[], object]:
-        """Capture a CUDA graph; returns what replays it."""
-        side = self.side_stream()
-        with self.cuda.stream(side):
-            for _ in range(3):  # libraries allocate in their first calls, which a graph cannot
-                body()
-        self.cuda.current_stream().wait_stream(side)
-        graph = self.cuda.CUDAGraph()
-        with self.cuda.graph(graph):
-            body()
-        replay: Callable[[], object] = graph.replay
-        return replay
 
     def trace(self, run: Callable[[], object], path: Path) -> None:
         """Write what the profiler sees of a run as a Chrome trace; gzipped if `path` ends so."""
