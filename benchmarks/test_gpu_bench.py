@@ -78,7 +78,7 @@ from fastcap.lanes import staged, straight
 
 GB = 10**9
 MiB = 1 << 20
-FLOORS = Floors(50.0, 2.0, 8.0, 10.0, 30.0, 2.5, n_workers=4)
+FLOORS = Floors(link=50.0, fresh=2.0, fresh_by_workers=8.0, disk=2.5, n_workers=4)
 SMALL_GRID = (Group(LLAMA, ALL, 60, 3), Group(LLAMA, SLICE, 60, 3), Group(THIN, LAST, 60, 3))
 TINY_LLAMA = tiny(LLAMA)
 

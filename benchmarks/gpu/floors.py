@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,6 @@ class Floors:
         link: One large copy into pinned memory.
         fresh: Pinned memory to fresh memory, by one thread.
         fresh_by_workers: The same by as many threads as fastcap has workers.
-        warm: Pinned memory to memory that has been written before, by one thread.
-        warm_by_workers: The same by as many threads as fastcap has workers.
         disk: A new file with one fsync at its end, where archives are written; `None` where none
             could be written.
         n_workers: fastcap's workers.
@@ -44,8 +42,6 @@ class Floors:
     link: float
     fresh: float
     fresh_by_workers: float
-    warm: float
-    warm_by_workers: float
     disk: float | None
     n_workers: int = N_WORKERS
 
@@ -56,30 +52,21 @@ def measure_floors(gpu: Gpu, sizes: Sizes, scratch: Path) -> Floors:
     source, pinned = gpu.random(n_bytes), gpu.pinned(n_bytes)
     link_secs = gpu.best_secs(lambda: pinned.copy_(source, non_blocking=True), sizes.repeats)
     landed: Array = pinned.numpy()
-    warm: Array = np.ones(n_bytes, np.uint8)
-
-    def rate(make_target: Callable[[], Array], n_threads: int) -> float:
-        return max(_copy_rate(landed, make_target, n_threads) for _ in range(3))
-
-    def fresh() -> Array:
-        return np.empty(n_bytes, np.uint8)
 
     return Floors(
         link=n_bytes / link_secs / 1e9,
-        fresh=rate(fresh, 1),
-        fresh_by_workers=rate(fresh, N_WORKERS),
-        warm=rate(lambda: warm, 1),
-        warm_by_workers=rate(lambda: warm, N_WORKERS),
+        fresh=max(_fresh_rate(landed, 1) for _ in range(3)),
+        fresh_by_workers=max(_fresh_rate(landed, N_WORKERS) for _ in range(3)),
         disk=_disk_rate(pinned, scratch),
     )
 
 
-def _copy_rate(source: Array, make_target: Callable[[], Array], n_threads: int) -> float:
-    """GB/s of some threads copying parts of `source` into what is made for it, in that time."""
+def _fresh_rate(source: Array, n_threads: int) -> float:
+    """GB/s of some threads copying parts of `source` into memory that is new."""
     with ThreadPoolExecutor(n_threads) as threads:
         list(threads.map(time.sleep, [0.0] * n_threads))  # they exist before the clock starts
         started = time.perf_counter()
-        target = make_target()
+        target: Array = np.empty(source.nbytes, np.uint8)
         parts = zip(
             np.array_split(target, n_threads), np.array_split(source, n_threads), strict=True
         )

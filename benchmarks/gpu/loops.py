@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
@@ -30,7 +31,7 @@ from fastcap.bench.equality import same_bytes
 from fastcap.bench.timing import give_back_memory, order_of_round
 from fastcap.bench.ways import attach_hooks, hookless, lent, stored, streamed
 from fastcap.reference import ReferenceStore
-from fastcap.sites import bind_sites
+from fastcap.sites import BoundSite, bind_sites
 
 NONE = Range(0, 0)
 
@@ -111,18 +112,25 @@ def _with_oracle(model: nn.Module, sites: list[str], steps: Steps) -> list[Value
     return found
 
 
-def _with_hooks(model: nn.Module, sites: list[str], steps: Steps, found: list[Values]) -> float:
+@contextmanager
+def _copying_hooks(bound: Iterable[BoundSite]) -> Iterator[dict[str, Tensor]]:
+    """The synchronous hook: what the model's last pass gave, by site."""
     values: dict[str, Tensor] = {}
 
     def keep(site: str, value: Tensor) -> None:
         values[site] = value.detach().cpu()
 
-    handles = attach_hooks(bind_sites(model, sites), keep)
+    handles = attach_hooks(bound, keep)
     try:
-        return steps(lambda: found.append(dict(values)))
+        yield values
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _with_hooks(model: nn.Module, sites: list[str], steps: Steps, found: list[Values]) -> float:
+    with _copying_hooks(bind_sites(model, sites)) as values:
+        return steps(lambda: found.append(dict(values)))
 
 
 def _with_store(
@@ -170,18 +178,9 @@ def _by_batch(case: Case) -> Iterator[Values]:
 
 def hook_by_batch(case: Case) -> Iterator[Values]:
     """The synchronous hook, whose values a loop looks at batch by batch."""
-    values: dict[str, Tensor] = {}
-
-    def keep(site: str, value: Tensor) -> None:
-        values[site] = value.detach().cpu()
-
-    handles = attach_hooks(case.bound, keep)
-    try:
+    with _copying_hooks(case.bound) as values:
         for _ in case.passes():
             yield dict(values)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _run_secs(gpu: Gpu, way: Callable[[Case], Any], case: Case) -> float:

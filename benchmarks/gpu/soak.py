@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +31,7 @@ from benchmarks.gpu.figures import Figure, Range
 from benchmarks.gpu.session import FAILED, MEASURED
 from benchmarks.gpu.standin import StandIn
 from benchmarks.gpu.toolbox import Gpu
+from benchmarks.programs import say
 from fastcap.bench.machine import describe_machine
 from fastcap.devices.accelerator import AcceleratorDevice
 from tests.support import soak as core
@@ -41,6 +42,7 @@ from tests.support.soak import MUTANTS, RARE, Soak
 LIMIT_SECS = 90.0
 SECS = 50.0  # of programs, in each process
 START_SECS = 35.0  # of a process: torch, a context on the GPU
+PART_SECS = 5.0
 SEEDS_APART = 100_000
 SOUND = "sound"
 MOST_CYCLES: tuple[tuple[float, float], ...] = (
@@ -105,20 +107,48 @@ class Naps:
             yield
 
 
-def play_engine(gpu: Gpu, engine: str, first_seed: int, secs: float, n_most: int) -> Soak:
-    """Programs on one engine, from a seed on; a broken engine's until the first that is wrong."""
-    naps = Naps(gpu)
-    seeds = range(first_seed, first_seed + n_most)
+def play_engine(
+    gpu: Gpu,
+    engine: str,
+    first_seed: int,
+    secs: float,
+    n_most: int = SEEDS_APART,
+    on_part: Callable[[Soak], None] = lambda found: None,
+) -> Soak:
+    """Programs on one engine, from a seed on; a broken engine's until the first that is wrong.
+
+    Args:
+        gpu: Where.
+        engine: `sound`, or a key of `MUTANTS`.
+        first_seed: Of the first program.
+        secs: How long.
+        n_most: So many programs at most.
+        on_part: Told every few seconds what was found so far.
+    """
+    naps, most_wrong, found = Naps(gpu), 3 if engine == SOUND else 1, Soak()
     with ExitStack() as stack:
         if engine != SOUND:  # before the naps, which stand in the place of what it changes
             stack.enter_context(MUTANTS[engine].applied())
         stack.enter_context(naps.installed())
         if gpu.device.type == "cpu":
             stack.enter_context(mock.patch.object(core, "play", _play_on_cpu))
-        most_wrong = 3 if engine == SOUND else 1
-        return core.soak(
-            seeds, gpu.device.type, before=naps.begin, secs=secs, most_wrong=most_wrong
-        )
+        while found.secs < secs and found.programs < n_most and len(found.wrong) < most_wrong:
+            part = core.soak(
+                range(first_seed + found.programs, first_seed + n_most),
+                gpu.device.type,
+                before=naps.begin,
+                secs=min(PART_SECS, secs - found.secs),
+                most_wrong=most_wrong - len(found.wrong),
+            )
+            _add(found, part)
+            on_part(found)
+    return found
+
+
+def _add(total: Soak, part: Soak) -> None:
+    total.programs += part.programs
+    total.secs += part.secs
+    total.wrong.update(part.wrong)
 
 
 def _play_on_cpu(program: Program | RunProgram, place: str) -> None:
@@ -164,8 +194,9 @@ def start(engine: str, first_seed: int, secs: float) -> Child:
 
 
 def _ended(children: list[Child], secs: float) -> Iterator[Child]:
-    """Each as it ends; what takes much longer than its time is ended."""
-    deadline = time.monotonic() + secs + START_SECS
+    """Each as it ends; one that takes much longer than its time is ended, with what it has said."""
+    crowd = max(1.0, len(children) / describe_machine("cpu").n_cores)
+    deadline = time.monotonic() + crowd * (secs + START_SECS)
     waiting = list(children)
     while waiting:
         for child in [each for each in waiting if each.process.poll() is not None]:
@@ -211,9 +242,7 @@ def title_of(engine: str) -> str:
 
 def note(program: Command, engine: str, total: Soak, found: Soak) -> None:
     """Add what one process found to its engine's entry."""
-    total.programs += found.programs
-    total.secs = max(total.secs, found.secs)
-    total.wrong.update(found.wrong)
+    _add(total, found)
     entry = program.ask("", title_of(engine))
     entry.secs = total.secs
     if entry.status != FAILED:
@@ -245,8 +274,13 @@ def main(arguments: list[str] | None = None) -> int:
         return command.run("soak", options, partial(everything, secs=options.secs))
     gpu = StandIn() if options.dry_run else Gpu()
     with gpu.running():
-        found = play_engine(gpu, options.engine, options.first_seed, options.secs, SEEDS_APART)
-    sys.stdout.write(json.dumps(asdict(found)) + "\n")
+        found = play_engine(
+            gpu,
+            options.engine,
+            options.first_seed,
+            options.secs,
+            on_part=lambda found: say(json.dumps(asdict(found))),
+        )
     return int(bool(found.wrong) != (options.engine != SOUND))
 
 
