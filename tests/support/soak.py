@@ -232,7 +232,7 @@ def clear_up() -> None:
     for _ in range(100):  # it is broken, and may refuse for as often as it has values
         try:
             close_orphans()
-        except Exception:  # noqa: BLE001, S112 - which has been said
+        except Exception:  # noqa: BLE001 - which has been said
             continue
         return
 
