@@ -22,7 +22,7 @@ from benchmarks.gpu.session import FAILED, MEASURED, NOT_RUN, Clock
 from benchmarks.gpu.standin import StandIn
 from benchmarks.gpu.subjects import LLAMA, Built, build, tiny
 from benchmarks.gpu.toolbox import TINY, Gpu
-from tests.support.soak import MUTANTS, RARE, Soak
+from tests.support.soak import MUTANTS, Soak
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_the_sound_engine_is_never_wrong_and_a_broken_one_has_to_be_seen(
     soak.note(program, soak.SOUND, Soak(), Soak(50, {}, 1.0))
     soak.note(program, "copy", Soak(), Soak(3, {2: "differs"}, 1.0))
     assert program.report.is_right
-    soak.note(program, next(iter(RARE)), Soak(), Soak(50, {}, 1.0))
+    soak.note(program, next(iter(soak.RARE)), Soak(), Soak(50, {}, 1.0))
     assert program.report.is_right
     soak.note(program, "hold", Soak(), Soak(50, {}, 1.0))
     assert program.report.notes == ["The engine 'hold' was not seen to be wrong."]

@@ -19,9 +19,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor, nn
 
 from fastcap.engine import close_orphans
-from tests.support.mutants import POOL, STAGED, STRAIGHT, Mutant
+from fastcap.reference import ReferenceStore
+from fastcap.spec import Selection, Site
+from tests.support.mutants import MUTANTS as TABLE
+from tests.support.mutants import POOL, STAGED, STRAIGHT, Mutant, deletions
 from tests.support.mutation import Change
 from tests.support.programs import Program
 from tests.support.runs import RunProgram, StoreRun, draw_any
@@ -51,13 +55,13 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "wait": _mutant(
         "R5",
-        "the host reads a slot without its event",
+        "the host reads a slot without its fence",
         f"{STAGED}:StagedLane._read_piece",
         "self._device.wait(home.landed)",
     ),
     "worker": _mutant(
         "R5",
-        "a worker thread reads a slot without its event",
+        "a host worker reads a slot without its fence",
         f"{THREADED}._read_after",
         "self._block_until(after)",
     ),
@@ -76,7 +80,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "stream": _mutant(
         "R1",
-        "values are packed on the copy stream",
+        "the device packs on the copy queue",
         f"{ACCELERATOR}.pack",
         "staging.view(dtype, offset, value.shape).copy_(value, True)",
         "\n    with self._can.use_stream(self._copy_stream):"
@@ -84,14 +88,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "all streams": _mutant(
         "R2",
-        "a flush marks one of the streams that packed",
+        "a flush marks one of the queues that packed",
         f"{POOL}:Chunk.mark_packed",
         "in self.queues.items():",
         "in list(self.queues.items())[:1]:",
     ),
     "fresh": _mutant(
         "R3",
-        "fresh staging is used on a stream that knows nothing of its allocation",
+        "fresh staging is used on a queue that knows nothing of its allocation",
         f"{POOL}:Chunk.__init__",
         "device.mark(self.copied, device.current_queue())",
     ),
@@ -103,22 +107,31 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "landing": _mutant(
         "R5",
-        "a value that goes straight is called delivered before its copy has landed",
+        "lanes.straight:wait_for wait (call 0)",
         f"{STRAIGHT}:wait_for",
         "device.wait(ticket.fence)",
     ),
 }
-"""Engines with one wait left out, by a short name, in the rules' words (docs/exactness.md)."""
-
-RARE = {
-    "fresh": "needs packs on a second stream while the first is behind",
-    "free": "needs a chunk that is given back while nobody waits for its copy",
-    "landing": "is hidden by the wait at the lane's end",
-}
-"""Mutants that values may not show, and why. The simulated device's order judge, which needs no
-wrong value, is what sees the first two; `landing` survives there too, for the reason given in
-`tests/support/mutants.py`.
+"""Engines with one wait left out, by a short name. What they drop is in the words of the table in
+docs/exactness.md, which says what the simulated device's judges see of each.
 """
+
+
+def all_mutants() -> dict[str, Mutant]:
+    """Those above, and every one of the simulated device's that also breaks a real one: the rest
+    of `tests/support/mutants.py` that needs no situation of its own, and every deleted call into
+    the device.
+    """
+    found = dict(MUTANTS)
+    known = {mutant.drops for mutant in found.values()}
+    for mutant in (*TABLE, *deletions()):
+        if mutant.scenario is None and mutant.drops not in known and not _is_simulated(mutant):
+            found[f"{mutant.rule}: {mutant.drops}"] = mutant
+    return found
+
+
+def _is_simulated(mutant: Mutant) -> bool:
+    return any(change.target.startswith("fastcap.devices.simulated") for change in mutant.changes)
 
 
 def play(program: Program | RunProgram, place: str = "cuda") -> None:
@@ -133,13 +146,59 @@ def play(program: Program | RunProgram, place: str = "cuda") -> None:
         return
     device = torch.device(place)
     model = ScriptedModel(device)
-    run = StoreRun(program, None, model)
+    run = SoakRun(program, model)
     streams = Streams(device)
     model.world = World(run.get_and_compare, streams.switch, streams.join, run.collect)
     try:
         run.run()
     finally:
         streams.close()
+
+
+class LateOracle(ReferenceStore):
+    """The oracle with its copies to the host put off: its hook clones on the device instead.
+
+    A copy to the host in a hook waits for the model's stream, and so for the pack that was just
+    queued there: a missing wait of the engine's would have nothing to be too early for.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Iterable[str], selection: Selection | None = None
+    ) -> None:
+        super().__init__(model, layers, selection)
+        self._late: list[tuple[Site, Tensor]] = []
+
+    def _keep(self, site: Site, value: Tensor | None) -> None:
+        if value is not None:
+            with torch.no_grad(), torch.inference_mode(False):
+                self._late.append((site, value.detach().clone()))
+
+    def clear(self) -> None:
+        self._late.clear()
+        super().clear()
+
+    def settle(self) -> None:
+        """Wait for the device, and take what was put off."""
+        torch.accelerator.synchronize()
+        for site, value in self._late:
+            super()._keep(site, value)
+        self._late.clear()
+
+
+class SoakRun(StoreRun):
+    """A store on a real device, beside an oracle that does not wait for it before the store has."""
+
+    def __init__(self, program: Program, model: ScriptedModel) -> None:
+        super().__init__(program, None, model)
+        self.oracle: LateOracle = LateOracle(model, program.sites, self.oracle.selection)
+
+    def see(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.inference_mode(False):
+            seen = {
+                site: value.clone() for site, value in found.items()
+            }  # as it is before it waits
+        self.oracle.settle()
+        return seen
 
 
 class Streams:
