@@ -6,7 +6,7 @@ SETUP := .venv/.setup-done
 PEERS := .venv-peers
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test gpu-bench clean
+.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test gpu-bench gpu-peers clean
 
 setup: $(SETUP)
 
@@ -62,11 +62,18 @@ faults: $(SETUP)
 # Not through setup: a GPU machine without a network brings its own torch, numpy and pytest.
 HERE := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
+GPU_OPTIONS = $(if $(OUT),--out $(OUT)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(SCRATCH),--scratch $(SCRATCH))
+
+# Three commands of less than ten minutes each; what is ended early keeps what it has.
 gpu-test:
-	$(HERE) -m pytest -m gpu
+	timeout --signal=INT --kill-after=20 560 $(HERE) -m pytest -m gpu -v $(if $(OUT),--junitxml=$(OUT)/gpu-test.xml)
 
 gpu-bench:
-	$(HERE) -m benchmarks.gpu $(if $(OUT),--out $(OUT)) $(if $(COMMIT),--commit $(COMMIT))
+	$(HERE) -m benchmarks.gpu $(GPU_OPTIONS)
+
+gpu-peers:
+	failed=0; for program in soak timeline peers; do \
+		$(HERE) -m benchmarks.gpu.$$program $(GPU_OPTIONS) || failed=1; done; exit $$failed
 
 clean:
 	rm -rf .venv $(PEERS)

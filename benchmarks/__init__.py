@@ -4,7 +4,7 @@ python -m benchmarks.run                  one workload, in interleaved rounds, w
 python -m benchmarks.suite                every workload of the grid that this machine can run
 python -m benchmarks.imports              what `import fastcap` adds to `import torch`
 make bench-peers                          beside other libraries, in an environment of their own
-python -m benchmarks.gpu                  everything that is to be measured on a GPU, in one report
+python -m benchmarks.gpu                  what is to be measured on a GPU; three programs beside it
 python -m benchmarks.figures              documents and pictures from the newest results
 pytest benchmarks --benchmark-enable      small workloads, for comparing two commits
 

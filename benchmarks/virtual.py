@@ -59,7 +59,7 @@ class Row:
     floor: float
     slot_bytes: int
     staging_bytes: int
-    spilled_bytes: int | None
+    spilled_bytes: int
 
     @property
     def is_within(self) -> bool:
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         programs.say(
             f"{row.n_passes:2} passes, {row.host_bytes_per_sec / GB:2.0f} GB/s per worker, "
             f"{row.destination:14} {row.ratio:.3f} (floor {row.floor:.3f}), slots "
-            f"{format_bytes(row.slot_bytes)}, spilled {row.spilled_bytes or 0}"
+            f"{format_bytes(row.slot_bytes)}, spilled {row.spilled_bytes}"
         )
     if options.out is not None:
         content = {

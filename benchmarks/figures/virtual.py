@@ -38,7 +38,6 @@ HEADER = (
 def _rows(result: Result) -> Iterator[tuple[str, ...]]:
     rows: list[dict[str, Any]] = result.content["rows"]
     for row in sorted(rows, key=lambda row: str(row["destination"])):
-        spilled = row["spilled_bytes"]
         yield (
             row["destination"],
             f"{row['host_bytes_per_sec'] / GB:g} GB/s",
@@ -46,5 +45,5 @@ def _rows(result: Result) -> Iterator[tuple[str, ...]]:
             f"{row['ratio']:.3f}",
             f"{row['floor']:.3f}",
             format_bytes(row["slot_bytes"]),
-            "" if spilled is None else format_bytes(spilled),
+            format_bytes(row["spilled_bytes"]),
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.gpu.destinations import COMPARED, DESTINATIONS, LOOP, Destination
+from benchmarks.gpu.destinations import DESTINATIONS, IN_MEMORY, WITH_LOOP, Destination
 from benchmarks.gpu.floors import Floors, Terms
 from benchmarks.gpu.session import MEASURED, NOT_REACHED, NOT_RUN
 from benchmarks.gpu.subjects import GPT2, LLAMA, THIN, Subject
@@ -15,6 +15,7 @@ from fastcap.bench import Ratio, paired_ratio
 
 HOST_SHARE = 7  # results, the oracle's values, slots, pinned rows and an archive's pages
 DISK_SHARE = 6  # an archive's first run is at most this part of a group's time
+FEWEST_PASSES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,14 @@ class Group:
         likely_secs: What it may take of the time.
         n_passes: Passes of one run: long enough that setting up is little of it, and no longer
             than its values fit in memory several times.
+        destinations: Where values go.
     """
 
     subject: Subject
     picked: Picked
     likely_secs: float
     n_passes: int
+    destinations: Mapping[str, Destination] = field(default_factory=lambda: DESTINATIONS)
 
     @property
     def name(self) -> str:
@@ -62,29 +65,20 @@ class Group:
         of_site = self.subject.site_bytes * self.picked.n_positions(n_tokens) // n_tokens
         return of_site * self.subject.shape.n_layers
 
-    @property
-    def destinations(self) -> dict[str, Destination]:
-        if self.picked is not ALL:
-            return dict(DESTINATIONS)
-        if self.subject.name == THIN.name:
-            return {**DESTINATIONS, LOOP: COMPARED[LOOP]}
-        return {**DESTINATIONS, **COMPARED}
-
 
 GRID = (
-    Group(LLAMA, ALL, 110, 4),
+    Group(LLAMA, ALL, 110, 4, WITH_LOOP),
     Group(LLAMA, LAST, 25, 8),
-    Group(LLAMA, SLICE, 25, 8),
-    Group(THIN, ALL, 60, 6),
-    Group(GPT2, ALL, 30, 24),
+    Group(LLAMA, SLICE, 20, 8, IN_MEMORY),
+    Group(THIN, ALL, 60, 6, WITH_LOOP),
+    Group(GPT2, ALL, 30, 24, WITH_LOOP),
     Group(GPT2, LAST, 15, 96),
-    Group(GPT2, SLICE, 15, 96),
 )
 
 
 @dataclass(slots=True)
 class Cell:
-    """One destination's figures.
+    """One destination's figures. Seconds of runs are those of one pass: all of it over its passes.
 
     Attributes:
         group: Model and selection.
@@ -93,14 +87,15 @@ class Cell:
         reason: Why not, or why only so much.
         n_passes: Passes of one run.
         prepare_secs: What was pinned before the first run, and is no part of it.
-        first_secs: The first run, which pins and allocates; `None` if there was none.
-        secs: Every timed run after it.
-        hookless_secs: The run without capture in the same round.
-        terms: What the floors allow a pass.
+        first_secs: The whole first run, which pins and allocates; `None` if there was none.
+        secs: Every timed run after it, from its beginning until everything is delivered.
+        steady_secs: From the start of its second pass to that of its last, by the GPU's clock.
+        baseline_secs: The run without capture in the same round.
+        baseline_steady_secs: The same of its steady state.
+        terms: What the floors allow a pass; `None` where none were measured.
         n_compared: Values compared with the oracle, over all runs.
         problems: What differed.
         statistics: What the engine counted in the first run, where the destination gives it.
-        cadence_secs: Between two batches that a loop was given, by timed run, from the second on.
     """
 
     group: Group
@@ -111,12 +106,17 @@ class Cell:
     prepare_secs: float | None = None
     first_secs: float | None = None
     secs: list[float] = field(default_factory=list)
-    hookless_secs: list[float] = field(default_factory=list)
+    steady_secs: list[float] = field(default_factory=list)
+    baseline_secs: list[float] = field(default_factory=list)
+    baseline_steady_secs: list[float] = field(default_factory=list)
     terms: Terms | None = None
     n_compared: int = 0
     problems: list[str] = field(default_factory=list)
     statistics: dict[str, Any] = field(default_factory=dict)
-    cadence_secs: list[float] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.group.name}, {self.destination}"
 
     @property
     def is_measured(self) -> bool:
@@ -125,12 +125,19 @@ class Cell:
     @property
     def pass_secs(self) -> float:
         """The median run, by pass."""
-        return statistics.median(self.secs) / self.n_passes
+        return statistics.median(self.secs)
 
     @property
     def ratio(self) -> Ratio:
         """To the same passes without capture, paired by round."""
-        return paired_ratio(self.secs, self.hookless_secs)
+        return paired_ratio(self.secs, self.baseline_secs)
+
+    @property
+    def steady_ratio(self) -> Ratio | None:
+        """The same of the steady state; `None` for runs too short to have one."""
+        if not self.steady_secs:
+            return None
+        return paired_ratio(self.steady_secs, self.baseline_steady_secs)
 
     @property
     def share(self) -> float:
@@ -140,11 +147,11 @@ class Cell:
 
     @property
     def steady_share(self) -> float | None:
-        """The same between batches, without a run's beginning and end; `None` without a loop."""
-        assert self.terms is not None
-        if not self.cadence_secs:
+        """The same without a run's beginning and end."""
+        if not self.steady_secs:
             return None
-        return self.terms.bound_secs / statistics.median(self.cadence_secs)
+        assert self.terms is not None
+        return self.terms.bound_secs / statistics.median(self.steady_secs)
 
     @property
     def is_equal(self) -> bool | None:
@@ -152,17 +159,20 @@ class Cell:
         return not self.problems if self.n_compared else None
 
 
-def fitted(group: Group, host_bytes: int | None, floors: Floors) -> int:
-    """A group's passes; fewer where memory could not hold what exists at once, or where writing an
-    archive of them would take most of the group's time.
-    """
+def fitted(group: Group, host_bytes: int | None) -> int:
+    """A group's passes; fewer where memory could not hold what exists at once."""
     n_passes = group.n_passes
     if host_bytes is not None:
         n_passes = min(n_passes, host_bytes // (HOST_SHARE * group.pass_bytes))
-    if floors.disk is not None:
-        written_bytes = 1e9 * floors.disk * group.likely_secs / DISK_SHARE
-        n_passes = min(n_passes, int(written_bytes / group.pass_bytes))
-    return max(2, n_passes)
+    return max(FEWEST_PASSES, n_passes)
+
+
+def archive_passes(group: Group, n_passes: int, floors: Floors | None) -> int:
+    """An archive's passes; fewer where writing them would take most of the group's time."""
+    if floors is None or floors.disk is None:
+        return n_passes
+    written_bytes = 1e9 * floors.disk * group.likely_secs / DISK_SHARE
+    return max(FEWEST_PASSES, min(n_passes, int(written_bytes / group.pass_bytes)))
 
 
 def open_cells(group: Group) -> list[Cell]:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from benchmarks.gpu.host import Array, best_copy_rate
-from benchmarks.gpu.link import link_rate
 from benchmarks.gpu.toolbox import Gpu, Sizes
 from fastcap.bench.floors import write_rates
 from fastcap.devices.threaded import N_WORKERS
 
+Array = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
 HOOK_SECS = 10e-6  # the goal for one site
 
 FORWARD, LINK, LAUNCH = "forward", "link", "launch and hooks"
-HOST, WARM, DISK = "fresh copy", "warm copy", "disk"
+HOST, DISK = "fresh copy", "disk"
 FRESH, ARCHIVE = "fresh memory", "archive"
 """Destinations that have a floor of their own."""
 
@@ -32,8 +34,6 @@ class Floors:
         link: One large copy into pinned memory.
         fresh: Pinned memory to fresh memory, by one thread.
         fresh_by_workers: The same by as many threads as fastcap has workers.
-        warm: Pinned memory to memory that has been written before, by one thread.
-        warm_by_workers: The same by as many threads as fastcap has workers.
         disk: A new file with one fsync at its end, where archives are written; `None` where none
             could be written.
         n_workers: fastcap's workers.
@@ -42,8 +42,6 @@ class Floors:
     link: float
     fresh: float
     fresh_by_workers: float
-    warm: float
-    warm_by_workers: float
     disk: float | None
     n_workers: int = N_WORKERS
 
@@ -51,22 +49,29 @@ class Floors:
 def measure_floors(gpu: Gpu, sizes: Sizes, scratch: Path) -> Floors:
     """Every rate, with copies of `sizes.copy_bytes`. Files are written to `scratch`."""
     n_bytes = sizes.copy_bytes
-    pinned = gpu.pinned(n_bytes)
-    pinned.copy_(gpu.random(n_bytes))
-    source: Array = pinned.numpy()
-    warm: Array = np.ones(n_bytes, np.uint8)
-
-    def fresh_rate(n_threads: int) -> float:
-        return best_copy_rate(source, lambda: np.empty(n_bytes, np.uint8), n_threads, 3)
+    source, pinned = gpu.random(n_bytes), gpu.pinned(n_bytes)
+    link_secs = gpu.best_secs(lambda: pinned.copy_(source, non_blocking=True), sizes.repeats)
+    landed: Array = pinned.numpy()
 
     return Floors(
-        link=link_rate(gpu, n_bytes, sizes.repeats),
-        fresh=fresh_rate(1),
-        fresh_by_workers=fresh_rate(N_WORKERS),
-        warm=best_copy_rate(source, lambda: warm, 1, 3),
-        warm_by_workers=best_copy_rate(source, lambda: warm, N_WORKERS, 3),
+        link=n_bytes / link_secs / 1e9,
+        fresh=max(_fresh_rate(landed, 1) for _ in range(3)),
+        fresh_by_workers=max(_fresh_rate(landed, N_WORKERS) for _ in range(3)),
         disk=_disk_rate(pinned, scratch),
     )
+
+
+def _fresh_rate(source: Array, n_threads: int) -> float:
+    """GB/s of some threads copying parts of `source` into memory that is new."""
+    with ThreadPoolExecutor(n_threads) as threads:
+        list(threads.map(time.sleep, [0.0] * n_threads))  # they exist before the clock starts
+        started = time.perf_counter()
+        target: Array = np.empty(source.nbytes, np.uint8)
+        parts = zip(
+            np.array_split(target, n_threads), np.array_split(source, n_threads), strict=True
+        )
+        list(threads.map(lambda part: np.copyto(*part), parts))
+        return source.nbytes / (time.perf_counter() - started) / 1e9
 
 
 def _disk_rate(source: Tensor, scratch: Path) -> float | None:
@@ -79,17 +84,13 @@ def _disk_rate(source: Tensor, scratch: Path) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The cost model's terms for one pass, in seconds, those that the destination has.
-
-    A pass with capture takes at least the largest.
+    """The cost model's terms for one pass, in seconds. With capture it takes at least the largest.
 
     Attributes:
-        secs: What counts for the destination.
-        others: The rest of the floors, which do not.
+        secs: Those that the destination has.
     """
 
     secs: Mapping[str, float]
-    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bound(self) -> str:
@@ -124,13 +125,8 @@ def make_terms(
         LINK: gigabytes / floors.link,
         LAUNCH: launch_secs + n_sites * HOOK_SECS,
     }
-    others: dict[str, float] = {
-        HOST: gigabytes / floors.fresh_by_workers,
-        WARM: gigabytes / floors.warm_by_workers,
-    }
-    if floors.disk is not None:
-        others[DISK] = gigabytes / floors.disk
-    own = {FRESH: HOST, ARCHIVE: DISK}.get(destination)
-    if own in others:
-        secs[own] = others.pop(own)
-    return Terms(secs, others)
+    if destination == FRESH:
+        secs[HOST] = gigabytes / floors.fresh_by_workers
+    if destination == ARCHIVE and floors.disk is not None:
+        secs[DISK] = gigabytes / floors.disk
+    return Terms(secs)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import torch
+from torch import nn
 
-from benchmarks.gpu.cells import Cell, Group, fitted
-from benchmarks.gpu.destinations import HOOKLESS, Outcome, Question, nowhere, prepare
+from benchmarks.gpu.cells import Cell, Group, archive_passes, fitted
+from benchmarks.gpu.destinations import BASELINE, Question, nowhere, prepare
 from benchmarks.gpu.figures import UnavailableError
-from benchmarks.gpu.floors import Floors, make_terms
+from benchmarks.gpu.floors import ARCHIVE, Floors, make_terms
 from benchmarks.gpu.session import FAILED, MEASURED, Clock, describe_error, out_of_time
 from benchmarks.gpu.subjects import Built
 from benchmarks.gpu.toolbox import Gpu
@@ -32,29 +34,46 @@ N_COMPARING = 8
 FIRST_RUN_ONLY = "only the first run: out of time"
 
 
-class Comparer:
-    """Holds what is delivered against the oracle's values, byte by byte."""
+def compare(cell: Cell, expected: Values, found: Values) -> None:
+    """Hold what was delivered against the oracle's values, byte by byte."""
 
-    def __init__(self, expected: Values) -> None:
-        self.expected = expected
-
-    def check(self, cell: Cell, values: Values, first: int) -> None:
-        """Note what differs in the samples from `first` on."""
-        with ThreadPoolExecutor(N_COMPARING) as threads:
-            found = threads.map(lambda site: self._compare(site, values, first), self.expected)
-            for problem in found:
-                cell.n_compared += 1
-                if problem is not None and problem not in cell.problems:
-                    cell.problems.append(problem)
-
-    def _compare(self, site: str, values: Values, first: int) -> str | None:
-        if site not in values:
+    def problem(site: str) -> str | None:
+        if site not in found:
             return f"{site}: missing"
-        value = values[site].cpu()
-        want = {site: self.expected[site][first : first + len(value)]}
-        if len(value) and same_bytes(want, {site: value}):
+        want, got = {site: expected[site]}, {site: found[site].cpu()}
+        return None if same_bytes(want, got) else "; ".join(differences(want, got))
+
+    with ThreadPoolExecutor(N_COMPARING) as threads:
+        for each in threads.map(problem, expected):
+            cell.n_compared += 1
+            if each is not None and each not in cell.problems:
+                cell.problems.append(each)
+
+
+class PassStarts:
+    """When each pass of a block begins, by the GPU's clock: what a run is between its ends."""
+
+    def __init__(self, gpu: Gpu, model: nn.Module) -> None:
+        self._gpu, self._model = gpu, model
+        self._events: list[Any] = []
+
+    def __enter__(self) -> Self:
+        note = self._events.append
+        self._handle = self._model.register_forward_pre_hook(
+            lambda *_: note(self._gpu.timing_event())
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    @property
+    def pass_secs(self) -> float | None:
+        """From the second start to the last; `None` for fewer than three, after synchronising."""
+        if len(self._events) < 3:
             return None
-        return "; ".join(differences(want, {site: value})) or f"{site}: no samples"
+        elapsed_ms = float(self._events[1].elapsed_time(self._events[-1]))
+        return elapsed_ms / 1e3 / (len(self._events) - 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +83,8 @@ class Turns:
     Attributes:
         gpu: Where.
         question: What is asked.
-        comparer: The right answers.
-        floors: The machine.
+        short: The same with as many passes as there is time to write to a disk.
+        floors: The machine, where it was measured.
         launch_secs: What the host takes to issue one pass.
         clock: The time for the whole grid.
         own_clock: The group's part of it.
@@ -73,15 +92,23 @@ class Turns:
 
     gpu: Gpu
     question: Question
-    comparer: Comparer
-    floors: Floors
+    short: Question
+    floors: Floors | None
     launch_secs: float
     clock: Clock
     own_clock: Clock
 
+    def question_to(self, cell: Cell) -> Question:
+        return self.short if cell.destination == ARCHIVE else self.question
+
 
 def measure_group(
-    gpu: Gpu, cells: Sequence[Cell], built: Built, floors: Floors, scratch: Path, clock: Clock
+    gpu: Gpu,
+    cells: Sequence[Cell],
+    built: Built,
+    floors: Floors | None,
+    scratch: Path,
+    clock: Clock,
 ) -> None:
     """First one run of each destination, compared whole; then rounds, as many as time allows.
 
@@ -89,12 +116,12 @@ def measure_group(
     """
     group = cells[0].group
     if clock.left_secs < group.likely_secs / 4:
-        _say_why(cells, out_of_time(clock, group.likely_secs / 4))
+        for cell in cells:
+            cell.reason = out_of_time(clock, group.likely_secs / 4)
         return
     own_clock = Clock(min(group.likely_secs, clock.left_secs), clock.now)
-    built = built.first(_n_passes(gpu, group, floors))
-    for cell in cells:
-        cell.n_passes = built.subject.n_passes
+    n_passes = _n_passes(gpu, group)
+    built = built.first(n_passes)
     case = make_case(
         built.model,
         built.batches,
@@ -102,27 +129,21 @@ def measure_group(
         positions=group.picked.positions,
         device=gpu.device,
     )
-    launch_secs = _launch_secs(gpu, built)
-    expected = case.oracle()
-    question = Question(case, built, group.pass_bytes, scratch, expected)
-    nowhere(question, None)
-    turns = Turns(gpu, question, Comparer(expected), floors, launch_secs, clock, own_clock)
+    question = Question(case, scratch, case.oracle())
+    short = question.first(archive_passes(group, n_passes, floors))
+    turns = Turns(gpu, question, short, floors, _launch_secs(gpu, built), clock, own_clock)
+    _drain(nowhere(question), case)
     for cell in cells:
+        cell.n_passes = len(turns.question_to(cell).case.batches)
         _run_first(cell, turns)
     _run_rounds({cell.destination: cell for cell in cells if cell.first_secs is not None}, turns)
 
 
-def _say_why(cells: Sequence[Cell], reason: str) -> None:
-    for cell in cells:
-        cell.reason = reason
-
-
-def _n_passes(gpu: Gpu, group: Group, floors: Floors) -> int:
-    n_wanted = fitted(group, None, floors)
-    n_fitting = fitted(group, available_bytes(), floors)
-    if n_fitting < n_wanted:
+def _n_passes(gpu: Gpu, group: Group) -> int:
+    n_fitting = fitted(group, available_bytes())
+    if n_fitting < group.n_passes:
         gpu.give_back_pinned()  # what earlier groups pinned, and torch keeps
-        n_fitting = fitted(group, available_bytes(), floors)
+        n_fitting = fitted(group, available_bytes())
     return n_fitting
 
 
@@ -131,13 +152,14 @@ def _run_first(cell: Cell, turns: Turns) -> None:
     if turns.own_clock.left_secs <= likely_secs:
         cell.reason = out_of_time(turns.own_clock, likely_secs)
         return
-    destination = cell.group.destinations[cell.destination]
-    check = turns.comparer.check
+    question = turns.question_to(cell)
     try:
-        secs = _timed_run(cell, turns)
-        if cell.statistics:  # a loop, which kept the last batch only
-            destination(turns.question, lambda values, first: check(cell, values, first))
-        cell.first_secs = secs
+        run = _timed_run(cell, turns)
+        cell.statistics = dict(question.counted)
+        if run.is_loop:  # of which the last batch was compared
+            check = partial(_compare_batch, cell, question)
+            _drain(cell.group.destinations[cell.destination](question), question.case, check)
+        cell.first_secs = run.secs * cell.n_passes
         cell.reason = FIRST_RUN_ONLY
     except UnavailableError as error:
         cell.reason = str(error)
@@ -148,56 +170,86 @@ def _run_first(cell: Cell, turns: Turns) -> None:
 def _likely_secs(cell: Cell, turns: Turns) -> float:
     """Of one run, as far as the floors tell."""
     forward_secs = cell.group.subject.likely_forward_secs
-    terms = make_terms(
-        turns.floors, turns.question.pass_bytes, 0, forward_secs, 0.0, cell.destination
-    )
+    if turns.floors is None:
+        return forward_secs * cell.n_passes
+    pass_bytes = turns.question.pass_bytes
+    terms = make_terms(turns.floors, pass_bytes, 0, forward_secs, 0.0, cell.destination)
     return terms.bound_secs * cell.n_passes
 
 
-def _timed_run(cell: Cell, turns: Turns) -> float:
-    """Seconds of one run; what it delivered is compared, and given up, after the clock stopped."""
-    gpu, question = turns.gpu, turns.question
-    destination = cell.group.destinations.get(cell.destination, nowhere)
-    prepare_secs = prepare(cell.destination, question, gpu)
+def _rows(question: Question, first: int) -> dict[str, torch.Tensor]:
+    """What the oracle has for the batch that begins with sample `first`."""
+    size = question.case.sizes[0]
+    return {site: value[first : first + size] for site, value in question.expected.items()}
+
+
+def _compare_batch(cell: Cell, question: Question, first: int, values: Values) -> None:
+    compare(cell, _rows(question, first), values)
+
+
+def _drain(
+    outcome: Values | Iterator[Values],
+    case: Case,
+    on_batch: Callable[[int, Values], None] = lambda first, values: None,
+) -> tuple[Values, int | None]:
+    """What a run delivered, or of a loop the last batch with its first sample.
+
+    A batch is dropped before the next is asked for.
+    """
+    if isinstance(outcome, Mapping):
+        return outcome, None
+    values: Values = {}
+    first = 0
+    for first in range(0, sum(case.sizes), case.sizes[0]):
+        values = {}
+        values = next(outcome)
+        on_batch(first, values)
+    if next(outcome, None) is not None:
+        raise RuntimeError("it gave more batches than were asked for")
+    return values, first
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Seconds by pass of a whole run, and of its steady state."""
+
+    secs: float
+    steady_secs: float | None
+    is_loop: bool
+
+
+def _timed_run(cell: Cell, turns: Turns) -> Run:
+    """One run. What it delivered is compared, and given up, after the clock stopped."""
+    gpu, question = turns.gpu, turns.question_to(cell)
+    case, destination = question.case, cell.group.destinations.get(cell.destination, nowhere)
+    prepare_secs = prepare(destination, question, gpu)
     if cell.first_secs is None:
         cell.prepare_secs = prepare_secs
+    question.counted.clear()
     give_back_memory()
     gpu.synchronise()
-    started = time.perf_counter()
-    outcome = destination(question, None)
-    gpu.synchronise()
-    elapsed = time.perf_counter() - started
-    with _closing(outcome):
-        for values, first in outcome.parts:
-            if cell.destination != HOOKLESS:
-                turns.comparer.check(cell, values, first)
-    if not cell.statistics:
-        cell.statistics = outcome.statistics
-    if (cadence_secs := outcome.cadence_secs) is not None and cell.first_secs is not None:
-        cell.cadence_secs.append(cadence_secs)
-    return elapsed
-
-
-@contextmanager
-def _closing(outcome: Outcome) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        outcome.close()
+    with PassStarts(gpu, case.model) as starts:
+        started = time.perf_counter()
+        values, first = _drain(destination(question), case)
+        gpu.synchronise()
+        elapsed = time.perf_counter() - started
+    if cell.destination != BASELINE:
+        compare(cell, question.expected if first is None else _rows(question, first), values)
+    return Run(elapsed / len(case.batches), starts.pass_secs, first is not None)
 
 
 def _run_rounds(alive: dict[str, Cell], turns: Turns) -> None:
     """One round if the whole time allows it, and more if the group's own does."""
     if not alive:
         return
-    base = Cell(next(iter(alive.values())).group, HOOKLESS)
+    base = Cell(next(iter(alive.values())).group, BASELINE)
     round_secs = sum(cell.first_secs or 0.0 for cell in alive.values())
     for number in range(MOST_ROUNDS):
         clock = turns.own_clock if number else turns.clock
         if not alive or clock.left_secs < round_secs:
             return
         started = time.perf_counter()
-        _run_round(number, {HOOKLESS: base, **alive}, turns)
+        _run_round(number, {BASELINE: base, **alive}, turns)
         for name, cell in list(alive.items()):
             if cell.status == FAILED:
                 del alive[name]
@@ -205,31 +257,35 @@ def _run_rounds(alive: dict[str, Cell], turns: Turns) -> None:
 
 
 def _run_round(number: int, cells: Mapping[str, Cell], turns: Turns) -> None:
-    found: dict[str, float] = {}
+    found: dict[str, Run] = {}
     for name in order_of_round(list(cells), number):
         cell = cells[name]
         try:
             found[name] = _timed_run(cell, turns)
         except Exception as error:  # noqa: BLE001 - as above
             cell.status, cell.reason = FAILED, describe_error(error)
-    if HOOKLESS not in found:
-        raise RuntimeError(f"the passes without capture failed: {cells[HOOKLESS].reason}")
-    for name, secs in found.items():
+    if BASELINE not in found:
+        raise RuntimeError(f"the passes without capture failed: {cells[BASELINE].reason}")
+    base = found[BASELINE]
+    for name, run in found.items():
         cell = cells[name]
-        cell.secs.append(secs)
-        cell.hookless_secs.append(found[HOOKLESS])
+        cell.secs.append(run.secs)
+        cell.baseline_secs.append(base.secs)
+        if run.steady_secs is not None and base.steady_secs is not None:
+            cell.steady_secs.append(run.steady_secs)
+            cell.baseline_steady_secs.append(base.steady_secs)
         cell.status, cell.reason = MEASURED, ""
-        _hold_against_floors(cell, turns)
+        if turns.floors is not None:
+            _hold_against_floors(cell, turns, turns.floors)
 
 
-def _hold_against_floors(cell: Cell, turns: Turns) -> None:
-    forward_secs = statistics.median(cell.hookless_secs) / max(1, cell.n_passes)
+def _hold_against_floors(cell: Cell, turns: Turns, floors: Floors) -> None:
     question = turns.question
     cell.terms = make_terms(
-        turns.floors,
+        floors,
         question.pass_bytes,
         len(question.case.sites),
-        forward_secs,
+        statistics.median(cell.baseline_secs),
         turns.launch_secs,
         cell.destination,
     )

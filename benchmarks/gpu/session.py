@@ -14,8 +14,6 @@ from types import FrameType
 from typing import Any
 
 from benchmarks.gpu.figures import Figure, UnavailableError
-from benchmarks.gpu.micro import Benchmark
-from benchmarks.gpu.toolbox import Gpu, Sizes
 
 MEASURED, NOT_RUN, FAILED = "measured", "not run", "failed"
 NOT_REACHED = "the run ended before it"
@@ -82,11 +80,11 @@ class Clock:
 
 @dataclass(slots=True)
 class Entry:
-    """One benchmark's figures.
+    """The figures that answer one question.
 
     Attributes:
-        name: Its number.
-        title: What was measured.
+        name: Its number, which stays with it.
+        title: What is asked; no two entries of a report share it.
         status: `measured`, `not run` or `failed`.
         reason: Why not, or why not all of it.
         figures: What came out, as far as it came.
@@ -95,8 +93,8 @@ class Entry:
 
     name: str
     title: str
-    status: str = MEASURED
-    reason: str = ""
+    status: str = NOT_RUN
+    reason: str = NOT_REACHED
     figures: list[Figure] = field(default_factory=list)
     secs: float = 0.0
 
@@ -112,38 +110,24 @@ class Entry:
         }
 
 
-def run_benchmark(benchmark: Benchmark, gpu: Gpu, sizes: Sizes, clock: Clock) -> Entry:
-    """Run one, unless there is too little time left; what it raises becomes its reason."""
-    return run_figures(
-        benchmark.name,
-        benchmark.title,
-        lambda: benchmark.run(gpu, sizes),
-        clock,
-        benchmark.likely_secs,
-    )
-
-
-def run_figures(
-    name: str,
-    title: str,
-    run: Callable[[], Iterator[Figure]],
-    clock: Clock,
-    likely_secs: float = 0.0,
-) -> Entry:
-    """As `run_benchmark`, of anything that gives figures."""
-    entry = Entry(name, title)
+def measure(
+    entry: Entry, run: Callable[[], Iterator[Figure]], clock: Clock, likely_secs: float = 0.0
+) -> None:
+    """Fill an entry, unless too little time is left; what `run` raises becomes the reason."""
     if clock.left_secs < likely_secs:
-        entry.status, entry.reason = NOT_RUN, out_of_time(clock, likely_secs)
-        return entry
+        entry.reason = out_of_time(clock, likely_secs)
+        return
     started = clock.now()
     try:
-        entry.figures.extend(run())
+        for figure in run():
+            entry.figures.append(figure)
+        entry.status, entry.reason = MEASURED, ""
     except UnavailableError as error:
-        entry.status, entry.reason = NOT_RUN, str(error)
+        entry.reason = str(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the rest runs and the report says so
         entry.status, entry.reason = FAILED, describe_error(error)
-    entry.secs = clock.now() - started
-    return entry
+    finally:
+        entry.secs = clock.now() - started
 
 
 def out_of_time(clock: Clock, likely_secs: float) -> str:

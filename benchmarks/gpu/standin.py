@@ -6,9 +6,11 @@ It shows that the code runs, and that what it compares is equal. Its figures mea
 from __future__ import annotations
 
 import contextlib
-import subprocess
+import gzip
+import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,18 @@ from fastcap.devices import accelerator
 from fastcap.devices.accelerator import Abilities, AcceleratorDevice
 
 CYCLES_PER_SEC = 2e10  # fast, so that calibrating takes a millisecond
+TRACE: list[dict[str, Any]] = [
+    {"ph": "X", "cat": "kernel", "name": "gemm", "ts": 0, "dur": 9, "args": {"stream": 7}},
+    {
+        "ph": "X",
+        "cat": "gpu_memcpy",
+        "name": "Memcpy DtoH (Device -> Pinned)",
+        "ts": 2,
+        "dur": 3,
+        "args": {"stream": 13, "bytes": 1},
+    },
+]
+"""What a profiler would have seen of a run, in the form in which it writes that."""
 
 
 class FakeStream:
@@ -26,12 +40,6 @@ class FakeStream:
         self.device = device
 
     def wait_event(self, event: FakeEvent) -> None:
-        """Everything has run."""
-
-    def wait_stream(self, stream: FakeStream) -> None:
-        """Everything has run."""
-
-    def synchronize(self) -> None:
         """Everything has run."""
 
 
@@ -54,38 +62,20 @@ class FakeEvent:
         return 1e3 * max(end_event.secs - self.secs, 1e-9)
 
 
-class FakeGraph:
-    n_replays = 0
-
-    def replay(self) -> None:
-        self.n_replays += 1
-
-
 class FakeProperties:
     name, total_memory, multi_processor_count = "none: a stand-in on the CPU", 1 << 33, 1
-
-
-class FakeRuntime:
-    def cudaHostRegister(self, ptr: int, size: int, flags: int) -> int:  # noqa: N802
-        return 0
-
-    def cudaHostUnregister(self, ptr: int) -> int:  # noqa: N802
-        return 0
 
 
 class FakeCuda:
     """What the benchmarks use of `torch.cuda`, and nothing else."""
 
-    Stream, Event, CUDAGraph = FakeStream, FakeEvent, FakeGraph
+    Stream, Event = FakeStream, FakeEvent
 
     def __init__(self) -> None:
-        self._default = self._current = FakeStream()
+        self._current = FakeStream()
 
     def current_stream(self, device: Any = None) -> FakeStream:
         return self._current
-
-    def set_stream(self, stream: FakeStream) -> None:
-        self._current = stream
 
     @contextlib.contextmanager
     def stream(self, stream: FakeStream) -> Iterator[None]:
@@ -94,10 +84,6 @@ class FakeCuda:
             yield
         finally:
             self._current = before
-
-    @contextlib.contextmanager
-    def graph(self, cuda_graph: FakeGraph) -> Iterator[None]:
-        yield
 
     def synchronize(self, device: Any = None) -> None:
         """Everything has run."""
@@ -117,14 +103,8 @@ class FakeCuda:
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         return 1 << 33, 1 << 33
 
-    def memory_stats(self, device: Any = None) -> dict[str, int]:
-        return {"allocated_bytes.all.allocated": 0}
-
     def host_memory_stats(self) -> dict[str, int]:
         return {"num_host_alloc": 0}
-
-    def cudart(self) -> FakeRuntime:
-        return FakeRuntime()
 
 
 class StandInDevice(AcceleratorDevice):
@@ -167,20 +147,7 @@ class StandIn(Gpu):
             is_capturing=lambda: False,
         )
 
-    def record(self, body: Callable[[], object]) -> Callable[[], object]:
-        replay = super().record(body)
-
-        def run() -> None:
-            replay()
-            body()  # a stand-in's graph has recorded nothing
-
-        return run
-
-    def profiled_calls(self, run: Callable[[], object]) -> dict[str, int]:
+    def trace(self, run: Callable[[], object], path: Path) -> None:
         run()
-        return {"Memcpy DtoH (Device -> Pinned)": 1}
-
-    def python(self, script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        compile(script, "<script>", "exec")
-        reports = "CSAN" if "is_broken = True" in script else ""
-        return subprocess.CompletedProcess([], 0, "done\n", reports)
+        with gzip.open(path, "wt") as file:
+            json.dump({"traceEvents": TRACE}, file)

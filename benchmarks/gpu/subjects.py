@@ -171,9 +171,17 @@ def _make(subject: Subject, gpu: Gpu) -> tuple[nn.Module, list[str], str]:
         reason = f" (transformers made none: {type(error).__name__}: {error}".splitlines()[0] + ")"
     if reason:
         model, prefix = build_model(subject.shape, DTYPE, gpu.device), "layers"
-    package = type(model).__module__.partition(".")[0]
-    origin = f"{package}.{type(model).__name__}{reason}"
+    origin = f"{_package(model)}.{type(model).__name__}{reason}"
     return model, [f"{prefix}.{layer}" for layer in layers], origin
+
+
+def _package(model: nn.Module) -> str:
+    return type(model).__module__.partition(".")[0]
+
+
+def is_from_transformers(model: nn.Module) -> bool:
+    """Whether it is no stand-in, and has hidden states and a KV cache."""
+    return _package(model) == "transformers"
 
 
 @contextmanager
@@ -191,47 +199,29 @@ def _transformers_llama(subject: Subject) -> nn.Module:
     from transformers import LlamaConfig, LlamaModel
 
     shape = subject.shape
-    return _from_config(
-        LlamaModel,
-        LlamaConfig,
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.width,
-        intermediate_size=shape.hidden,
-        num_hidden_layers=shape.n_layers,
-        num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_heads,
-        max_position_embeddings=subject.n_tokens,
-    )
+    options: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.hidden,
+        "num_hidden_layers": shape.n_layers,
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_heads,
+        "max_position_embeddings": subject.n_tokens,
+        "use_cache": False,
+        "attn_implementation": "sdpa",
+    }
+    model: nn.Module = LlamaModel(LlamaConfig(**options))
+    return model
 
 
-def _transformers_gpt2(subject: Subject) -> nn.Module:
-    from transformers import GPT2Config, GPT2Model
-
-    shape = subject.shape
-    return _from_config(
-        GPT2Model,
-        GPT2Config,
-        vocab_size=shape.vocab_size,
-        bos_token_id=0,
-        eos_token_id=0,
-        n_embd=shape.width,
-        n_layer=shape.n_layers,
-        n_head=shape.n_heads,
-        n_inner=shape.hidden,
-        n_positions=subject.n_tokens,
-    )
-
-
-def _from_config(
-    make: Callable[[Any], nn.Module], configure: Callable[..., Any], **sizes: int
-) -> nn.Module:
-    return make(configure(**sizes, use_cache=False, attn_implementation="sdpa"))
+def _decoder(subject: Subject) -> nn.Module:
+    return build_model(subject.shape, DTYPE, torch.get_default_device())
 
 
 MAKERS: Mapping[str, tuple[Callable[[Subject], nn.Module], str]] = MappingProxyType(
     {
         "llama": (_transformers_llama, "layers"),
-        "gpt2": (_transformers_gpt2, "h"),
+        "gpt2": (_decoder, "layers"),
         "thin": (lambda subject: Thin(subject.shape), "layers"),
     }
 )

@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.figures import UnavailableError
-
 MiB, GiB = 1 << 20, 1 << 30
 CALIBRATION_CYCLES = 20_000_000
-SCRIPT_SECS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +28,23 @@ class Sizes:
         copy_bytes: Of one large copy.
         part_bytes: Of one copy among several.
         smallest_bytes: Of the smallest copy that is timed.
-        sleep_secs: How long a window is held open.
-        matrix: Rows and columns of one matrix product.
         repeats: Of a measurement whose best or median counts.
-        attempts: To reproduce a race.
         calls: Of something that takes the host microseconds.
         passes: That must all be alike.
-        replays: Of a CUDA graph.
+        steps: Of decoding.
+        rounds: In which ways take turns.
+        archive_bytes: Of the smaller of two archives whose writers' memory is compared.
     """
 
     copy_bytes: int = GiB
     part_bytes: int = 256 * MiB
     smallest_bytes: int = 16 << 10
-    sleep_secs: float = 0.05
-    matrix: int = 8192
     repeats: int = 5
-    attempts: int = 20
-    calls: int = 2000
+    calls: int = 100
     passes: int = 1000
-    replays: int = 1000
+    steps: int = 64
+    rounds: int = 5
+    archive_bytes: int = 2 * GiB
 
 
 FULL = Sizes()
@@ -57,13 +52,12 @@ TINY = Sizes(
     copy_bytes=1 << 16,
     part_bytes=1 << 16,
     smallest_bytes=1 << 14,
-    sleep_secs=1e-4,
-    matrix=16,
     repeats=2,
-    attempts=2,
     calls=4,
     passes=12,
-    replays=3,
+    steps=3,
+    rounds=2,
+    archive_bytes=1 << 20,
 )
 """For the dry run."""
 
@@ -109,18 +103,6 @@ class Gpu:
 
     # Order
 
-    def mark(self, stream: Any = None) -> Any:
-        """An event at the end of what a stream has been given; of the current one by default."""
-        event = self.cuda.Event()
-        event.record(self.cuda.current_stream() if stream is None else stream)
-        return event
-
-    def side_stream(self) -> Any:
-        """A new stream, behind everything given to the current one."""
-        stream = self.cuda.Stream()
-        stream.wait_event(self.mark())
-        return stream
-
     def synchronise(self) -> None:
         self.cuda.synchronize()
 
@@ -135,6 +117,12 @@ class Gpu:
         return CALIBRATION_CYCLES / secs
 
     # Time
+
+    def timing_event(self) -> Any:
+        """Recorded on the current stream now; `elapsed_time` of two is in milliseconds."""
+        event = self.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def secs(self, run: Callable[[], object], n_times: int = 1) -> float:
         """Seconds of one of `n_times` runs on the current stream, by the GPU's clock."""
@@ -180,42 +168,13 @@ class Gpu:
         run()
         return statistics.median(self.host_secs(run, n_times) for _ in range(repeats))
 
-    # Graphs and processes
-
-    def record(self, body: Callable[[], object]) -> Callable[[], object]:
-        """Capture a CUDA graph; returns what replays it."""
-        side = self.side_stream()
-        with self.cuda.stream(side):
-            for _ in range(3):  # libraries allocate in their first calls, which a graph cannot
-                body()
-        self.cuda.current_stream().wait_stream(side)
-        graph = self.cuda.CUDAGraph()
-        with self.cuda.graph(graph):
-            body()
-        replay: Callable[[], object] = graph.replay
-        return replay
-
-    def profiled_calls(self, run: Callable[[], object]) -> dict[str, int]:
-        """How often each call to CUDA, kernel and copy is in what `run` does, by name."""
+    def trace(self, run: Callable[[], object], path: Path) -> None:
+        """Write what the profiler sees of a run as a Chrome trace; gzipped if `path` ends so."""
         kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=kinds) as profiler:
+        with torch.profiler.profile(activities=kinds, acc_events=True) as profiler:
             run()
             self.synchronise()
-        return {average.key: average.count for average in profiler.key_averages()}
-
-    def python(self, script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run a script in a process of its own.
-
-        Raises:
-            UnavailableError: It did not end in time.
-        """
-        command = [sys.executable, "-c", script]
-        try:
-            return subprocess.run(
-                command, env=env, capture_output=True, text=True, timeout=SCRIPT_SECS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise UnavailableError(f"a script had not ended after {SCRIPT_SECS:.0f} s") from None
+        profiler.export_chrome_trace(str(path))
 
     # What it is
 

@@ -102,13 +102,13 @@ class Outcome:
         secs: Until everything captured is where it is wanted.
         slot_bytes: The most that slots took.
         staging_bytes: The most that staging took.
-        spilled_bytes: What had to leave its slot; `None` where a run does not say.
+        spilled_bytes: What the calling thread had to copy out of a slot to make room.
     """
 
     secs: float
     slot_bytes: int
     staging_bytes: int
-    spilled_bytes: int | None = None
+    spilled_bytes: int
 
 
 def run_stream(load: Load, device: TimedDevice, keeps_batch: bool = True) -> Outcome:
@@ -139,6 +139,7 @@ def run_extraction(load: Load, device: TimedDevice, is_pinned: bool = False) -> 
     shape = (load.n_passes, load.site_bytes)
     rows = {site: torch.empty(shape, dtype=torch.uint8) for site in load.sites}
     most = [0, 0]
+    n_read_before = device.n_read_bytes
 
     def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         result: Tensor = model(batch["input_ids"])
@@ -158,7 +159,8 @@ def run_extraction(load: Load, device: TimedDevice, is_pinned: bool = False) -> 
             host_bytes=load.host_bytes,
             check_memory=False,
         )
-    return Outcome(device.synchronise(), *most)
+    # With its rows known in the hook, no value of this size is read by the calling thread.
+    return Outcome(device.synchronise(), *most, device.n_read_bytes - n_read_before)
 
 
 def run(load: Load, device: TimedDevice) -> float:

@@ -96,6 +96,7 @@ class TimedDevice(Device[Timeline, Moment]):
 
     Attributes:
         host_secs: The host's clock.
+        n_read_bytes: What the calling thread has copied out of slots.
     """
 
     def __init__(self, costs: Costs | None = None, reaches_all: bool = False) -> None:
@@ -103,6 +104,7 @@ class TimedDevice(Device[Timeline, Moment]):
         self.costs = costs or Costs()
         self._reaches_all = reaches_all
         self.host_secs = 0.0
+        self.n_read_bytes = 0
         self.compute, self.copy_queue = Timeline(), Timeline()
         self.workers = [Timeline() for _ in range(self.costs.n_workers)]
 
@@ -210,6 +212,7 @@ class TimedDevice(Device[Timeline, Moment]):
 
     def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
         self.host_secs += target.nbytes / self.costs.host_bytes_per_sec
+        self.n_read_bytes += target.nbytes
 
     def deliver(
         self,

@@ -1,0 +1,158 @@
+"""A Llama captured in everybody's way, end to end: time beside the baseline, every value compared.
+
+    python -m benchmarks.gpu.peers [--limit-secs 330]
+    python -m benchmarks.gpu.peers --dry-run
+
+All positions of every block into host memory: the synchronous hook, `non_blocking`, a careful hook
+with pinned memory and a stream of its own, transformers' `output_hidden_states`, nnsight where it
+is installed, and fastcap; the last position; decoding with a KV cache; batches of many lengths; and
+compiled models, of which capturing leaves plain Python.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import __main__ as bench
+from benchmarks.gpu import cells, command, grid, loops
+from benchmarks.gpu.cells import ALL, LAST, Group
+from benchmarks.gpu.command import Program
+from benchmarks.gpu.destinations import HOOK, Destination, Question, of_way, pinned
+from benchmarks.gpu.figures import UnavailableError
+from benchmarks.gpu.subjects import LLAMA, Built, is_from_transformers, tiny
+from fastcap.bench import Case
+from fastcap.bench.case import Values
+from fastcap.bench.ways import in_memory, lent, non_blocking_hook, pinned_hook, synchronous_hook
+
+LIMIT_SECS = 330.0
+DECODE = "P1", "decoding with a KV cache, 32 sites"
+LENGTHS = "P2", "batches of eight lengths"
+COMPILED = {1024: ("P3", "compiled models, 1024 tokens"), 1: ("P4", "compiled models, one token")}
+
+Move = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def hidden_states(move: Move, synchronise: Callable[[], None], question: Question) -> Values:
+    """`output_hidden_states=True`, each state moved to the host after the pass."""
+    case = question.case
+    if not is_from_transformers(case.model):
+        raise UnavailableError("the model is a stand-in, which gives no hidden states")
+    parts: dict[str, list[Tensor]] = {site: [] for site in case.sites}
+    for batch in case.batches:
+        ids = batch["input_ids"].to(case.device)
+        states = case.model(ids, output_hidden_states=True).hidden_states
+        moved = [move(state) for state in states[1 : 1 + len(parts)]]
+        synchronise()
+        for site, value in zip(parts, moved, strict=True):
+            parts[site].append(value)
+    return {site: torch.cat(values) for site, values in parts.items()}
+
+
+def _to_host(state: Tensor) -> Tensor:
+    return state.to("cpu", non_blocking=True)
+
+
+@torch.no_grad()
+def with_nnsight(question: Question) -> Values:
+    """`tracer.cache`, as its documentation shows."""
+    if find_spec("nnsight") is None:
+        raise UnavailableError("nnsight is not installed")
+    import nnsight
+
+    case: Case = question.case
+    wrapped: Any = nnsight.NNsight(case.model)
+    modules = [wrapped.get(site) for site in case.sites]
+    parts: dict[str, list[Tensor]] = {site: [] for site in case.sites}
+    for batch in case.batches:
+        with wrapped.trace(batch["input_ids"].to(case.device)) as tracer:
+            cache = tracer.cache(modules=modules)
+        for site, values in parts.items():
+            output = cache[f"model.{site}"].output
+            values.append((output[0] if isinstance(output, tuple) else output).cpu())
+    return {site: torch.cat(values) for site, values in parts.items()}
+
+
+def groups_of(program: Program) -> list[Group]:
+    """What is asked in every way. nnsight wraps the model, so that it has a baseline of its own."""
+    synchronise = program.gpu.synchronise
+    hooks: dict[str, Destination] = {HOOK: of_way(synchronous_hook)}
+    if not program.is_dry:
+        hooks["hook, pinned, side stream"] = of_way(pinned_hook)
+    ours: dict[str, Destination] = {
+        "fastcap": of_way(in_memory),
+        "fastcap stream, lent": of_way(lent),
+    }
+    states: dict[str, Destination] = {
+        "output_hidden_states, .cpu()": partial(hidden_states, Tensor.cpu, synchronise),
+        "output_hidden_states, non_blocking": partial(hidden_states, _to_host, synchronise),
+    }
+    everybody = {
+        **hooks,
+        "hook, non_blocking": of_way(non_blocking_hook),
+        **states,
+        **ours,
+        "fastcap, out=": pinned,
+    }
+    subject = tiny(LLAMA) if program.is_dry else LLAMA
+    with_own_baseline = {"nnsight, tracer.cache": with_nnsight, **ours}
+    return [
+        Group(subject, ALL, 140, 3, everybody),
+        Group(subject, LAST, 30, 4, {**hooks, **ours}),
+        Group(subject, ALL, 40, 3, with_own_baseline),
+    ]
+
+
+def everything(program: Program) -> None:
+    """Peers first, then loops; what takes longest to begin, compiling, comes last."""
+    gpu, sizes, groups = program.gpu, program.sizes, groups_of(program)
+    program.report.cells = [cell for group in groups for cell in cells.open_cells(group)]
+    for question in (DECODE, LENGTHS, *COMPILED.values()):
+        program.ask(*question)
+    try:
+        program.say("model llama")
+        built = bench.open_subject(program, groups[0].subject)
+        if built is None:
+            program.report.notes.append("the GPU has too little memory for the model")
+        else:
+            _on_llama(program, groups, built)
+            del built
+    except Exception as error:  # noqa: BLE001 - a compiled model can still be measured
+        program.fail("llama", error)
+    grid.end_subject(gpu)
+    for n_tokens, question in COMPILED.items():
+        run = partial(loops.compiled, gpu, sizes, program.is_dry, n_tokens)
+        program.measure(*question, run, likely_secs=0 if program.is_dry else 40)
+
+
+def _on_llama(program: Program, groups: list[Group], built: Built) -> None:
+    gpu, sizes = program.gpu, program.sizes
+    # The last of transformers' hidden states is not the last block's output, but the normed one.
+    built = replace(built, sites=built.sites[:-1])
+    if is_from_transformers(built.model):
+        with torch.no_grad():  # leaves hooks of its own on the model, which all ways then have
+            ids = built.batches[0]["input_ids"][:1, :8].to(gpu.device)
+            built.model(ids, output_hidden_states=True)
+    everybody, last, with_own_baseline = groups
+    bench.measure_group(program, everybody, built, program.clock)
+    program.measure(*DECODE, partial(loops.decode, gpu, built, sizes), likely_secs=20)
+    bench.measure_group(program, last, built, program.clock)
+    program.measure(*LENGTHS, partial(loops.lengths, gpu, built, sizes), likely_secs=30)
+    bench.measure_group(program, with_own_baseline, built, program.clock)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = command.parser_of("benchmarks.gpu.peers", __doc__, LIMIT_SECS)
+    return command.run("peers", parser.parse_args(arguments), everything)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

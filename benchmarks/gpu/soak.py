@@ -1,0 +1,295 @@
+"""Random programs on real streams with sleeping kernels thrown in, and broken engines as controls.
+
+    python -m benchmarks.gpu.soak [--secs 50]                            all engines, side by side
+    python -m benchmarks.gpu.soak --engine sound --first-seed 1700       one of them, here
+    python -m benchmarks.gpu.soak --dry-run                              a few programs on the CPU
+
+A program drives a store, a stream or `extract_representations` beside the oracle, and every value
+is compared (`tests/support/soak.py`). Before and after packs and copies the stream that they run on
+sleeps for a random time, so that what is not ordered comes in another order. The sound engine must
+never be wrong, in as many processes as there are cores for. An engine with one wait left out must
+be seen to be wrong, or else the programs are blind to what it leaves out, and the report says so.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+from benchmarks.checkout import PROJECT
+from benchmarks.gpu import command
+from benchmarks.gpu.command import Program as Command
+from benchmarks.gpu.figures import Figure, Range
+from benchmarks.gpu.session import FAILED, MEASURED
+from benchmarks.gpu.standin import StandIn
+from benchmarks.gpu.toolbox import Gpu
+from benchmarks.programs import say
+from fastcap.bench.machine import describe_machine
+from fastcap.devices.accelerator import AcceleratorDevice
+from tests.support import soak as core
+from tests.support.programs import Program
+from tests.support.runs import RunProgram, StoreRun
+from tests.support.soak import MUTANTS, Soak
+
+LIMIT_SECS = 90.0
+SECS = 50.0  # of programs, in each process
+START_SECS = 35.0  # of a process: torch, a context on the GPU
+PART_SECS = 5.0
+SEEDS_APART = 100_000
+SOUND = "sound"
+RARE = {
+    "fresh": "it takes packs on a second stream while the first is behind",
+    "free": "it takes a chunk that is given back while nobody waits for its copy",
+    "landing": "the wait at the end of a run hides it",
+}
+"""Engines that values need not show, and why; the simulated device looks at the order itself."""
+
+MOST_CYCLES: tuple[tuple[float, float], ...] = (
+    (0, 0),
+    (0, 2e5),
+    (2e5, 0),
+    (2e5, 2e5),
+    (0, 2e6),
+    (2e6, 0),
+)
+"""How long packs and copies sleep at most: 2e6 cycles are about 1 ms, many times any of these."""
+
+
+class Naps:
+    """Sleeping kernels around packs, on the stream of the model, and copies, on theirs."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._cuda = gpu.cuda
+        self._draw = core.draw(0)
+        self._pack_cycles, self._copy_cycles = MOST_CYCLES[0]
+
+    def begin(self, seed: int) -> None:
+        """Draw how long the program of a seed sleeps, the same each time."""
+        self._draw = core.draw(seed)
+        self._pack_cycles, self._copy_cycles = self._draw.choice(MOST_CYCLES)
+
+    def _nap(self, most_cycles: float) -> None:
+        if most_cycles and self._draw.random() < 0.5:
+            self._cuda._sleep(1 + int(self._draw.random() * most_cycles))
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Every device of fastcap sleeps in the block."""
+        pack, copy = AcceleratorDevice.pack, AcceleratorDevice.copy
+
+        def slow_pack(device: AcceleratorDevice, *args: Any) -> None:
+            self._nap(self._pack_cycles)
+            pack(device, *args)
+            self._nap(self._pack_cycles)
+
+        def slow_copy(
+            device: AcceleratorDevice,
+            staging: Any,
+            target: Any,
+            n_bytes: int,
+            after: Any,
+            then: Any,
+            offset: int = 0,
+        ) -> None:
+            for event in after:
+                device._copy_stream.wait_event(event)
+            with self._cuda.stream(device._copy_stream):
+                self._nap(self._copy_cycles)
+            copy(device, staging, target, n_bytes, (), then, offset)
+            with self._cuda.stream(device._copy_stream):
+                self._nap(self._copy_cycles)
+
+        with (
+            mock.patch.object(AcceleratorDevice, "pack", slow_pack),
+            mock.patch.object(AcceleratorDevice, "copy", slow_copy),
+        ):
+            yield
+
+
+def play_engine(
+    gpu: Gpu,
+    engine: str,
+    first_seed: int,
+    secs: float,
+    n_most: int = SEEDS_APART,
+    on_part: Callable[[Soak], None] = lambda found: None,
+) -> Soak:
+    """Programs on one engine, from a seed on; a broken engine's until the first that is wrong.
+
+    Args:
+        gpu: Where.
+        engine: `sound`, or a key of `MUTANTS`.
+        first_seed: Of the first program.
+        secs: How long.
+        n_most: So many programs at most.
+        on_part: Told every few seconds what was found so far.
+    """
+    naps, most_wrong, found = Naps(gpu), 3 if engine == SOUND else 1, Soak()
+    with ExitStack() as stack:
+        if engine != SOUND:  # before the naps, which stand in the place of what it changes
+            stack.enter_context(MUTANTS[engine].applied())
+        stack.enter_context(naps.installed())
+        if gpu.device.type == "cpu":
+            stack.enter_context(mock.patch.object(core, "play", _play_on_cpu))
+        while found.secs < secs and found.programs < n_most and len(found.wrong) < most_wrong:
+            part = core.soak(
+                range(first_seed + found.programs, first_seed + n_most),
+                gpu.device.type,
+                before=naps.begin,
+                secs=min(PART_SECS, secs - found.secs),
+                most_wrong=most_wrong - len(found.wrong),
+            )
+            _add(found, part)
+            on_part(found)
+    return found
+
+
+def _add(total: Soak, part: Soak) -> None:
+    total.programs += part.programs
+    total.secs += part.secs
+    total.wrong.update(part.wrong)
+
+
+def _play_on_cpu(program: Program | RunProgram, place: str) -> None:
+    """Without streams to switch between, for a dry run."""
+    (StoreRun(program, None) if isinstance(program, Program) else program).run()
+
+
+# Engines side by side, each in processes of its own
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that plays one engine's programs."""
+
+    engine: str
+    process: subprocess.Popen[str]
+
+    def result(self) -> Soak:
+        """What it found.
+
+        Raises:
+            RuntimeError: It ended without saying.
+        """
+        said, errors = self.process.communicate()
+        try:
+            found = json.loads(said.splitlines()[-1])
+        except (ValueError, IndexError):
+            code = self.process.returncode
+            raise RuntimeError(f"its process ended with {code}: {errors[-300:]}") from None
+        return Soak(**found)
+
+
+def start(engine: str, first_seed: int, secs: float) -> Child:
+    arguments = ["--engine", engine, "--first-seed", str(first_seed), "--secs", str(secs)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu.soak", *arguments],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return Child(engine, process)
+
+
+def _ended(children: list[Child], secs: float) -> Iterator[Child]:
+    """Each as it ends; one that takes much longer than its time is ended, with what it has said."""
+    crowd = max(1.0, len(children) / describe_machine("cpu").n_cores)
+    deadline = time.monotonic() + crowd * (secs + START_SECS)
+    waiting = list(children)
+    while waiting:
+        for child in [each for each in waiting if each.process.poll() is not None]:
+            waiting.remove(child)
+            yield child
+        if time.monotonic() > deadline:
+            for child in waiting:
+                child.process.kill()
+        time.sleep(0.1)
+
+
+def everything(program: Command, secs: float) -> None:
+    """The sound engine in several processes, every broken one in one, all at the same time."""
+    for engine in (SOUND, *MUTANTS):
+        program.ask("S1" if engine == SOUND else "S2", title_of(engine))
+    totals = {engine: Soak() for engine in (SOUND, *MUTANTS)}
+    if program.is_dry:
+        for engine in totals:
+            found = play_engine(program.gpu, engine, 0, secs, n_most=4)
+            note(program, engine, totals[engine], found)
+        return
+    n_sound = max(1, describe_machine("cpu").n_cores - len(MUTANTS))
+    children = [start(SOUND, number * SEEDS_APART, secs) for number in range(n_sound)]
+    children += [start(engine, 0, secs) for engine in MUTANTS]
+    try:
+        for child in _ended(children, secs):
+            try:
+                note(program, child.engine, totals[child.engine], child.result())
+            except RuntimeError as error:
+                entry = program.ask("", title_of(child.engine))
+                entry.status, entry.reason = FAILED, str(error)
+                program.write()
+    finally:
+        for child in children:
+            child.process.kill()
+
+
+def title_of(engine: str) -> str:
+    if engine == SOUND:
+        return "random programs on the sound engine"
+    return f"random programs on a broken engine: {MUTANTS[engine].drops}"
+
+
+def note(program: Command, engine: str, total: Soak, found: Soak) -> None:
+    """Add what one process found to its engine's entry."""
+    _add(total, found)
+    entry = program.ask("", title_of(engine))
+    entry.secs = total.secs
+    if entry.status != FAILED:
+        entry.status, entry.reason = MEASURED, ""
+    expected = Range(0, 0) if engine == SOUND else None if engine in RARE else Range(1, 1)
+    entry.figures = [
+        Figure("programs", total.programs, "programs"),
+        Figure("wrong", len(total.wrong), "programs", expected),
+    ]
+    seeds = "; ".join(f"seed {seed}: {what}" for seed, what in total.wrong.items())
+    if engine == SOUND and total.wrong:
+        entry.status, entry.reason = FAILED, seeds
+    elif engine != SOUND and not total.wrong and not program.is_dry:
+        why = RARE.get(engine, "the programs are blind to it")
+        entry.reason = f"not seen: {why}"
+        if engine not in RARE:
+            program.report.notes.append(f"The engine {engine!r} was not seen to be wrong.")
+    program.say(f"{engine}: {len(total.wrong)} of {total.programs} wrong; {seeds[:200]}")
+    program.write()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = command.parser_of("benchmarks.gpu.soak", __doc__, LIMIT_SECS)
+    parser.add_argument("--secs", type=float, default=SECS, help="of programs, in each process")
+    parser.add_argument("--engine", choices=[SOUND, *MUTANTS], help="one engine, in this process")
+    parser.add_argument("--first-seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    if options.engine is None:
+        return command.run("soak", options, partial(everything, secs=options.secs))
+    gpu = StandIn() if options.dry_run else Gpu()
+    with gpu.running():
+        found = play_engine(
+            gpu,
+            options.engine,
+            options.first_seed,
+            options.secs,
+            on_part=lambda found: say(json.dumps(asdict(found))),
+        )
+    return int(bool(found.wrong) != (options.engine != SOUND))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
