@@ -234,7 +234,7 @@ def compiled(gpu: Gpu, sizes: Sizes, is_dry: bool, n_tokens: int) -> Iterator[Fi
         try:
             first_secs = n_passes * _run_secs(gpu, hookless, of_model)
         except Exception as error:  # noqa: BLE001 - no compiler here, or one that fails
-            failed.append(f"{name}: {type(error).__name__}: {error}"[:200])
+            failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0][:120])
             continue
         yield Figure(f"{name}: first run, with compiling", first_secs, "s")
         runs[name] = partial(_run_secs, gpu, hookless, of_model)
