@@ -90,7 +90,6 @@ def light() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(grid, "give_back_memory", lambda: None)
         patch.setattr(grid, "MOST_ROUNDS", 2)
         patch.setitem(__import__("sys").modules, "transformers", None)
-        patch.setattr(command, "find_spec", lambda name: object())
         yield patch
     gc.unfreeze()
 
@@ -154,10 +153,6 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     found = open_report()
     assert set(found.missing) == {"safetensors", "transformers", "nnsight"}
-
-
-def test_a_module_without_metadata_has_an_unknown_version() -> None:
-    assert command._version("no-such-package") == "of unknown version"
 
 
 def test_the_file_system_of_a_folder_is_named() -> None:
