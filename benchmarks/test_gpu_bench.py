@@ -90,7 +90,6 @@ def light() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(grid, "give_back_memory", lambda: None)
         patch.setattr(grid, "MOST_ROUNDS", 2)
         patch.setitem(__import__("sys").modules, "transformers", None)
-        patch.setattr(command, "find_spec", lambda name: object())
         yield patch
     gc.unfreeze()
 
@@ -121,7 +120,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_dry_run_runs_everything_and_compares_every_cell(dry_run: dict[str, Any]) -> None:
     entries, cells = dry_run["entries"], dry_run["cells"]
-    assert [each["status"] for each in entries] == [MEASURED] * (len(micro.FIRST) + 2)
+    assert [each["status"] for each in entries] == [MEASURED] * (len(micro.FIRST) + 1)
     assert all(entry["figures"] for entry in entries)
     assert len(cells) == sum(len(group.destinations) for group in SMALL_GRID)
     for cell in cells:
@@ -154,10 +153,6 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     found = open_report()
     assert set(found.missing) == {"safetensors", "transformers", "nnsight"}
-
-
-def test_a_module_without_metadata_has_an_unknown_version() -> None:
-    assert command._version("no-such-package") == "of unknown version"
 
 
 def test_the_file_system_of_a_folder_is_named() -> None:
@@ -207,15 +202,6 @@ def test_pinned_memory_that_torch_keeps_is_given_back_where_memory_is_short(
         assert grid._n_passes(gpu, group) == n_passes
         assert given_back == expected
         given_back.clear()
-
-
-def test_giving_back_pinned_memory_works_with_every_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: called.append("torch"), raising=False)
-    Gpu("cpu").give_back_pinned()
-    monkeypatch.delattr(torch._C, "_host_emptyCache")
-    Gpu("cpu").give_back_pinned()
-    assert called == ["torch"]
 
 
 # A run in which things go wrong
@@ -269,7 +255,6 @@ def test_floors_that_fail_leave_the_micro_benchmarks(
 
     monkeypatch.setattr(bench, "measure_floors", broken)
     monkeypatch.setattr(micro, "FIRST", (Question("B0", "nothing", nothing, 0),))
-    monkeypatch.setattr(micro, "ALLOCATIONS", Question("B1", "later", nothing, 0))
     monkeypatch.setattr(grid_cells, "GRID", (Group(LLAMA, LAST, 10, 3),))
     program = open_program(gpu, tmp_path, floors=None)
     assert command.play(program, bench.everything) == 1
@@ -399,7 +384,6 @@ def test_a_run_that_is_ended_leaves_its_report(
         raise error
 
     monkeypatch.setattr(micro, "FIRST", (Question("B1", "nothing", nothing, 0),))
-    monkeypatch.setattr(micro, "ALLOCATIONS", Question("B3", "later", nothing, 0))
     monkeypatch.setattr(grid_cells, "GRID", (Group(LLAMA, LAST, 60, 3), Group(THIN, ALL, 60, 3)))
     monkeypatch.setattr(grid, "_run_rounds", ended)
     program = open_program(gpu, tmp_path)
@@ -412,7 +396,7 @@ def test_a_run_that_is_ended_leaves_its_report(
     assert written["notes"][0].endswith(why)
     cells = {cell["cell"]: cell for cell in written["cells"]}
     assert cells["llama, last, slots"]["equal"] is True
-    assert f"not run: B3, later: {NOT_REACHED}" in text
+    assert f"not run: {', '.join(micro.ARCHIVE_MEMORY)}: {NOT_REACHED}" in text
     assert f"not run: thin, all positions, archive: {NOT_REACHED}" in text
     assert "This run did not come to its end." in text
 
@@ -430,7 +414,7 @@ def test_signals_end_what_runs(number: signal.Signals) -> None:
 def test_all_times_together_are_less_than_ten_minutes() -> None:
     ending_secs = command.OVERTIME_SECS + command.GRACE_SECS
     assert bench.LIMIT_SECS + ending_secs <= 600 - 60
-    likely_secs = sum(group.likely_secs for group in GRID) + bench.LATER_SECS
+    likely_secs = sum(group.likely_secs for group in GRID) + micro.ARCHIVE_SECS
     likely_secs += sum(each.likely_secs for each in micro.FIRST)
     assert likely_secs <= bench.LIMIT_SECS
 
@@ -551,14 +535,6 @@ def test_a_benchmark_that_fails_keeps_the_figures_it_had() -> None:
     missing = run_entry(figure, error=UnavailableError("no counter"))
     assert (missing.status, missing.reason) == (NOT_RUN, "no counter")
     assert missing.figures == [figure]
-
-
-def test_a_torch_that_does_not_count_pinned_memory_is_said(
-    gpu: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(FakeCuda, "host_memory_stats", dict)
-    with pytest.raises(UnavailableError, match="does not count what it pins"):
-        list(micro.allocations(gpu, TINY))
 
 
 def test_the_memory_of_an_archive_is_held_against_its_bytes(

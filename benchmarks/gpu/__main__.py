@@ -33,7 +33,6 @@ from benchmarks.programs import say
 from fastcap.host_memory import format_bytes
 
 LIMIT_SECS = 480.0  # nothing is begun that would end later, as far as can be told
-LATER_SECS = 30.0  # kept for what comes after the grid
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,28 +57,23 @@ def _run_virtual(options: argparse.Namespace) -> int:
 
 
 def everything(program: Program) -> None:
-    """Floors, what decides most, the grid, then the steady state."""
+    """Floors, what the rest rests on, the grid, then an archive's memory."""
     gpu, sizes, report = program.gpu, program.sizes, program.report
     groups = shrunk(cells.GRID) if program.is_dry else list(cells.GRID)
-    for question in (*micro.FIRST, micro.ALLOCATIONS):
+    for question in micro.FIRST:
         program.ask(question.number, question.title)
     program.ask(*micro.ARCHIVE_MEMORY)
     report.cells = [cell for group in groups for cell in cells.open_cells(group)]
     _floors(program)
     for question in micro.FIRST:
-        _measure(program, question)
-    clock = program.clock.reserving(min(LATER_SECS, program.clock.left_secs / 4))
+        run = partial(question.run, gpu, sizes)
+        program.measure(question.number, question.title, run, question.likely_secs)
+    clock = program.clock.reserving(min(micro.ARCHIVE_SECS, program.clock.left_secs / 4))
     for of_subject in cells.by_subject(groups).values():
         measure_subject(program, of_subject, clock)
     if report.floors is not None and report.floors.disk is not None:
         memory = partial(micro.archive_memory, gpu, sizes, program.scratch, report.floors.disk)
         program.measure(*micro.ARCHIVE_MEMORY, memory, micro.ARCHIVE_SECS)
-    _measure(program, micro.ALLOCATIONS)
-
-
-def _measure(program: Program, question: micro.Question) -> None:
-    run = partial(question.run, program.gpu, program.sizes)
-    program.measure(question.number, question.title, run, question.likely_secs)
 
 
 def shrunk(groups: Sequence[Group]) -> list[Group]:

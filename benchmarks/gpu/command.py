@@ -8,7 +8,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -172,14 +172,7 @@ def open_report(name: str, gpu: Gpu, options: argparse.Namespace) -> Report:
 
 def _software() -> str:
     there = [name for name in NEEDED if find_spec(name) is not None]
-    return ", ".join([f"numpy {np.__version__}", *(f"{name} {_version(name)}" for name in there)])
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # a module that nobody installed as a package
-        return "of unknown version"
+    return ", ".join([f"numpy {np.__version__}", *(f"{name} {version(name)}" for name in there)])
 
 
 def file_system(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.destinations import PINNED, SLOTS, WITH_LOOP
@@ -12,14 +12,8 @@ from benchmarks.gpu.micro import GROWTH, HOOK, MOST_GROWTH
 from benchmarks.gpu.session import Entry
 
 
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """A promise.
-
-    Attributes:
-        name: What it is about.
-        text: What is promised.
-    """
+class Goal(NamedTuple):
+    """What a promise is about, and what is promised."""
 
     name: str
     text: str
@@ -45,8 +39,7 @@ _SHARES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A goal, what was reached, and whether that is enough."""
 
     goal: Goal

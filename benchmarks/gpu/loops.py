@@ -162,18 +162,22 @@ def lengths(gpu: Gpu, built: Built, sizes: Sizes) -> Iterator[Figure]:
         "stream, lent": lent,
         "store, read after each": stored,
     }
+    expected = _by_batch(case)
     for name, way in ways.items():
-        wrong = n_wrong(_by_batch(case), way(case))
+        wrong = n_wrong(expected, way(case))
         yield Figure(f"{name}: wrong values", wrong, "values", NONE)
     runs = {BASELINE: partial(_run_secs, gpu, hookless, case)}
     runs.update({name: partial(_run_secs, gpu, way, case) for name, way in ways.items()})
     yield from in_turns(runs, "batch", sizes.rounds)
 
 
-def _by_batch(case: Case) -> Iterator[Values]:
-    return reference.stream(
-        case.model, case.batches, case.sites, lambda _, batch: case.call(case.call.prepare(batch))
+def _by_batch(case: Case) -> list[dict[str, Tensor]]:
+    """The oracle's values."""
+    call = case.call
+    passes = reference.stream(
+        case.model, case.batches, case.sites, lambda _, batch: call(call.prepare(batch))
     )
+    return list(passes)
 
 
 def hook_by_batch(case: Case) -> Iterator[Values]:
@@ -230,7 +234,7 @@ def compiled(gpu: Gpu, sizes: Sizes, is_dry: bool, n_tokens: int) -> Iterator[Fi
         try:
             first_secs = n_passes * _run_secs(gpu, hookless, of_model)
         except Exception as error:  # noqa: BLE001 - no compiler here, or one that fails
-            failed.append(f"{name}: {type(error).__name__}: {error}"[:200])
+            failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0][:120])
             continue
         yield Figure(f"{name}: first run, with compiling", first_secs, "s")
         runs[name] = partial(_run_secs, gpu, hookless, of_model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import statistics
 import tempfile
@@ -27,7 +26,6 @@ from fastcap.bench.timing import give_back_memory
 HOOK = "fastcap's hook, per site"
 GROWTH = "host memory for each byte more in the archive"
 MOST_GROWTH = 0.02
-NONE = Range(0, 0)
 
 
 class Question(NamedTuple):
@@ -137,43 +135,7 @@ FIRST = (
 """Before the grid."""
 
 
-# The steady state, after it
-
-WIDTH, N_LAYERS, N_WARM = 256, 8, 10
-PINNED = "pinned by torch"
-
-
-def allocations(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
-    """What a long run adds after its first passes."""
-    layers = [nn.Linear(WIDTH, WIDTH, device=gpu.device) for _ in range(N_LAYERS)]
-    acts = torch.randn(WIDTH, WIDTH, device=gpu.device)
-    batches = (acts for _ in range(sizes.passes))
-    sites = [str(layer) for layer in range(N_LAYERS)]
-    before: dict[str, int] = {}
-    after: dict[str, int] = {}
-    with fastcap.stream(nn.Sequential(*layers).eval(), batches, sites) as run:
-        for number, _ in enumerate(run):
-            if number in (N_WARM, sizes.passes - 1):
-                before, after = after, _counts(gpu, run)
-    for name, count in after.items():
-        yield Figure(f"{name}, in {sizes.passes} passes", count - before[name], "times", NONE)
-    if PINNED not in after:
-        raise UnavailableError("this torch does not count what it pins (host_memory_stats)")
-
-
-def _counts(gpu: Gpu, run: fastcap.Stream) -> dict[str, int]:
-    gc.collect()  # garbage of whatever ran before would be counted as given back
-    counted = run.statistics()
-    found = {
-        "slots pinned": counted.host_allocations,
-        "staging allocated": counted.device_allocations,
-        "events made": counted.fences,
-    }
-    read = getattr(gpu.cuda, "host_memory_stats", None)  # torch 2.6 has none
-    if read is not None and "num_host_alloc" in (stats := read()):
-        found[PINNED] = stats["num_host_alloc"]
-    return found
-
+# After it
 
 N_SITES, BATCH_SIZE, N_PASSES = 4, 8, 16
 ARCHIVE_SECS = 20.0
@@ -217,5 +179,4 @@ def _peak_bytes(gpu: Gpu, model: nn.Module, n_samples: int, n_tokens: int, scrat
         shutil.rmtree(folder)
 
 
-ALLOCATIONS = Question("B19", "allocations of a long run", allocations, 6)
 ARCHIVE_MEMORY = "B23", "an archive's memory for more samples"

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -64,10 +63,10 @@ def _to_host(state: Tensor) -> Tensor:
 @torch.no_grad()
 def with_nnsight(question: Question) -> Values:
     """`tracer.cache`, as its documentation shows."""
-    if find_spec("nnsight") is None:
-        raise UnavailableError("nnsight is not installed")
-    import nnsight
-
+    try:
+        import nnsight
+    except ImportError as error:
+        raise UnavailableError(f"nnsight cannot be imported: {error}") from error
     case: Case = question.case
     wrapped: Any = nnsight.NNsight(case.model)
     modules = [wrapped.get(site) for site in case.sites]

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -100,14 +100,7 @@ class Entry:
 
     def fields(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "status": self.status,
-            "reason": self.reason,
-            "secs": round(self.secs, 3),
-            "figures": [figure.fields() for figure in self.figures],
-        }
+        return {**asdict(self), "figures": [figure.fields() for figure in self.figures]}
 
 
 def measure(

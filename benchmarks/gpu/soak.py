@@ -228,17 +228,25 @@ def everything(program: Command, secs: float) -> None:
     n_sound = max(1, describe_machine("cpu").n_cores - len(MUTANTS))
     children = [start(SOUND, number * SEEDS_APART, secs) for number in range(n_sound)]
     children += [start(engine, 0, secs) for engine in MUTANTS]
+    left = list(children)
     try:
         for child in _ended(children, secs):
-            try:
-                note(program, child.engine, totals[child.engine], child.result())
-            except RuntimeError as error:
-                entry = program.ask("", title_of(child.engine))
-                entry.status, entry.reason = FAILED, str(error)
-                program.write()
-    finally:
-        for child in children:
+            left.remove(child)
+            _note_child(program, child, totals[child.engine])
+    finally:  # the whole run is ended, too: with what they have said
+        for child in left:
             child.process.kill()
+        for child in left:
+            _note_child(program, child, totals[child.engine])
+
+
+def _note_child(program: Command, child: Child, total: Soak) -> None:
+    try:
+        note(program, child.engine, total, child.result())
+    except RuntimeError as error:
+        entry = program.ask("", title_of(child.engine))
+        entry.status, entry.reason = FAILED, str(error)
+        program.write()
 
 
 def title_of(engine: str) -> str:

@@ -103,9 +103,6 @@ class FakeCuda:
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         return 1 << 33, 1 << 33
 
-    def host_memory_stats(self) -> dict[str, int]:
-        return {"num_host_alloc": 0}
-
 
 class StandInDevice(AcceleratorDevice):
     """Whose copies reach all of the host's memory, as if it were pinned."""

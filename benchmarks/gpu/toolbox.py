@@ -30,7 +30,6 @@ class Sizes:
         smallest_bytes: Of the smallest copy that is timed.
         repeats: Of a measurement whose best or median counts.
         calls: Of something that takes the host microseconds.
-        passes: That must all be alike.
         steps: Of decoding.
         rounds: In which ways take turns.
         archive_bytes: Of the smaller of two archives whose writers' memory is compared.
@@ -41,7 +40,6 @@ class Sizes:
     smallest_bytes: int = 16 << 10
     repeats: int = 5
     calls: int = 100
-    passes: int = 1000
     steps: int = 64
     rounds: int = 5
     archive_bytes: int = 2 * GiB
@@ -54,7 +52,6 @@ TINY = Sizes(
     smallest_bytes=1 << 14,
     repeats=2,
     calls=4,
-    passes=12,
     steps=3,
     rounds=2,
     archive_bytes=1 << 20,
