@@ -60,6 +60,7 @@ class Chunk:
 
     Attributes:
         is_straight: Whether what it holds goes to rows of a result, by a copy for each piece.
+        is_fleeting: Whether the queue it was last opened to may be ended by its owner.
     """
 
     def __init__(self, device: AnyDevice, n_bytes: int) -> None:
@@ -68,8 +69,10 @@ class Chunk:
         self.n_bytes = n_bytes
         self.fill_bytes = 0
         self.is_straight = False
+        self.is_fleeting = False
         self.pieces: dict[Piece, None] = {}
         self.queues: dict[Hashable, Fence] = {}
+        self._marked: list[Fence] = []  # of queues that nothing may be asked of any more
         self._spare_fences: list[Fence] = [device.fence()]
         # Marked when the memory may be written again: first by the queue it was allocated on
         # (other queues know nothing of that allocation), then by every copy.
@@ -91,16 +94,26 @@ class Chunk:
             self._device.hold(compute_queue, self.copied)
             fence = self._spare_fences.pop() if self._spare_fences else self._device.fence()
             self.queues[compute_queue] = fence
+            self.is_fleeting = not self._device.lasts(compute_queue)
+
+    def close_to(self, compute_queue: Hashable) -> None:
+        """Mark a pack at once, and know its queue no more: it may be gone when the chunk is copied,
+        and a queue that has its name by then is another.
+        """
+        fence = self.queues.pop(compute_queue)
+        self._device.mark(fence, compute_queue)
+        self._marked.append(fence)
+        self.is_fleeting = False
 
     def mark_packed(self) -> list[Fence]:
         """A fence behind the packs of every queue that packed here, whoever is asking (R2)."""
         for compute_queue, fence in self.queues.items():
             self._device.mark(fence, compute_queue)
-        return list(self.queues.values())
+        return [*self.queues.values(), *self._marked]
 
     def abandon(self) -> bool:
         """Start over without a copy, when nobody wants the packs of the one queue that packed."""
-        if self.pieces or len(self.queues) != 1:
+        if self.pieces or len(self.queues) != 1 or self._marked:
             return False
         self._device.mark(self.copied, next(iter(self.queues)))
         self.reset()
@@ -109,8 +122,9 @@ class Chunk:
     def reset(self) -> None:
         self.fill_bytes = 0
         self.pieces.clear()
-        self._spare_fences.extend(self.queues.values())
+        self._spare_fences += [*self.queues.values(), *self._marked]
         self.queues.clear()
+        self._marked.clear()
 
     def release(self) -> None:
         self._device.release(self.staging, [*self.mark_packed(), self.copied])

@@ -22,10 +22,10 @@ from fastcap.budget import Limits
 from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
 from fastcap.host_memory import empty_bytes
-from fastcap.lanes.base import Capture, LaneCounters, Target, narrower, without_frames
+from fastcap.lanes.base import NO_GRAPHS, Capture, LaneCounters, Target, narrower, without_frames
 from fastcap.lanes.memory import LaneMemory
 from fastcap.lanes.pieces import part_of, split
-from fastcap.lanes.straight import choose_way, copy_straight, wait_for, wait_for_copies
+from fastcap.lanes.straight import Landings, choose_way, wait_for, wait_for_copies
 from fastcap.pool import Chunk, HostBuffers, Piece, Slot
 from fastcap.records import Statistics
 
@@ -34,29 +34,25 @@ class StagedLane:
     """See `fastcap.lanes.base.Lane`. Memory is taken at the first capture."""
 
     def __init__(self, device: AnyDevice, limits: Limits, buffers: HostBuffers) -> None:
-        self._device = device
+        self.device = self._device = device
         self._buffers = buffers
         self._lock = threading.Lock()
         self._moving = threading.RLock()
         self._memory = LaneMemory(device, limits)
         self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
+        self._landings = Landings(device)
         self._went_straight = False
         self._counters = LaneCounters()
 
-    @property
-    def device(self) -> AnyDevice:
-        return self._device
-
     # captured → staged, in the hook
+
+    def refuse_graphs(self) -> None:
+        if self._device.is_capturing():
+            raise DeviceError(NO_GRAPHS)
 
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
-        if self._device.is_capturing():
-            raise DeviceError(
-                "A CUDA graph is being captured, and fastcap cannot capture activations inside "
-                "one: a replay runs no hooks. Disable the store around the graph's capture."
-            )
         capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route)
         capture.target = target
         try:
@@ -107,6 +103,8 @@ class StagedLane:
             return False
         chunk.open_to(compute_queue)
         self._device.pack(value, chunk.staging, offset, capture.wire_dtype)
+        if chunk.is_fleeting:
+            chunk.close_to(compute_queue)
         piece.offset = offset
         piece.home = chunk
         chunk.pieces[piece] = None
@@ -137,7 +135,7 @@ class StagedLane:
             return True
         if chunk.is_straight and chunk.pieces:
             self._went_straight = True
-            landing = copy_straight(self._device, chunk)
+            landing = self._landings.copy(chunk)
             for piece in list(chunk.pieces):
                 piece.owner.tickets.append(landing)
                 self._unlink(piece)

@@ -468,7 +468,9 @@ NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
     "pool:Chunk.__init__ current_queue": scenarios.staging_may_be_allocated_on_any_queue,
     "pool:SlotPool.collect_returned take_back": scenarios.what_was_lent_is_told_to_the_device,
     "pool:Chunk.abandon mark": scenarios.an_unwanted_chunk_changes_queues,
-    "lanes.staged:StagedLane.capture is_capturing": scenarios.a_graph_capture_is_refused,
+    "pool:Chunk.open_to lasts": scenarios.a_queue_is_ended_before_its_values_are_asked_for,
+    "pool:Chunk.close_to mark": scenarios.a_queue_is_ended_before_its_values_are_asked_for,
+    "lanes.staged:StagedLane.refuse_graphs is_capturing": scenarios.a_graph_capture_is_refused,
     "lanes.memory:LaneMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
 }
 SURVIVING = {
