@@ -50,9 +50,8 @@ class Selector:
                 returned no tensor, or `rows` do not fit the value.
             CastError: The dtype asked for cannot hold the values.
         """
-        is_plain = not value.requires_grad and forward_ad._current_level < 0
-        if self._takes_all and is_plain and type(value) is Tensor:
-            return value  # a tensor of its own would be detached from nothing
+        if self._takes_all and type(value) is Tensor and not _is_tracked(value):
+            return value
         value = value.detach()
         selection = self._selection
         if type(value) is not Tensor:
@@ -129,6 +128,11 @@ class Selector:
                 index = Uploaded(torch.tensor(resolved, dtype=torch.int64, device="cpu"))
             self._indices[length] = index
         return index
+
+
+def _is_tracked(value: Tensor) -> bool:
+    """Whether there is a gradient to detach a value from, backward or forward."""
+    return value.requires_grad or forward_ad._current_level >= 0
 
 
 def _out_of_range(value: Tensor, dim: int, position: int, site: Site) -> PositionError:

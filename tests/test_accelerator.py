@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -289,6 +290,50 @@ def test_what_cannot_go_through_pinned_memory_is_uploaded_all_the_same(
     with logged_accelerator(streams):
         accelerator.ABILITIES["cpu"] = replace(streams.abilities(), pinned_bytes=refuse)
         assert AcceleratorDevice(CPU).upload(torch.ones(2)).equal(torch.ones(2))
+
+
+class Wrapper:
+    def __init__(self, **parts: int) -> None:
+        self.parts = parts
+
+
+def test_the_stream_is_asked_for_every_time_and_its_wrapper_made_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handles, asked = [0], []
+
+    def current(index: int) -> int:
+        asked.append(index)
+        return handles[0]
+
+    def ids(index: int) -> tuple[int, int, int]:
+        return handles[0], index, 1
+
+    monkeypatch.setattr(accelerator, "_KnownStream", Wrapper)
+    monkeypatch.setattr(accelerator, "_known_streams", {})
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", current, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentStream", ids, raising=False)
+    ask = accelerator.ABILITIES["cuda"].current_stream
+    of_device: dict[int, Any] = {index: ask(torch.device("cuda", index)) for index in (0, 1)}
+    assert of_device[1].parts == {"stream_id": 0, "device_index": 1, "device_type": 1}
+    assert ask(torch.device("cuda", 1)) is of_device[1] is not of_device[0]
+    handles[0] = 7
+    other = ask(torch.device("cuda", 1))
+    assert other is not of_device[1]
+    assert asked == [0, 1, 1, 1]
+    for handle in range(2 * accelerator.MOST_KNOWN_STREAMS):
+        handles[0] = handle
+        ask(torch.device("cuda", 0))
+    assert len(accelerator._known_streams) <= accelerator.MOST_KNOWN_STREAMS
+
+
+def test_a_stream_that_somebody_made_does_not_last() -> None:
+    lasts = accelerator.ABILITIES["cuda"].lasts
+    theirs, torchs, default = (
+        SimpleNamespace(stream_id=stream_id, cuda_stream=handle)
+        for stream_id, handle in ((0x5500, 0x5500), (3, 0x5600), (0, 0))
+    )
+    assert [lasts(stream) for stream in (theirs, torchs, default)] == [False, True, True]
 
 
 def torch_threads() -> int:

@@ -7,12 +7,13 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import fastcap
 from fastcap import devices
@@ -525,3 +526,21 @@ def test_each_pack_of_a_queue_that_may_be_ended_is_an_edge_of_its_own() -> None:
         chunk.open_to(theirs)
         chunk.close_to(theirs)
     assert device.counters.fences == fences_made
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, on its first use
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_a_forward_gradient_does_not_reach_what_is_captured(accelerated: bool) -> None:
+    """Nor staging, which later values would inherit it from."""
+    model = nn.Sequential(nn.Identity())
+    with (
+        simulated() if accelerated else nullcontext(),
+        fastcap.ActivationStore(model, ["0"]) as store,
+    ):
+        for is_dual in (True, False):
+            with forward_ad.dual_level():
+                value = torch.ones(2)
+                model(forward_ad.make_dual(value, torch.ones(2)) if is_dual else value)  # type: ignore[no-untyped-call]
+                found = store.get("0")
+                assert found is not None
+                assert forward_ad.unpack_dual(found).tangent is None  # type: ignore[no-untyped-call]

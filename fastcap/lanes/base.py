@@ -47,7 +47,6 @@ class Capture:
 
     # Of the class until they are set: one is made in every hook, and most never change.
     spilled: HostBuffer | None = None
-    target: Target | None = None
     is_straight = False
     is_small = False
     is_lendable = False
@@ -57,13 +56,19 @@ class Capture:
     lengths: tuple[int, ...] | None = None
 
     def __init__(
-        self, shape: torch.Size, wire_dtype: torch.dtype, dtype: torch.dtype, route: int
+        self,
+        shape: torch.Size,
+        wire_dtype: torch.dtype,
+        dtype: torch.dtype,
+        route: int,
+        target: Target | None = None,
     ) -> None:
         self.shape = shape
         self.wire_dtype = wire_dtype
         self.dtype = dtype
         self.n_bytes = shape.numel() * wire_dtype.itemsize
         self.route = route
+        self.target = target
         self.pieces: list[Piece] = []
         self.tickets: list[Ticket] = []
 

@@ -53,8 +53,7 @@ class StagedLane:
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
-        capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route)
-        capture.target = target
+        capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route, target)
         try:
             self._stage(value, capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
@@ -78,7 +77,7 @@ class StagedLane:
             choose_way(capture, ring)
             if capture.is_small and isinstance(capture.target, Tensor):
                 self._small.append(capture)
-            if self._pack(compute_queue, value, whole):
+            if self._pack(ring.open, compute_queue, value, whole):
                 return
         for part, piece in split(value, capture, ring.chunk_bytes):
             self._stage_piece(compute_queue, part, piece)
@@ -86,15 +85,15 @@ class StagedLane:
     def _stage_piece(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> None:
         while True:
             with self._lock:
-                if self._pack(compute_queue, value, piece):
+                if self._pack(self._memory.ring.open, compute_queue, value, piece):
                     return
                 is_flushed = self._flush_open()
             if not is_flushed:
                 self._make_room()
 
-    def _pack(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> bool:
+    def _pack(self, chunk: Chunk, compute_queue: Hashable, value: Tensor, piece: Piece) -> bool:
         """Reserve, pack and link: one step, under the lock; `False` when the chunk has no room."""
-        chunk, capture = self._memory.ring.open, piece.owner
+        capture = piece.owner
         if chunk.fill_bytes and chunk.is_straight is not capture.is_straight:
             return False
         chunk.is_straight = capture.is_straight
