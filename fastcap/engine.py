@@ -203,6 +203,7 @@ class Engine:
         self._sites = [bound.site for bound in sites]
         self._dtype = selection.dtype
         self._selector = Selector(selection)
+        self._may_move = callable(selection.reduce)  # to another device: it is the user's code
         self._limits = limits
         self._always = always
         self._of_thread = threading.local()
@@ -262,17 +263,18 @@ class Engine:
 
     def _capture(self, current: Pass, site: Site, index: int, value: Tensor) -> None:
         check_capturable(value, site)
-        lengths = None
+        lane = self._lane(value.device)
+        lane.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
+        rows = lengths = None
         if self._rows.is_asked:
             rows = self._rows(current.rows, site)
             lengths = self._rows.lengths(rows)
-            device = self._lane(value.device).device
-            value = self._selector(value, site, self._tokens, rows, device)
-        else:
-            value = self._selector(value, site, self._tokens)
+        value = self._selector(value, site, self._tokens, rows, lane.device)
+        if self._may_move:
+            lane = self._lane(value.device)
+            lane.refuse_graphs()
         dtype = self._dtype or value.dtype
         target: Tensor | Destination | None = None
-        lane = self._lane(value.device)
         if current.place is not None:
             current.finish_elsewhere(site.name, lane)
             value, target = current.place(site.name, value, dtype, lengths)

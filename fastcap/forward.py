@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcap.devices import open_device
+from fastcap.devices.base import AnyDevice
 from fastcap.errors import (
     ArgumentTypeError,
     BatchError,
@@ -19,6 +22,9 @@ from fastcap.errors import (
     MissingInputError,
 )
 from fastcap.warn import warn
+
+WITHOUT_LINK = ("cpu", "meta")
+"""Where batches need no link to get to."""
 
 Forward = Callable[[nn.Module, Any], Any]
 """What callers may pass as `forward`: gets the model and the batch, tensors on `device`."""
@@ -59,6 +65,7 @@ class BatchCaller:
         self._forward = forward
         is_shapes_only = may_be_meta and is_meta(model)
         self.device = torch.device("meta") if is_shapes_only else _check_device(model, device)
+        self._opened: AnyDevice | None = None
         self._warned_of_mask = forward is not None or "attention_mask" in self._inputs
 
     def __call__(self, batch: Any) -> None:
@@ -81,11 +88,11 @@ class BatchCaller:
             MissingInputError: An input that was asked for is not in it.
         """
         if self._forward is not None:
-            return _to_device(batch, self.device)
+            return _to_device(batch, self.device, self._move)
         if isinstance(batch, Mapping):
             return self._prepare_mapping(batch)
         if isinstance(batch, Tensor) or (isinstance(batch, list | tuple) and _all_tensors(batch)):
-            return _to_device(batch, self.device)
+            return _to_device(batch, self.device, self._move)
         raise BatchError(
             f"Cannot call the model with a batch of type {type(batch).__name__}. Give dicts with "
             "'input_ids', tensors or tuples of tensors, or say how with "
@@ -109,8 +116,22 @@ class BatchCaller:
                     "dataset return tensors (dataset.set_format('torch')), or give a collate_fn= "
                     "that makes one."
                 )
-            prepared[key] = value.to(self.device)
+            prepared[key] = self._move(value)
         return prepared
+
+    def _move(self, value: Tensor) -> Tensor:
+        """The tensor on the device; the host goes on, where it can, while the bytes cross."""
+        is_plain = (
+            type(value) is Tensor
+            and value.is_cpu
+            and value.layout is torch.strided
+            and not (value.is_nested or value.is_quantized or value.requires_grad)
+        )
+        if not is_plain or self.device.type in WITHOUT_LINK:
+            return value.to(self.device)
+        if self._opened is None:
+            self._opened = open_device(self.device)
+        return self._opened.upload(value)
 
     def _warn_of_mask(self, batch: Mapping[str, Any]) -> None:
         mask = batch.get("attention_mask")
@@ -162,16 +183,22 @@ def _all_tensors(batch: Iterable[Any]) -> bool:
     return all(isinstance(item, Tensor) for item in batch)
 
 
-def _to_device(value: Any, device: torch.device) -> Any:
+def _to_device(value: Any, device: torch.device, move: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with its tensors on `device`; the caller's objects stay as they are."""
     if isinstance(value, Tensor):
-        return value.to(device)
-    if callable(getattr(value, "to", None)):  # transformers' BatchEncoding moves itself, in place
-        return copy.copy(value).to(device)
+        return move(value)
+    if callable(getattr(value, "to", None)):
+        twin = copy.copy(value)
+        if isinstance(twin, UserDict):  # transformers' BatchEncoding
+            twin.data = {
+                key: move(item) if isinstance(item, Tensor) else item
+                for key, item in twin.data.items()
+            }
+        return twin.to(device)  # which may move itself in place
     if isinstance(value, Mapping):
-        return {key: _to_device(item, device) for key, item in value.items()}
+        return {key: _to_device(item, device, move) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [_to_device(item, device) for item in value]
+        items = [_to_device(item, device, move) for item in value]
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     return value
 

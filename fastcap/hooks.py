@@ -134,9 +134,8 @@ def _run(hook: Hook, *args: Any) -> None:
     hook(*args)
 
 
-def modes_are_on() -> bool:
-    """Whether the user has dispatch modes that would see what fastcap does (R10)."""
-    return bool(torch._C._len_torch_dispatch_stack())
+modes_are_on: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""How many dispatch modes the user has that would see what fastcap does (R10)."""
 
 
 def modes_off() -> AbstractContextManager[Any]:

@@ -18,7 +18,8 @@ MOST_COPIES = 16  # guessed: queues that use one small tensor at a time
 class Uploaded:
     """A small host tensor and its copies, one for each device and queue that uses it.
 
-    Queues do not share a copy: nothing orders one queue's upload before another's use.
+    Queues do not share a copy: nothing orders one queue's upload before another's use, nor its use
+    before the memory is used again, which happens in the order of the queue that uploaded it.
     """
 
     def __init__(self, host: Tensor) -> None:
@@ -26,8 +27,12 @@ class Uploaded:
         self._copies: dict[Any, Tensor] = {}
 
     def on(self, device: AnyDevice) -> Tensor:
-        key = (device.torch_device, device.current_queue())
+        queue = device.current_queue()
+        key = (device.torch_device, queue)
         copy = self._copies.get(key)
+        if copy is None and not device.lasts(queue):
+            with torch.inference_mode(False):
+                return device.upload(self.host)  # not kept: another queue may have this name later
         if copy is None:
             if len(self._copies) >= MOST_COPIES:
                 self._copies.clear()

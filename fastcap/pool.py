@@ -54,12 +54,21 @@ class Piece:
         self.home: Chunk | Slot | HostBuffer | None = None
         self.offset = 0
 
+    def unlink(self) -> None:
+        """Take it out of its home and from its owner. Under the lane's lock."""
+        home, self.home = self.home, None
+        if home is not None and not isinstance(home, HostBuffer):
+            home.pieces.pop(self, None)
+        if self in self.owner.pieces:  # else another thread was first
+            self.owner.pieces.remove(self)
+
 
 class Chunk:
     """A part of staging that is filled by packs and emptied by one copy.
 
     Attributes:
         is_straight: Whether what it holds goes to rows of a result, by a copy for each piece.
+        is_fleeting: Whether the queue it was last opened to may be ended by its owner.
     """
 
     def __init__(self, device: AnyDevice, n_bytes: int) -> None:
@@ -68,9 +77,11 @@ class Chunk:
         self.n_bytes = n_bytes
         self.fill_bytes = 0
         self.is_straight = False
+        self.is_fleeting = False
         self.pieces: dict[Piece, None] = {}
         self.queues: dict[Hashable, Fence] = {}
         self._is_marked = False
+        self._ended: list[Fence] = []  # of queues that nothing may be asked of any more
         self._spare_fences: list[Fence] = [device.fence()]
         # Marked when the memory may be written again: first by the queue it was allocated on
         # (other queues know nothing of that allocation), then by every copy.
@@ -93,6 +104,16 @@ class Chunk:
             self._device.hold(compute_queue, self.copied)
             fence = self._spare_fences.pop() if self._spare_fences else self._device.fence()
             self.queues[compute_queue] = fence
+            self.is_fleeting = not self._device.lasts(compute_queue)
+
+    def close_to(self, compute_queue: Hashable) -> None:
+        """Mark a pack at once, and know its queue no more: it may be gone when the chunk is copied,
+        and a queue that has its name by then is another.
+        """
+        fence = self.queues.pop(compute_queue)
+        self._device.mark(fence, compute_queue)
+        self._ended.append(fence)
+        self.is_fleeting = False
 
     def mark_packed(self) -> list[Fence]:
         """A fence behind the packs of every queue that packed here, whoever is asking (R2).
@@ -104,11 +125,11 @@ class Chunk:
             for compute_queue, fence in self.queues.items():
                 self._device.mark(fence, compute_queue)
             self._is_marked = True
-        return list(self.queues.values())
+        return [*self.queues.values(), *self._ended]
 
     def abandon(self) -> bool:
         """Start over without a copy, when nobody wants the packs of the one queue that packed."""
-        if self.pieces or len(self.queues) != 1:
+        if self.pieces or len(self.queues) != 1 or self._ended:
             return False
         self._device.mark(self.copied, next(iter(self.queues)))
         self.reset()
@@ -117,8 +138,9 @@ class Chunk:
     def reset(self) -> None:
         self.fill_bytes = 0
         self.pieces.clear()
-        self._spare_fences.extend(self.queues.values())
+        self._spare_fences += [*self.queues.values(), *self._ended]
         self.queues.clear()
+        self._ended.clear()
 
     def release(self) -> None:
         self._device.release(self.staging, [*self.mark_packed(), self.copied])

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import CastError, PositionError, SelectionError
 from fastcap.gather import as_indexable, take_of_samples
-from fastcap.padding import Padding, SamplePositions
+from fastcap.padding import Padding, SamplePositions, Uploaded
 from fastcap.spec import Selection, Site
 from fastcap.tokens import TokenCounter
 
@@ -24,7 +25,7 @@ class Selector:
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._takes_all = selection == Selection()
-        self._indices: dict[tuple[torch.device, int], Tensor] = {}
+        self._indices: dict[int, Uploaded] = {}
 
     def __call__(
         self,
@@ -41,7 +42,7 @@ class Selector:
             site: Named in errors.
             tokens: Knows the token ids per sample in this pass: what `seq_dim` must measure.
             rows: What the pass says of each sample, if that is asked for.
-            device: Where the value is; asked when there are `rows`.
+            device: Where the value is; asked for index tensors. Without it they are waited for.
 
         Raises:
             PositionError: No such dimension or position.
@@ -49,6 +50,8 @@ class Selector:
                 returned no tensor, or `rows` do not fit the value.
             CastError: The dtype asked for cannot hold the values.
         """
+        if self._takes_all and type(value) is Tensor and not _is_tracked(value):
+            return value
         value = value.detach()
         selection = self._selection
         if type(value) is not Tensor:
@@ -61,7 +64,7 @@ class Selector:
             value = take_of_samples(value, dim, selection, rows, device, site)
         elif selection.positions is not None:
             dim = self._sequence_dim(value, site, tokens)
-            value = self._take_positions(value, dim, site)
+            value = self._take_positions(value, dim, site, device)
         if callable(selection.reduce):
             value = _apply_reduce(selection.reduce, value, site)
         if selection.dtype not in (None, value.dtype) and not torch.can_cast(
@@ -94,7 +97,9 @@ class Selector:
             )
         return dim % value.ndim
 
-    def _take_positions(self, value: Tensor, dim: int, site: Site) -> Tensor:
+    def _take_positions(
+        self, value: Tensor, dim: int, site: Site, device: AnyDevice | None
+    ) -> Tensor:
         positions: Any = self._selection.positions
         if isinstance(positions, int):
             try:
@@ -107,21 +112,27 @@ class Selector:
         for position in positions:
             if not -length <= position < length:
                 raise _out_of_range(value, dim, position, site)
-        index = self._index(value.device, length)
-        return as_indexable(value).index_select(dim, index).view(value.dtype)
+        index = self._index(length)
+        where = index.host.to(value.device) if device is None else index.on(device)
+        return as_indexable(value).index_select(dim, where).view(value.dtype)
 
-    def _index(self, device: torch.device, length: int) -> Tensor:
-        """The positions as a tensor on `device`, built once for each sequence length."""
+    def _index(self, length: int) -> Uploaded:
+        """The positions as a tensor, built once for each sequence length."""
         positions: Any = self._selection.positions
-        index = self._indices.get((device, length))
+        index = self._indices.get(length)
         if index is None:
             if len(self._indices) >= MOST_INDICES:
                 self._indices.clear()
             resolved = [position % length for position in positions]
             with torch.inference_mode(False):
-                index = torch.tensor(resolved, dtype=torch.int64, device=device)
-            self._indices[device, length] = index
+                index = Uploaded(torch.tensor(resolved, dtype=torch.int64, device="cpu"))
+            self._indices[length] = index
         return index
+
+
+def _is_tracked(value: Tensor) -> bool:
+    """Whether there is a gradient to detach a value from, backward or forward."""
+    return value.requires_grad or forward_ad._current_level >= 0
 
 
 def _out_of_range(value: Tensor, dim: int, position: int, site: Site) -> PositionError:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from fastcap.devices import accelerator
 from fastcap.devices.accelerator import AcceleratorDevice
 from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
 from tests.support.devices import LoggedStream, LoggedStreams, logged_accelerator
+from tests.support.errors import message_of
 from tests.support.scripted import LEAVES, ScriptedModel, Value
 
 CPU = torch.device("cpu")
@@ -162,3 +166,190 @@ def test_a_generic_stream_leaves_both_devices_as_they_were(
     with accelerator.GENERIC.use_stream(copies):
         assert (streams[1], current_device) == (copies, [1])
     assert (streams, current_device) == ({0: "stream of 0", 1: "stream of 1"}, [0])
+
+
+def device_at(index: int | None) -> AcceleratorDevice:
+    return AcceleratorDevice(torch.device("cpu") if index is None else torch.device("cpu", index))
+
+
+def test_a_device_without_an_index_is_the_current_one(streams: LoggedStreams) -> None:
+    """And has its copy stream: a second one would be in no order with the first."""
+    with logged_accelerator(streams):
+        streams.current_index = 1
+        named, current, other = device_at(1), device_at(None), device_at(0)
+        assert named.torch_device == current.torch_device == torch.device("cpu", 1)
+        assert named._copy_stream is current._copy_stream
+        assert named._copy_stream is not other._copy_stream
+
+
+def test_workers_begin_on_the_device_of_their_events(streams: LoggedStreams) -> None:
+    """A thread's first call would otherwise make a context on device 0, half a gigabyte of it."""
+    with logged_accelerator(streams):
+        device = device_at(1)
+        ticket = device.deliver(device.host(64), 0, torch.uint8, torch.empty(64).byte(), None, 0)
+        device.join(ticket)
+        assert streams.log == ["thread begins on device 1"]
+        device.close()
+
+
+@pytest.mark.parametrize("verb", ["done", "_block_until", "is_capturing"])
+@pytest.mark.parametrize("current_index", [0, 1])
+def test_a_device_is_asked_while_it_is_the_current_one(
+    streams: LoggedStreams, verb: str, current_index: int
+) -> None:
+    """A query makes a context on the current device, and a stream's capture is another's affair."""
+    with logged_accelerator(streams):
+        device = device_at(1)
+        arguments = () if verb == "is_capturing" else (device.fence(),)
+        streams.current_index = current_index
+        getattr(device, verb)(*arguments)
+        moves = [line for line in streams.log if "device" in line]
+        assert moves == ([] if current_index == 1 else ["to device 1", "back to device 0"])
+        assert streams.current_index == current_index
+
+
+def test_staging_belongs_to_a_stream_that_nobody_can_end(
+    device: AcceleratorDevice, streams: LoggedStreams
+) -> None:
+    theirs = streams.current = LoggedStream("theirs", streams.log)
+    staging, copied = device.staging(64), device.fence()
+    assert streams.log == [
+        "enter default",
+        "leave default",
+        "event 1 on default",
+        "theirs waits for event 1",
+    ]
+    streams.current = streams.default  # theirs is gone
+    device.release(staging, [copied])
+    assert streams.log[4:] == ["default waits for event 2"]
+    assert theirs is not streams.default
+
+
+class Broken(LoggedStream):
+    def query(self) -> bool:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+
+
+def test_an_error_of_earlier_work_is_not_called_a_lack_of_memory(streams: LoggedStreams) -> None:
+    def refuse(n_bytes: int) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with logged_accelerator(streams):
+        accelerator.ABILITIES["cpu"] = replace(
+            streams.abilities(),
+            pinned_bytes=refuse,
+            new_stream=lambda device: Broken("copy stream", streams.log),
+        )
+        message = message_of(DeviceError, lambda: device_at(2).host(1 << 20))
+    assert message == (
+        "cpu:2 answers every call with an error of earlier work: CUDA error: an illegal memory "
+        "access was encountered. Nothing can be captured on it any more. Run again in a new "
+        "process with CUDA_LAUNCH_BLOCKING=1, which raises the error where it happens."
+    )
+
+
+LAYOUTS: dict[str, Any] = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, 2),
+    "channels last": lambda x: x.unsqueeze(0).to(memory_format=torch.channels_last),
+    "strided": lambda x: x[:, ::2],
+    "expanded": lambda x: x[:1].expand(5, -1, -1),
+    "0-d": lambda x: x[0, 0, 0],
+    "empty": lambda x: x[:0],
+    "conjugate": lambda x: torch.complex(x, x).conj(),
+    "negative bit": lambda x: torch.complex(x, x).conj().imag,
+    "bool": lambda x: x > 10,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_upload_is_what_to_gives_and_later_writes_do_not_reach_it(
+    device: AcceleratorDevice, layout: str
+) -> None:
+    base = torch.arange(60.0).view(3, 4, 5)
+    value = LAYOUTS[layout](base)
+    expected = value.to("cpu", copy=True)
+    uploaded = device.upload(value)
+    if value.numel():
+        value = value.zero_() if layout != "expanded" else base.zero_()
+    assert uploaded.dtype is expected.dtype
+    assert uploaded.stride() == expected.stride()
+    assert uploaded.equal(expected)
+
+
+@pytest.mark.parametrize("reason", ["too large", "cannot be pinned"])
+def test_what_cannot_go_through_pinned_memory_is_uploaded_all_the_same(
+    streams: LoggedStreams, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    def refuse(n_bytes: int) -> torch.Tensor:
+        assert reason == "cannot be pinned"
+        raise RuntimeError("CUDA error: out of memory")
+
+    if reason == "too large":
+        monkeypatch.setattr(accelerator, "MOST_UPLOADED_BYTES", 7)
+    with logged_accelerator(streams):
+        accelerator.ABILITIES["cpu"] = replace(streams.abilities(), pinned_bytes=refuse)
+        assert AcceleratorDevice(CPU).upload(torch.ones(2)).equal(torch.ones(2))
+
+
+class Wrapper:
+    def __init__(self, **parts: int) -> None:
+        self.parts = parts
+
+
+def test_the_stream_is_asked_for_every_time_and_its_wrapper_made_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handles, asked = [0], []
+
+    def current(index: int) -> int:
+        asked.append(index)
+        return handles[0]
+
+    def ids(index: int) -> tuple[int, int, int]:
+        return handles[0], index, 1
+
+    monkeypatch.setattr(accelerator, "_KnownStream", Wrapper)
+    monkeypatch.setattr(accelerator, "_known_streams", {})
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", current, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentStream", ids, raising=False)
+    ask = accelerator.ABILITIES["cuda"].current_stream
+    of_device: dict[int, Any] = {index: ask(torch.device("cuda", index)) for index in (0, 1)}
+    assert of_device[1].parts == {"stream_id": 0, "device_index": 1, "device_type": 1}
+    assert ask(torch.device("cuda", 1)) is of_device[1] is not of_device[0]
+    handles[0] = 7
+    other = ask(torch.device("cuda", 1))
+    assert other is not of_device[1]
+    assert asked == [0, 1, 1, 1]
+    for handle in range(2 * accelerator.MOST_KNOWN_STREAMS):
+        handles[0] = handle
+        ask(torch.device("cuda", 0))
+    assert len(accelerator._known_streams) <= accelerator.MOST_KNOWN_STREAMS
+
+
+def test_a_stream_that_somebody_made_does_not_last() -> None:
+    lasts = accelerator.ABILITIES["cuda"].lasts
+    theirs, torchs, default = (
+        SimpleNamespace(stream_id=stream_id, cuda_stream=handle)
+        for stream_id, handle in ((0x5500, 0x5500), (3, 0x5600), (0, 0))
+    )
+    assert [lasts(stream) for stream in (theirs, torchs, default)] == [False, True, True]
+
+
+def torch_threads() -> int:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the team's size cannot be set there")
+def test_workers_copy_alone_and_nobody_else_does(device: AcceleratorDevice) -> None:
+    """Neither the thread that starts them nor threads to come."""
+    before, of_new_threads = torch.get_num_threads(), torch_threads()
+    found: list[int] = []
+    device._workers.submit(0, lambda: found.append(torch.get_num_threads())).future.result()
+    assert found == [1]
+    assert torch.get_num_threads() == before
+    assert torch_threads() == of_new_threads

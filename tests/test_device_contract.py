@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import AnyDevice, HostBuffer, Staging
+from fastcap.devices.base import MOST_VIEWS, AnyDevice, HostBuffer, Staging
 from fastcap.devices.simulated import SimulatedDevice
 from tests.support.devices import open_devices
 
@@ -262,6 +262,16 @@ def test_slots_are_memory_that_copies_can_write_without_blocking(device: AnyDevi
     assert slot.bytes.is_contiguous()
     if device.torch_device.type == "cuda":
         assert slot.bytes.is_pinned()
+
+
+def test_views_are_kept_for_passes_that_repeat_and_not_without_end(device: AnyDevice) -> None:
+    staging = device.staging(SIZE)
+    view = staging.view(torch.float32, 256, (2, 3))
+    assert staging.view(torch.float32, 256, (2, 3)) is view
+    for number in range(2 * MOST_VIEWS):
+        staging.view(torch.uint8, 0, (number,))
+    assert len(staging._views) <= MOST_VIEWS
+    assert staging.view(torch.float32, 256, (2, 3)).data_ptr() == view.data_ptr()
 
 
 def test_time_does_not_go_backwards_and_nothing_is_being_captured(device: AnyDevice) -> None:

@@ -7,24 +7,27 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import fastcap
 from fastcap import devices
-from fastcap.devices.base import AnyDevice
+from fastcap.devices.base import AnyDevice, Device
 from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice
 from fastcap.engine import Engine
-from fastcap.errors import DeviceMemoryError, HostMemoryError
+from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
 from fastcap.lanes.base import Capture
 from fastcap.lanes.staged import StagedLane
+from fastcap.pool import Chunk
 from fastcap.reference import ReferenceStore, differences
 
 WIDTH = 16
+MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
 
 
 class Blocks(nn.Module):
@@ -451,3 +454,93 @@ def test_worker_threads_end_with_the_run() -> None:
     dataset = [{"input_ids": row} for row in ids(8)]
     fastcap.extract_representations(model, dataset, names(model), "cpu", batch_size=2)
     assert threading.active_count() == before
+
+
+class Recording(SimulatedDevice):
+    """Notes what is asked of it while it records a graph."""
+
+    def __init__(self) -> None:
+        super().__init__(Schedule("early"))
+        self.asked: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        is_verb = callable(found) and not name.startswith("_") and name in vars(Device)
+        if is_verb and super().__getattribute__("capturing"):
+            super().__getattribute__("asked").append(name)
+        return found
+
+
+@pytest.mark.parametrize("options", [{}, {"positions": [0]}, {"positions": "last", "mask": MASK}])
+@pytest.mark.parametrize("n_passes", [0, 1, 2])
+def test_a_graph_is_asked_for_before_anything_else_is_done(
+    options: dict[str, Any], n_passes: int
+) -> None:
+    """After one pass memory would be sized anew, which waits for copies."""
+    device, model = Recording(), nn.Sequential(nn.Identity())
+    acts = torch.ones(2, 3, WIDTH)
+    with devices.substitute(lambda _: device), fastcap.ActivationStore(model, ["0"], **options):
+        for _ in range(n_passes):
+            model(acts)
+        device.capturing = True
+        with pytest.raises(DeviceError, match="A CUDA graph is being captured"):
+            model(acts)
+        assert device.asked == ["is_capturing"]
+        device.capturing = False
+
+
+def test_values_that_go_straight_make_no_more_events_the_more_there_are() -> None:
+    model = Blocks(2)
+    counts = []
+    for n_samples in (16, 64):
+        dataset = [{"input_ids": ids(1, 4, seed)[0]} for seed in range(n_samples)]
+        with simulated("early") as device:
+            out = {site: torch.zeros(n_samples, 4, WIDTH) for site in names(model)}
+            for rows in out.values():
+                device.pin(rows)
+            fastcap.extract_representations(
+                model, dataset, names(model), "cpu", 2, out=out, device_bytes=1024, host_bytes=2048
+            )
+            assert device.counters.copies >= n_samples
+            assert not device.judge.violations
+        counts.append(device.counters.fences)
+    assert counts[0] == counts[1]
+
+
+def test_each_pack_of_a_queue_that_may_be_ended_is_an_edge_of_its_own() -> None:
+    """What has its name for the next pack may be another queue, in no order with this one."""
+    device = SimulatedDevice(Schedule("late"))
+    theirs, chunk = device.new_queue("theirs", lasts=False), Chunk(device, 1024)
+    for _ in range(2):
+        holds = device.counters.holds
+        chunk.open_to(theirs)
+        assert device.counters.holds == holds + 1
+        assert chunk.is_fleeting
+        chunk.close_to(theirs)
+    fences = chunk.mark_packed()
+    assert len(fences) == len(set(map(id, fences))) == 2
+    assert not chunk.abandon()
+    chunk.reset()
+    fences_made = device.counters.fences
+    for _ in range(2):
+        chunk.open_to(theirs)
+        chunk.close_to(theirs)
+    assert device.counters.fences == fences_made
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, on its first use
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_a_forward_gradient_does_not_reach_what_is_captured(accelerated: bool) -> None:
+    """Nor staging, which later values would inherit it from."""
+    model = nn.Sequential(nn.Identity())
+    with (
+        simulated() if accelerated else nullcontext(),
+        fastcap.ActivationStore(model, ["0"]) as store,
+    ):
+        for is_dual in (True, False):
+            with forward_ad.dual_level():
+                value = torch.ones(2)
+                model(forward_ad.make_dual(value, torch.ones(2)) if is_dual else value)  # type: ignore[no-untyped-call]
+                found = store.get("0")
+                assert found is not None
+                assert forward_ad.unpack_dual(found).tangent is None  # type: ignore[no-untyped-call]

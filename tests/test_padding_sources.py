@@ -23,7 +23,9 @@ from fastcap.errors import SelectionError
 from fastcap.masks import MaskReader
 from fastcap.padding import Padding
 from fastcap.reference import ReferenceStore, differences
-from fastcap.spec import make_selection
+from fastcap.selector import MOST_INDICES, Selector
+from fastcap.spec import Site, make_selection
+from fastcap.tokens import TokenCounter
 from tests.support.datasets import make_ids
 from tests.support.errors import message_of
 from tests.support.models import N_ROOT_HOOKS, LanguageModel, hooks_on
@@ -323,6 +325,39 @@ def test_each_queue_has_index_tensors_of_its_own() -> None:
     copies = len(last._copies)
     last.on(device)
     assert len(last._copies) == copies + 1
+
+
+def test_a_queue_that_may_be_ended_keeps_no_index_tensors() -> None:
+    """Another queue may have its name later, and knows nothing of the upload."""
+    device = Uploading()
+    device.lasts = lambda queue: False  # type: ignore[method-assign]
+    last, _ = Padding(MASK).last
+    assert last.on(device).equal(last.on(device))
+    assert len(device.uploads) == 2
+
+
+def test_positions_are_uploaded_once_for_each_length_and_queue() -> None:
+    """Through the device, so that the host does not wait; and queues share no tensor."""
+    device, queues = Uploading(), ["first", "second"]
+    selector, site, tokens = Selector(make_selection([0, -1])), Site("0", "0"), TokenCounter()
+    for _ in range(3):
+        for queue in queues:
+            device.current_queue = lambda queue=queue: queue  # type: ignore[method-assign,misc]
+            for length in (3, 5):
+                value = torch.arange(2 * length).view(2, length, 1)
+                taken = selector(value, site, tokens, device=device)
+                assert taken.equal(value[:, [0, -1]])
+    assert [index.tolist() for index in device.uploads] == [[0, 2], [0, 4]] * len(queues)
+
+
+def test_index_tensors_of_many_lengths_stay_those_of_their_queue() -> None:
+    """More lengths than are kept: what is let go was used on the queue that uploaded it only."""
+    device = Uploading()
+    selector, site, tokens = Selector(make_selection([0])), Site("0", "0"), TokenCounter()
+    for length in range(1, 2 * MOST_INDICES):
+        value = torch.ones(1, length, 1)
+        assert selector(value, site, tokens, device=device).equal(value[:, :1])
+    assert len(selector._indices) <= MOST_INDICES
 
 
 class Faraway(Tensor):

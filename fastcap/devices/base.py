@@ -38,6 +38,9 @@ FenceT = TypeVar("FenceT")
 Bytes: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
+MOST_VIEWS = 256  # guessed, of one buffer: a chunk's records, and some that differ between passes
+
+
 class Ticket(Protocol):
     """A delivery that a host worker has been given."""
 
@@ -72,21 +75,37 @@ class Destination(Protocol):
 class Buffer:
     """A run of device or host memory: `bytes` is its one-dimensional uint8 tensor."""
 
-    __slots__ = ("_typed", "bytes", "n_bytes")
+    __slots__ = ("_typed", "_views", "bytes", "n_bytes")
 
     def __init__(self, memory: Tensor) -> None:
         self.bytes = memory
         self.n_bytes = memory.numel()
         self._typed: dict[torch.dtype, Tensor] = {torch.uint8: memory}
+        self._views: dict[tuple[torch.dtype, int, tuple[int, ...]], Tensor] = {}
 
     def view(self, dtype: torch.dtype, offset: int, shape: tuple[int, ...]) -> Tensor:
-        """The dense tensor of `shape` whose first byte lies at `offset`, a multiple of itemsize."""
-        typed = self._typed.get(dtype)
-        if typed is None:
-            usable = self.n_bytes - self.n_bytes % dtype.itemsize
-            with normal_mode():  # R10: a cached view must not be an inference tensor
-                typed = self._typed[dtype] = self.bytes[:usable].view(dtype)
-        return typed.as_strided(shape, dense_strides(shape), offset // dtype.itemsize)
+        """The dense tensor of `shape` whose first byte lies at `offset`, a multiple of itemsize.
+
+        For fastcap's own use: the same tensor is given out again when it is asked for again, since
+        passes mostly repeat, and making one takes the host as long as starting a copy.
+        """
+        key = dtype, offset, shape
+        found = self._views.get(key)
+        if found is None:
+            typed = self._typed.get(dtype)
+            if typed is None:
+                typed = self._as(dtype)
+            found = typed.as_strided(shape, dense_strides(shape), offset // dtype.itemsize)
+            if len(self._views) >= MOST_VIEWS:
+                self._views.clear()
+            self._views[key] = found
+        return found
+
+    def _as(self, dtype: torch.dtype) -> Tensor:
+        usable = self.n_bytes - self.n_bytes % dtype.itemsize
+        with normal_mode():  # R10: a cached view must not be an inference tensor
+            typed = self._typed[dtype] = self.bytes[:usable].view(dtype)
+        return typed
 
 
 class Staging(Buffer):
@@ -147,6 +166,12 @@ class Device(ABC, Generic[QueueT, FenceT]):
     def current_queue(self) -> QueueT:
         """The compute queue that the calling thread's model code is using right now (R1)."""
 
+    def lasts(self, queue: QueueT) -> bool:
+        """Whether a queue is there as long as the process is. Whoever made one that is not may end
+        it once the model has run: then nothing may be asked of it, and another may have its name.
+        """
+        return True
+
     @abstractmethod
     def fence(self) -> FenceT:
         """A new fence, not marked yet and therefore done."""
@@ -169,7 +194,7 @@ class Device(ABC, Generic[QueueT, FenceT]):
 
     @abstractmethod
     def is_capturing(self) -> bool:
-        """Whether the current queue is recording a graph instead of running."""
+        """Whether this device's current queue is recording a graph instead of running."""
 
     # Memory
 
@@ -204,7 +229,11 @@ class Device(ABC, Generic[QueueT, FenceT]):
     # Moving bytes
 
     def upload(self, value: Tensor) -> Tensor:
-        """A small host tensor where values are, ready for the current queue and for no other."""
+        """A strided host tensor where values are, ready for the current queue and for no other.
+
+        Laid out as `.to` lays it out. The host does not wait, and the tensor may be written to as
+        soon as this returns.
+        """
         return value.to(self.torch_device)
 
     @abstractmethod

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,11 +40,20 @@ class HostWorkers:
     """Threads with a queue each, so that tasks given to one worker run in the order given.
 
     No thread exists before its first task, and none outlives `close`.
+
+    Args:
+        begin: Called by each thread before its first task. It must not lead to the workers, which
+            otherwise would keep themselves alive.
     """
 
-    def __init__(self, n_workers: int = N_WORKERS) -> None:
+    def __init__(self, begin: Callable[[], None], n_workers: int = N_WORKERS) -> None:
         self._threads = [
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"fastcap-worker-{i}")
+            ThreadPoolExecutor(
+                max_workers=1,
+                thread_name_prefix=f"fastcap-worker-{i}",
+                initializer=_begin,
+                initargs=(begin,),
+            )
             for i in range(n_workers)
         ]
 
@@ -54,12 +66,44 @@ class HostWorkers:
             thread.shutdown(wait=True)
 
 
-class ThreadedDevice(Device[QueueT, FenceT]):
-    """A device whose slots are ordinary host memory and whose workers are threads."""
+def _begin(begin: Callable[[], None]) -> None:
+    copy_alone()
+    begin()
 
-    def __init__(self, torch_device: torch.device) -> None:
+
+def copy_alone() -> None:
+    """Have torch's operators in this thread run in this thread alone.
+
+    The first large copy of a thread otherwise brings a team of OpenMP threads as large as the main
+    thread's: four workers on sixteen cores would be sixty-four threads. `torch.set_num_threads`
+    is no way to say this, since it also sets the size for every thread to come; OpenMP's own
+    setting is the thread's (docs/design/host-memory.md). Where it cannot be found, teams come.
+    """
+    torch.get_num_threads()  # torch sets the thread's size before its first use: not after this
+    with contextlib.suppress(OSError, AttributeError):
+        _torch_library().omp_set_num_threads(1)
+
+
+@cache
+def _torch_library() -> ctypes.CDLL:
+    """The library of torch's operators, and through it the OpenMP it is linked to."""
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
+
+
+class ThreadedDevice(Device[QueueT, FenceT]):
+    """A device whose slots are ordinary host memory and whose workers are threads.
+
+    Args:
+        torch_device: Where the model's tensors live.
+        begin_worker: See `HostWorkers`.
+    """
+
+    def __init__(
+        self, torch_device: torch.device, begin_worker: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(torch_device)
-        self._workers = HostWorkers()
+        self._workers = HostWorkers(begin_worker)
         self._delivery_lock = threading.Lock()
 
     def wait(self, fence: FenceT) -> None:

@@ -16,6 +16,12 @@ Target: TypeAlias = Tensor | Destination
 """Where a value is delivered."""
 
 
+NO_GRAPHS = (
+    "A CUDA graph is being captured, and fastcap cannot capture activations inside one: a replay "
+    "runs no hooks. Disable the store around the graph's capture."
+)
+
+
 class Capture:
     """One captured value on its way to host memory.
 
@@ -39,44 +45,32 @@ class Capture:
         lengths: Of ragged values, how many rows each sample has.
     """
 
-    __slots__ = (
-        "dropped",
-        "dtype",
-        "error",
-        "is_lendable",
-        "is_small",
-        "is_straight",
-        "lengths",
-        "n_bytes",
-        "pieces",
-        "route",
-        "shape",
-        "spilled",
-        "target",
-        "tickets",
-        "was_read",
-        "wire_dtype",
-    )
+    # Of the class until they are set: one is made in every hook, and most never change.
+    spilled: HostBuffer | None = None
+    is_straight = False
+    is_small = False
+    is_lendable = False
+    was_read = False
+    dropped = False
+    error: Exception | None = None
+    lengths: tuple[int, ...] | None = None
 
     def __init__(
-        self, shape: torch.Size, wire_dtype: torch.dtype, dtype: torch.dtype, route: int
+        self,
+        shape: torch.Size,
+        wire_dtype: torch.dtype,
+        dtype: torch.dtype,
+        route: int,
+        target: Target | None = None,
     ) -> None:
         self.shape = shape
         self.wire_dtype = wire_dtype
         self.dtype = dtype
         self.n_bytes = shape.numel() * wire_dtype.itemsize
         self.route = route
+        self.target = target
         self.pieces: list[Piece] = []
-        self.spilled: HostBuffer | None = None
-        self.target: Target | None = None
         self.tickets: list[Ticket] = []
-        self.is_straight = False
-        self.is_small = False
-        self.is_lendable = False
-        self.was_read = False
-        self.dropped = False
-        self.error: Exception | None = None
-        self.lengths: tuple[int, ...] | None = None
 
     def note_read(self) -> None:
         """Somebody asks for the value.
@@ -128,6 +122,14 @@ class Lane(Protocol):
     @property
     def device(self) -> AnyDevice:
         """Where this lane's values come from."""
+
+    def refuse_graphs(self) -> None:
+        """Asked before anything else is done with a value: a graph that is being recorded would
+        record it, or break.
+
+        Raises:
+            DeviceError: The model's work is being recorded, and not run.
+        """
 
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int

@@ -28,16 +28,15 @@ class DirectLane:
     """See `fastcap.lanes.base.Lane`."""
 
     def __init__(self, device: AnyDevice, buffers: HostBuffers) -> None:
-        self._device = device
+        self.device = self._device = device
         self._buffers = buffers
         self._counters = LaneCounters()
         self._queued: deque[tuple[Ticket, int]] = deque()
         self._queued_bytes = 0
         self._queue_lock = threading.Lock()
 
-    @property
-    def device(self) -> AnyDevice:
-        return self._device
+    def refuse_graphs(self) -> None:
+        """There are none where nothing is queued."""
 
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int

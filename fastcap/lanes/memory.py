@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import torch
@@ -80,20 +81,20 @@ class LaneMemory:
         self._longest_bytes = max(self._longest_bytes, self._pass_bytes)
         self._pass_bytes = 0
 
-    def better_budget(self) -> Budget | None:
-        """What suits passes like those seen; `None`, for good, where that is what there is."""
-        assert self._budget is not None
+    def settle(self) -> Budget | None:
+        """Size staging for passes like those seen, once: by chunks that are added or, where larger
+        ones are needed, by the budget that is returned and that `resize` allocates.
+        """
+        if self.is_sized or self._budget is None or not self.is_open:
+            return None
         settled = settled_budget(self._budget, self._plan())
-        self.is_sized = settled == self._budget
-        return None if self.is_sized else settled
-
-    def extend(self, budget: Budget) -> None:
-        """Add the chunks that `budget` has more, once. Slots are added when they are needed."""
-        assert self._budget is not None
+        if settled.chunk_bytes > self._budget.chunk_bytes:
+            return None if self.slots.any_lent() else settled  # what is lent stays: later
         self.is_sized = True
         with torch.inference_mode(False):  # R10
-            self.ring.extend(self._device, budget.n_chunks - self._budget.n_chunks)
-        self._budget = budget
+            self.ring.extend(self._device, settled.n_chunks - len(self.ring))
+        self._budget = settled
+        return None
 
     def resize(self, budget: Budget) -> None:
         """Allocate again, once. Nothing may be staged, held or lent."""
@@ -106,27 +107,32 @@ class LaneMemory:
         except (DeviceMemoryError, HostMemoryError):
             self._allocate(first)  # slower, and as exact
 
-    def may_pin(self) -> bool:
-        """Whether there is room for one more slot: in the budget for the longest pass so far and,
-        unless that is the user's, in what a growing result has left of the host's memory.
+    def add_slot(self, lock: threading.Lock) -> bool:
+        """Pin one more slot, if there is room: in the budget for the longest pass so far and,
+        unless the user set that, in what a growing result has left of the host's memory.
+
+        For one thread at a time, and not under the lane's lock, which is taken to add the slot:
+        pinning takes milliseconds.
         """
-        if not self.is_open or not self._may_pin or len(self.slots) >= self._most_slots():
+        if not (self._may_pin and self.is_open and len(self.slots) < self._most_slots()):
             return False
-        left_bytes = None if self._limits.host_bytes is not None else available_bytes()
-        held_bytes, slot_bytes = len(self.slots) * self.ring.chunk_bytes, self.ring.chunk_bytes
-        return left_bytes is None or held_bytes + slot_bytes <= (held_bytes + left_bytes) // 4
+        chunk_bytes = self.ring.chunk_bytes
+        if self._limits.host_bytes is None and (left_bytes := available_bytes()) is not None:
+            held_bytes = len(self.slots) * chunk_bytes
+            if held_bytes + chunk_bytes > (held_bytes + left_bytes) // 4:
+                return False
+        try:
+            with torch.inference_mode(False):  # R10
+                slot = Slot(self._device, chunk_bytes)
+        except HostMemoryError:  # for good: fewer slots are slower, and as exact
+            self._may_pin = False
+            return False
+        with lock:
+            self.slots.add(slot)
+        return True
 
     def _most_slots(self) -> int:
         return max(1, self._plan().slot_bytes // self.ring.chunk_bytes)
-
-    def new_slot(self) -> Slot | None:
-        """One more slot, for `SlotPool.add`; `None`, for good, where the system refuses to pin."""
-        with torch.inference_mode(False):  # R10
-            try:
-                return Slot(self._device, self.ring.chunk_bytes)
-            except HostMemoryError:  # fewer slots are slower, and as exact
-                self._may_pin = False
-                return None
 
     def _plan(self) -> Budget:
         if self._known is None:  # before anything of fastcap's is in it

@@ -22,10 +22,10 @@ from fastcap.budget import Limits
 from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
 from fastcap.host_memory import empty_bytes
-from fastcap.lanes.base import Capture, LaneCounters, Target, narrower, without_frames
+from fastcap.lanes.base import NO_GRAPHS, Capture, LaneCounters, Target, narrower, without_frames
 from fastcap.lanes.memory import LaneMemory
 from fastcap.lanes.pieces import part_of, split
-from fastcap.lanes.straight import choose_way, copy_straight, wait_for, wait_for_copies
+from fastcap.lanes.straight import Landings, choose_way, wait_for, wait_for_copies
 from fastcap.pool import Chunk, HostBuffers, Piece, Slot
 from fastcap.records import Statistics
 
@@ -36,31 +36,26 @@ class StagedLane:
     def __init__(
         self, device: AnyDevice, limits: Limits, buffers: HostBuffers, n_sites: int
     ) -> None:
-        self._device = device
+        self.device = self._device = device
         self._buffers = buffers
         self._lock = threading.Lock()
         self._moving = threading.RLock()
         self._memory = LaneMemory(device, limits, n_sites)
         self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
+        self._landings = Landings(device)
         self._went_straight = False
         self._counters = LaneCounters()
 
-    @property
-    def device(self) -> AnyDevice:
-        return self._device
-
     # captured → staged, in the hook
+
+    def refuse_graphs(self) -> None:
+        if self._device.is_capturing():
+            raise DeviceError(NO_GRAPHS)
 
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
-        if self._device.is_capturing():
-            raise DeviceError(
-                "A CUDA graph is being captured, and fastcap cannot capture activations inside "
-                "one: a replay runs no hooks. Disable the store around the graph's capture."
-            )
-        capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route)
-        capture.target = target
+        capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route, target)
         try:
             self._stage(value, capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
@@ -84,7 +79,7 @@ class StagedLane:
             choose_way(capture, ring)
             if capture.is_small and isinstance(capture.target, Tensor):
                 self._small.append(capture)
-            if self._pack(compute_queue, value, whole):
+            if self._pack(ring.open, compute_queue, value, whole):
                 return
         for part, piece in split(value, capture, ring.chunk_bytes):
             self._stage_piece(compute_queue, part, piece)
@@ -92,15 +87,15 @@ class StagedLane:
     def _stage_piece(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> None:
         while True:
             with self._lock:
-                if self._pack(compute_queue, value, piece):
+                if self._pack(self._memory.ring.open, compute_queue, value, piece):
                     return
                 is_flushed = self._flush_open()
             if not is_flushed:
                 self._make_room()
 
-    def _pack(self, compute_queue: Hashable, value: Tensor, piece: Piece) -> bool:
+    def _pack(self, chunk: Chunk, compute_queue: Hashable, value: Tensor, piece: Piece) -> bool:
         """Reserve, pack and link: one step, under the lock; `False` when the chunk has no room."""
-        chunk, capture = self._memory.ring.open, piece.owner
+        capture = piece.owner
         if chunk.fill_bytes and chunk.is_straight is not capture.is_straight:
             return False
         chunk.is_straight = capture.is_straight
@@ -109,6 +104,8 @@ class StagedLane:
             return False
         chunk.open_to(compute_queue)
         self._device.pack(value, chunk.staging, offset, capture.wire_dtype)
+        if chunk.is_fleeting:
+            chunk.close_to(compute_queue)
         piece.offset = offset
         piece.home = chunk
         chunk.pieces[piece] = None
@@ -140,10 +137,10 @@ class StagedLane:
             return True
         if chunk.is_straight and chunk.pieces:
             self._went_straight = True
-            landing = copy_straight(self._device, chunk)
+            landing = self._landings.copy(chunk)
             for piece in list(chunk.pieces):
                 piece.owner.tickets.append(landing)
-                self._unlink(piece)
+                piece.unlink()
         elif not self._copy_to_slot(chunk):
             return False
         chunk.reset()
@@ -197,7 +194,7 @@ class StagedLane:
         capture.tickets.append(ticket)
         if isinstance(home, Slot):
             home.tickets.append(ticket)
-        self._unlink(piece)
+        piece.unlink()
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
         capture.note_read()
@@ -268,7 +265,7 @@ class StagedLane:
                 return None
             self._device.wait(slot.landed)
             if self._memory.is_open and self._memory.slots.is_last(slot):
-                self._add_slot()
+                self._memory.add_slot(self._lock)
             with self._lock:
                 if not self._memory.is_open or not self._memory.slots.may_lend(slot, piece.n_bytes):
                     return None
@@ -309,14 +306,7 @@ class StagedLane:
     def _unlink_all(self, capture: Capture) -> None:
         with self._lock:
             for piece in list(capture.pieces):
-                self._unlink(piece)
-
-    def _unlink(self, piece: Piece) -> None:
-        home, piece.home = piece.home, None
-        if home is not None and not isinstance(home, HostBuffer):
-            home.pieces.pop(piece, None)
-        if piece in piece.owner.pieces:  # else another thread was first
-            piece.owner.pieces.remove(piece)
+                piece.unlink()
 
     def _make_room(self) -> None:
         """Come nearer to a free slot: wait for a copy, pin another slot, or empty one. Waits for
@@ -334,19 +324,8 @@ class StagedLane:
                 # Slots come free one after another as copies land. Waiting for the worker that has
                 # the oldest could take as long as a disk takes to sync.
                 self._device.wait(copying.landed)
-            elif not ((would_spill or not victim.pieces) and self._add_slot()):
+            elif not ((would_spill or not victim.pieces) and self._memory.add_slot(self._lock)):
                 self._empty(victim)
-
-    def _add_slot(self) -> bool:
-        """Pin one more slot, if the budget allows it. Under `_moving`, so that nobody else pins or
-        closes meanwhile, and not under the lock, since pinning takes milliseconds.
-        """
-        slot = self._memory.new_slot() if self._memory.may_pin() else None
-        if slot is None:
-            return False
-        with self._lock:
-            self._memory.slots.add(slot)
-        return True
 
     def _empty(self, slot: Slot) -> None:
         with self._lock:
@@ -364,7 +343,7 @@ class StagedLane:
         if capture.target is not None and not capture.wants_worker:
             self._read_piece(piece, slot)
             with self._lock:
-                self._unlink(piece)
+                piece.unlink()
             return
         spilled = capture.spilled  # another thread may drop the capture meanwhile
         if spilled is None:
@@ -388,16 +367,9 @@ class StagedLane:
         # Memory of another size is faster and not more exact, and this is in a hook (R9).
         with contextlib.suppress(DeviceMemoryError, HostMemoryError), self._moving:
             with self._lock:
-                if self._memory.is_sized or not self._memory.is_open:
-                    return
-                budget = self._memory.better_budget()
+                budget = self._memory.settle()
                 if budget is None:
                     return
-                if budget.chunk_bytes == self._memory.ring.chunk_bytes:
-                    self._memory.extend(budget)
-                    return
-                if self._memory.slots.any_lent():
-                    return  # a lent slot cannot be replaced: later
                 slots = self._memory.slots.all()
             self.flush()
             for slot in slots:
@@ -424,5 +396,5 @@ class StagedLane:
                         "This value was still on its way when its store was disabled or its stream "
                         "closed, by an error or from another thread. Run the pass again."
                     )
-                    self._unlink(piece)
+                    piece.unlink()
                 self._memory.close()

@@ -6,6 +6,9 @@ copied piece by piece, the second kind all at once.
 
 from __future__ import annotations
 
+import queue
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,17 +60,40 @@ class PinnedRows:
 class Landing:
     """A ticket for what a copy brings straight to its rows; see `fastcap.devices.base.Ticket`."""
 
-    __slots__ = ("_device", "fence")
+    __slots__ = ("_device", "_spare", "fence")
 
-    def __init__(self, device: AnyDevice) -> None:
+    def __init__(self, device: AnyDevice, fence: Any, spare: queue.SimpleQueue[Any]) -> None:
         self._device = device
-        self.fence = device.fence()
+        self._spare = spare
+        self.fence = fence
 
     def done(self) -> bool:
         return self._device.done(self.fence)
 
     def error(self) -> None:
         return None
+
+    def __del__(self) -> None:
+        # Nobody holds the ticket, so nobody will wait for its fence: another copy may mark it. As
+        # every finalizer it may run at any moment, and only puts (R6).
+        self._spare.put(self.fence)
+
+
+class Landings:
+    """Tickets for copies that go straight. A fence is made only while all others are in use."""
+
+    def __init__(self, device: AnyDevice) -> None:
+        self._device = device
+        self._spare: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def copy(self, chunk: Chunk) -> Landing:
+        """Copy the pieces of a chunk to their rows; they are delivered when the landing is done."""
+        try:
+            fence = self._spare.get_nowait()
+        except queue.Empty:
+            fence = self._device.fence()
+        copy_straight(self._device, chunk, fence)
+        return Landing(self._device, fence, self._spare)
 
 
 def choose_way(capture: Capture, ring: StagingRing) -> None:
@@ -82,25 +108,23 @@ def choose_way(capture: Capture, ring: StagingRing) -> None:
     capture.is_lendable = ring.chunk_bytes <= 2 * capture.n_bytes <= 2 * ring.chunk_bytes
 
 
-def copy_straight(device: AnyDevice, chunk: Chunk) -> Landing:
-    """Copy the pieces of a chunk to their rows. They are delivered when the landing is done."""
-    landing = Landing(device)
+def copy_straight(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
+    """Copy the pieces of a chunk to their rows, and mark a fence when they are there."""
     pieces = list(chunk.pieces)
     after = chunk.mark_packed()
     for piece in pieces:
         target = piece.owner.target
         assert isinstance(target, PinnedRows)
-        then = (landing.fence, chunk.copied) if piece is pieces[-1] else ()
+        then = (landed, chunk.copied) if piece is pieces[-1] else ()
         device.copy(chunk.staging, target.part(piece), piece.n_bytes, after, then, piece.offset)
         after = []  # the others come after this one
-    return landing
 
 
 def wait_for_copies(device: AnyDevice, chunk: Chunk, slot: Slot) -> None:
     """Block the host until no copy is under way, also where an interrupt came before its mark."""
-    landing = Landing(device)
-    device.copy(chunk.staging, slot.buffer, 0, after=(), then=(landing.fence,))
-    device.wait(landing.fence)
+    fence = device.fence()
+    device.copy(chunk.staging, slot.buffer, 0, after=(), then=(fence,))
+    device.wait(fence)
 
 
 def wait_for(device: AnyDevice, ticket: Ticket) -> None:

@@ -31,6 +31,9 @@ class LoggedStream:
     def synchronize(self) -> None:
         self.log.append(f"host waits for {self.name}")
 
+    def query(self) -> bool:
+        return True
+
 
 @dataclass(eq=False)
 class LoggedEvent:
@@ -63,6 +66,8 @@ class LoggedStreams:
         self.log: list[str] = []
         self.default = LoggedStream("default", self.log)
         self.current = self.default
+        self.current_index = 0
+        self.fleeting: list[LoggedStream] = []
         self._n_events = 0
         self._n_streams = 0
 
@@ -72,7 +77,12 @@ class LoggedStreams:
             new_event=self._new_event,
             new_timing_event=self._new_event,
             current_stream=lambda device: self.current,
+            lasting_stream=lambda device: self.default,
+            lasts=lambda stream: stream not in self.fleeting,
             use_stream=self._use,
+            current_index=lambda: self.current_index,
+            set_index=lambda index: self.log.append(f"thread begins on device {index}"),
+            use_index=self._use_index,
             pinned_bytes=lambda n_bytes: torch.empty(n_bytes, dtype=torch.uint8),
             free_bytes=lambda device: 1 << 30,
             is_capturing=lambda: False,
@@ -85,6 +95,16 @@ class LoggedStreams:
     def _new_event(self, device: torch.device) -> LoggedEvent:
         self._n_events += 1
         return LoggedEvent(f"event {self._n_events}", self.log)
+
+    @contextlib.contextmanager
+    def _use_index(self, index: int) -> Iterator[None]:
+        before, self.current_index = self.current_index, index
+        self.log.append(f"to device {index}")
+        try:
+            yield
+        finally:
+            self.current_index = before
+            self.log.append(f"back to device {before}")
 
     @contextlib.contextmanager
     def _use(self, stream: LoggedStream) -> Iterator[None]:

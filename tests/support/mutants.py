@@ -154,9 +154,9 @@ MUTANTS = [
         "R6",
         "slots are pinned without regard to the budget",
         (
-            "fastcap.lanes.memory:LaneMemory.may_pin",
-            "len(self.slots) >= self._most_slots()",
-            "False",
+            "fastcap.lanes.memory:LaneMemory.add_slot",
+            "len(self.slots) < self._most_slots()",
+            "True",
         ),
     ),
     _mutant(
@@ -364,7 +364,7 @@ MUTANTS = [
     _mutant(
         "R7",
         "a value that is still wanted dies with its slot",
-        (f"{STAGED}:StagedLane._empty", "self._spill(piece, slot)", "self._unlink(piece)"),
+        (f"{STAGED}:StagedLane._empty", "self._spill(piece, slot)", "piece.unlink()"),
     ),
     _mutant(
         "R7",
@@ -505,7 +505,9 @@ NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
     "pool:SlotPool.next_to_land done": scenarios.a_consumer_that_keeps_up_needs_few_slots,
     "pool:SlotPool.collect_returned take_back": scenarios.what_was_lent_is_told_to_the_device,
     "pool:Chunk.abandon mark": scenarios.an_unwanted_chunk_changes_queues,
-    "lanes.staged:StagedLane.capture is_capturing": scenarios.a_graph_capture_is_refused,
+    "pool:Chunk.open_to lasts": scenarios.a_queue_is_ended_before_its_values_are_asked_for,
+    "pool:Chunk.close_to mark": scenarios.a_queue_is_ended_before_its_values_are_asked_for,
+    "lanes.staged:StagedLane.refuse_graphs is_capturing": scenarios.a_graph_capture_is_refused,
     "lanes.memory:LaneMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
 }
 SURVIVING = {

@@ -97,6 +97,7 @@ SEAM = {
     "current_queue": "{device}.__dict__.setdefault('first_queue', {call})",
     "done": "True",
     "is_capturing": "False",
+    "lasts": "True",
     "free_bytes": "None",
 }
 """What stands for a call whose answer is used; anything else becomes `None`."""

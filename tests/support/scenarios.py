@@ -287,6 +287,24 @@ def an_unwanted_chunk_changes_queues() -> None:
     assert not device.judge.violations, device.judge.violations[0]
 
 
+def a_queue_is_ended_before_its_values_are_asked_for() -> None:
+    """A model runs twice on a queue of its own, which its owner then ends."""
+    for kind in ("early", "late"):
+        device, model = SimulatedDevice(Schedule(kind)), nn.Sequential(nn.Identity(), nn.Identity())
+        with running_on(device):
+            theirs = device.new_queue("theirs", lasts=False)
+            device.use_queue(theirs)
+            store = fastcap.ActivationStore(model, ["0", "1"], device_bytes=4096, host_bytes=4096)
+            store.enable()
+            for value in (1, 2):
+                model(number(value))
+            theirs.is_ended = True
+            device.use_queue(device.compute)
+            assert all(found.eq(2).all() for found in store.activations.values())
+            store.disable()
+        assert not device.judge.violations, device.judge.violations[0]
+
+
 def what_was_lent_is_told_to_the_device() -> None:
     """Values are lent and dropped more often than there are slots."""
     device, model = SimulatedDevice(Schedule("early")), echo()

@@ -78,9 +78,9 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
 
     # The model's side
 
-    def new_queue(self, name: str) -> Queue:
-        """One more compute queue."""
-        queue = Queue(name)
+    def new_queue(self, name: str, lasts: bool = True) -> Queue:
+        """One more compute queue; whether it is there for good."""
+        queue = Queue(name, lasts=lasts)
         self._runner.queues.append(queue)
         return queue
 
@@ -123,6 +123,9 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
     def current_queue(self) -> Queue:
         return getattr(self._of_thread, "queue", self.compute)
 
+    def lasts(self, queue: Queue) -> bool:
+        return queue.lasts
+
     def fence(self) -> SimulatedFence:
         self.counters.fences += 1
         return SimulatedFence()
@@ -132,6 +135,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
             fence.last = self._mark(queue)
 
     def _mark(self, queue: Queue) -> Mark:
+        queue.check_is_there(self.judge.note)
         self.judge.issue(queue)
         mark = Mark(queue, self.judge.snapshot(queue))
 
@@ -147,6 +151,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
             self._wait_on(queue, fence)
 
     def _wait_on(self, queue: Queue, fence: SimulatedFence) -> None:
+        queue.check_is_there(self.judge.note)
         if fence.last is not None:
             self.judge.learn(queue, fence.last.clock)
             self._runner.give(queue, "hold", lambda: None, waits_for=fence.last)
@@ -199,10 +204,14 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         self.peak_device_bytes = max(self.peak_device_bytes, self.counters.device_bytes)
         staging = Staging(self._poisoned(n_bytes))
         self._name(staging, "staging")
-        self._allocated_on[staging] = queue = self.current_queue()
+        current = self.current_queue()
+        # As on a real one, memory belongs to a queue that is there when it is given back.
+        self._allocated_on[staging] = queue = current if current.lasts else self.compute
         with self._runner.turn():
             # The allocator hands out what earlier work on this queue may still be using.
             self._access(queue, "allocation", staging, 0, n_bytes, is_write=True)
+            if current is not queue:
+                self._wait_on(current, SimulatedFence(self._mark(queue)))
         return staging
 
     def host(self, n_bytes: int) -> HostBuffer:

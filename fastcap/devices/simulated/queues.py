@@ -19,11 +19,21 @@ class Queue:
         name: What reports call it.
         kind: One of `QUEUE_KINDS`; schedules are as eager as the kind.
         pending: What has been given and has not run.
+        lasts: Whether it cannot be ended.
+        is_ended: Whether its owner has ended it: what it was given before runs all the same, and
+            nothing may be asked of it any more.
     """
 
     name: str
     kind: str = "compute"
+    lasts: bool = True
+    is_ended: bool = False
     pending: deque[Operation] = field(default_factory=deque)
+
+    def check_is_there(self, note: Callable[[str], None]) -> None:
+        """Note what is asked of a queue that was ended."""
+        if self.is_ended:
+            note(f"{self.name} is asked for something after its owner ended it")
 
     @property
     def is_runnable(self) -> bool:
