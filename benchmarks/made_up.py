@@ -16,7 +16,7 @@ from benchmarks.peers.questions import GPT2, QUESTIONS
 from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS, TRANSFORMER_LENS, why_not
 from benchmarks.programs import Origin
 from fastcap.bench.floors import Floors
-from fastcap.bench.machine import Machine
+from fastcap.bench.hardware import Machine
 from fastcap.bench.overhead import Overhead
 from fastcap.bench.ways import WAYS
 

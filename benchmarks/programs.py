@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.checkout import Checkout, describe_checkout
-from fastcap.bench.machine import Machine, describe_machine
+from fastcap.bench.hardware import Machine, describe_machine
 from fastcap.bench.timing import FEWEST_ROUNDS
 from fastcap.host_memory import format_bytes
 

@@ -74,7 +74,7 @@ from benchmarks.gpu.subjects import GPT2, LLAMA, THIN, Subject, build, tiny
 from benchmarks.gpu.toolbox import TINY, Gpu
 from fastcap.bench import Machine, make_case, ways
 from fastcap.bench.case import Values
-from fastcap.lanes import staged, straight
+from fastcap.transfer import staged, straight
 
 GB = 10**9
 MiB = 1 << 20

@@ -40,7 +40,7 @@ from benchmarks.peers.ways import (
 )
 from benchmarks.programs import Origin
 from fastcap.bench.floors import Floors
-from fastcap.bench.machine import Machine
+from fastcap.bench.hardware import Machine
 
 pytest.importorskip("transformers")
 main = import_module("benchmarks.peers.__main__")

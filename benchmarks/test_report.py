@@ -12,7 +12,7 @@ from benchmarks.memory import Peak
 from benchmarks.programs import Origin
 from benchmarks.workloads import WORKLOADS
 from fastcap.bench.floors import Floors
-from fastcap.bench.machine import Machine
+from fastcap.bench.hardware import Machine
 
 SETTING = report.Setting(
     workload=WORKLOADS["tiny"],

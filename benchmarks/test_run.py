@@ -15,7 +15,7 @@ from benchmarks.checkout import Checkout, describe_checkout
 from benchmarks.memory import Peak
 from fastcap.bench import timing
 from fastcap.bench.floors import Floors
-from fastcap.bench.machine import describe_machine
+from fastcap.bench.hardware import describe_machine
 
 PEAKS = {"hookless": Peak(1000, 900), "incumbent": Peak(4000, 900), "fastcap": Peak(2000, 900)}
 

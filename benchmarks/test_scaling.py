@@ -12,7 +12,7 @@ from benchmarks.checkout import Checkout
 from benchmarks.programs import Origin
 from benchmarks.scaling import BASES, SERIES, measure_point, workload, write
 from benchmarks.workloads import WORKLOADS
-from fastcap.bench.machine import describe_machine
+from fastcap.bench.hardware import describe_machine
 from fastcap.bench.timing import Ratio
 
 

@@ -21,15 +21,15 @@ from fastcap.records import Record as Record
 from fastcap.records import Statistics as Statistics
 from fastcap.representations import extract_representations as extract_representations
 from fastcap.saving import save_activations as save_activations
-from fastcap.streams import Stream as Stream
-from fastcap.streams import stream as stream
+from fastcap.streaming import Stream as Stream
+from fastcap.streaming import stream as stream
 
 if TYPE_CHECKING:
     from fastcap import planning as planning
     from fastcap.archive.reader import Archive as Archive
     from fastcap.archive.reader import open_archive as open_archive
     from fastcap.extraction.run import extract as extract
-    from fastcap.listing import list_sites as list_sites
+    from fastcap.model.listing import list_sites as list_sites
     from fastcap.planning.make import plan as plan
 
 __all__ = [
@@ -55,7 +55,7 @@ __version__ = "0.1.0"
 _LOADED_WHEN_NAMED = {
     "Archive": "fastcap.archive.reader",
     "extract": "fastcap.extraction.run",
-    "list_sites": "fastcap.listing",
+    "list_sites": "fastcap.model.listing",
     "open_archive": "fastcap.archive.reader",
     "plan": "fastcap.planning.make",
 }

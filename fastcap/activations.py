@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcap.budget import make_limits
 from fastcap.engine import Engine, Pass
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.forward import forget_compiled, has_compiled, is_compiled
-from fastcap.hooks import detach
-from fastcap.passes import watch_passes
+from fastcap.model.forward import forget_compiled, has_compiled, is_compiled
+from fastcap.model.hooks import detach
+from fastcap.model.passes import watch_passes
+from fastcap.model.sites import Sites, as_site_names, bind_sites
 from fastcap.records import Statistics
-from fastcap.rows import MaskOf, RowSource
-from fastcap.sites import Sites, as_site_names, bind_sites
+from fastcap.selection.per_sample import MaskOf, RowSource
 from fastcap.spec import Positions, Reduce, as_keeps_all, make_selection
+from fastcap.transfer.budget import make_limits
 from fastcap.warn import warn
 
 

@@ -1,7 +1,7 @@
 """The engine: from hooks that fire to captures that are filed by pass and site.
 
 A capture goes captured → staged → copying → landed → delivered → free; the way from the hook to
-host memory is its lane's business (`fastcap.lanes`), one lane per device that the model's values
+host memory is its lane's business (`fastcap.transfer`), one lane per device that the model's values
 live on. The engine decides whose pass a value belongs to, selects, and keeps the last call of each
 site. It knows no kind of device.
 """
@@ -19,24 +19,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcap.budget import Limits
 from fastcap.devices import open_device
 from fastcap.devices.base import Destination
-from fastcap.hooks import attach, detach, modes_are_on, modes_off
-from fastcap.lanes.base import Capture, Lane
-from fastcap.lanes.direct import DirectLane
-from fastcap.lanes.staged import StagedLane
-from fastcap.lanes.straight import wait_for
-from fastcap.parts import check_capturable, describe_miss, is_fake, take_part
-from fastcap.pool import HostBuffers
+from fastcap.model.early_stop import Firings
+from fastcap.model.hooks import attach, detach, modes_are_on, modes_off
+from fastcap.model.parts import check_capturable, describe_miss, is_fake, take_part
+from fastcap.model.sites import BoundSite
+from fastcap.model.unfired import explain_silence
 from fastcap.records import Statistics
-from fastcap.rows import Rows, RowSource
-from fastcap.selector import Selector
-from fastcap.silence import explain_silence
-from fastcap.sites import BoundSite
+from fastcap.selection.per_sample import Rows, RowSource
+from fastcap.selection.selector import Selector
+from fastcap.selection.token_count import TokenCounter
 from fastcap.spec import Selection, Site
-from fastcap.stopping import Firings
-from fastcap.tokens import TokenCounter
+from fastcap.transfer.base import Capture, Lane
+from fastcap.transfer.budget import Limits
+from fastcap.transfer.pinned_out import wait_for
+from fastcap.transfer.pool import HostBuffers
+from fastcap.transfer.staged import StagedLane
+from fastcap.transfer.synchronous import DirectLane
 from fastcap.warn import warn
 
 IDLE_BYTES = 2 << 30
@@ -159,7 +159,7 @@ class Pass:
 
 _orphans: queue.SimpleQueue[dict[torch.device, Lane]] = queue.SimpleQueue()
 """Lanes of engines that were dropped without `close`. A finalizer may not touch a device, and
-memory that is freed while queues still use it would be handed to the model."""
+memory that is freed while streams still use it would be handed to the model."""
 
 
 def close_orphans() -> None:
@@ -242,7 +242,7 @@ class Engine:
         detach(self.handles)
 
     def receive(self, index: int, output: Any) -> None:
-        """A hook has fired; see `fastcap.hooks.Receiver`."""
+        """A hook has fired; see `fastcap.model.hooks.Receiver`."""
         current: Pass | None = getattr(self._of_thread, "current", self._always)
         if current is None or (current.firings is not None and current.firings.is_stopped):
             return

@@ -15,7 +15,7 @@ that catches `ValueError` or `KeyError` today goes on working:
     ├── BatchError (TypeError)               a batch the model cannot be called with
     │   └── MissingInputError (KeyError)     a batch without an input that was asked for
     ├── ResultError (RuntimeError)           values that cannot be put together into one result
-    ├── DeviceError (RuntimeError)           the model and `device` disagree, or a queue is busy
+    ├── DeviceError (RuntimeError)           the model and `device` disagree, or a stream is busy
     │   └── DeviceMemoryError                staging does not fit on the accelerator
     ├── HostMemoryError (MemoryError)        host memory cannot be had or pinned
     │   └── ResultTooLargeError              the result cannot fit: refused before it is tried

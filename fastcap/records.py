@@ -1,7 +1,7 @@
 """What a user gets back: records, one pass's records together, and counts.
 
 The six states of a capture, in order: captured (the hook has fired) → staged (packed into staging)
-→ copying (its chunk is on the copy queue) → landed (its bytes are in a slot) → delivered (they are
+→ copying (its chunk is on the copy stream) → landed (its bytes are in a slot) → delivered (they are
 in memory that the user owns, or lent) → free (nothing of fastcap's holds it).
 """
 
@@ -109,7 +109,7 @@ class Statistics:
     delivery_secs: float = 0.0
     """Seconds that host workers have moved bytes, added up over them."""
     holds: int = 0
-    """Times a compute queue was made to wait (without the host) before staging is rewritten."""
+    """Times a compute stream was made to wait (without the host) before staging is rewritten."""
     spills: int = 0
     """Values moved out of a slot to make room for the next copy."""
     spilled_bytes: int = 0
@@ -126,8 +126,8 @@ class Statistics:
     """Bytes of those slots that are allocated now."""
     mask_reads: int = 0
     """Attention masks that lived on the accelerator only: the host waited once for each."""
-    fences: int = 0
-    """Fences (events) created."""
+    events: int = 0
+    """Events (events) created."""
     memory: tuple[str, ...] = ()
     """Staging and slots of each accelerator while they are allocated, and what set their sizes."""
 

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from fastcap.budget import make_limits
+from fastcap.consumers.memory import MemoryResult
+from fastcap.consumers.out import check_out
 from fastcap.devices import open_device
 from fastcap.engine import Engine
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.forward import BatchCaller, Forward, evaluation_mode
-from fastcap.out import check_out
+from fastcap.model.early_stop import EarlyStop, StopAfter
+from fastcap.model.forward import BatchCaller, Forward, evaluation_mode
+from fastcap.model.sites import Sites, as_site_names, bind_sites
 from fastcap.progress import Progress, open_progress
-from fastcap.results import MemoryResult
-from fastcap.rows import MaskOfBatch, RowSource
-from fastcap.sites import Sites, as_site_names, bind_sites
+from fastcap.selection.per_sample import MaskOfBatch, RowSource
 from fastcap.spec import UNPADDED, Positions, Reduce, as_count, make_selection
-from fastcap.stopping import EarlyStop, StopAfter
-from fastcap.streams import Stream
+from fastcap.streaming import Stream
+from fastcap.transfer.budget import make_limits
 from fastcap.warn import warn
 
 LOOKAHEAD = 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from fastcap.forward import forget_compiled, has_compiled
+from fastcap.model.forward import forget_compiled, has_compiled
 
 SUMMARIES = pytest.StashKey[dict[str, str]]()
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.checkout import describe_checkout
-from fastcap.bench.machine import describe_machine
+from fastcap.bench.hardware import describe_machine
 from tests.support.fault_mutants import MUTANTS, Kill, Mutant, hunt
 from tests.support.fault_points import Depth, Tally, play_program
 from tests.support.fault_programs import PROGRAMS

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.checkout import describe_checkout
-from fastcap.bench.machine import describe_machine
+from fastcap.bench.hardware import describe_machine
 from fastcap.devices.simulated import EXTREMES, Schedule
 from tests.support.judging import Failure, Verdict, is_watched, play, search, warm_up
 from tests.support.runs import draw_any

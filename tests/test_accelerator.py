@@ -40,7 +40,7 @@ def test_a_copy_waits_before_it_runs_and_marks_after_it(
     device: AcceleratorDevice, streams: LoggedStreams
 ) -> None:
     staging, slot = device.staging(64), device.host(64)
-    first, second, landed, copied = (device.fence() for _ in range(4))
+    first, second, landed, copied = (device.event() for _ in range(4))
     device.copy(staging, slot, 64, after=[first, second], then=[landed, copied])
     assert streams.log == [
         "copy stream 1 waits for event 1",
@@ -56,9 +56,9 @@ def test_the_current_stream_is_asked_for_every_time(
     device: AcceleratorDevice, streams: LoggedStreams
 ) -> None:
     other = LoggedStream("other", streams.log)
-    assert device.current_queue() is streams.default
+    assert device.current_stream() is streams.default
     streams.current = other
-    assert device.current_queue() is other
+    assert device.current_stream() is other
 
 
 def test_one_copy_stream_serves_all_lanes_of_a_device(
@@ -74,14 +74,14 @@ def test_one_copy_stream_serves_all_lanes_of_a_device(
 def test_staging_is_given_back_in_the_order_of_the_stream_it_came_from(
     device: AcceleratorDevice, streams: LoggedStreams
 ) -> None:
-    staging, copied = device.staging(64), device.fence()
+    staging, copied = device.staging(64), device.event()
     streams.current = LoggedStream("other", streams.log)
     device.release(staging, [copied])
     assert streams.log == ["default waits for event 1"]
 
 
 def test_a_wait_for_what_is_done_is_not_counted(device: AcceleratorDevice) -> None:
-    device.wait(device.fence())
+    device.synchronize(device.event())
     assert device.counters.waits == 0
 
 
@@ -200,7 +200,7 @@ def test_a_device_is_asked_while_it_is_the_current_one(
     """A query makes a context on the current device, and a stream's capture is another's affair."""
     with logged_accelerator(streams):
         device = device_at(1)
-        arguments = () if verb == "is_capturing" else (device.fence(),)
+        arguments = () if verb == "is_capturing" else (device.event(),)
         streams.current_index = current_index
         getattr(device, verb)(*arguments)
         moves = [line for line in streams.log if "device" in line]
@@ -212,7 +212,7 @@ def test_staging_belongs_to_a_stream_that_nobody_can_end(
     device: AcceleratorDevice, streams: LoggedStreams
 ) -> None:
     theirs = streams.current = LoggedStream("theirs", streams.log)
-    staging, copied = device.staging(64), device.fence()
+    staging, copied = device.staging(64), device.event()
     assert streams.log == [
         "enter default",
         "leave default",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastcap
 from fastcap import devices
 from fastcap.devices.cpu import SynchronousDevice
-from fastcap.forward import BatchCaller
+from fastcap.model.forward import BatchCaller
 
 
 class Pair(NamedTuple):

@@ -29,7 +29,7 @@ ON_CPU = {"device": "cpu", **{k: v for k, v in made_report().settings.items() if
 
 
 def cpu_report() -> Report:
-    """As a CPU model's: no link, one queue."""
+    """As a CPU model's: no link, one stream."""
     model = nn.Sequential(nn.Linear(8, 8))
     case = make_case(model, [torch.ones(2, 8)], ["0"])
     from fastcap.bench import record_timeline

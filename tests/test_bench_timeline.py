@@ -14,9 +14,9 @@ from torch import nn
 
 from fastcap.bench import Span, Timeline, make_case, record_timeline, recording
 from fastcap.bench.recording import Recorder, RecordingAccelerator, RecordingTwin
-from fastcap.budget import Budget
 from fastcap.devices.simulated import Costs
 from fastcap.errors import SaveError
+from fastcap.transfer.budget import Budget
 from tests.support.devices import LoggedStreams, logged_accelerator
 from tests.support.virtual import Load, budget_of, model_of
 
@@ -68,11 +68,11 @@ def test_a_link_that_holds_the_model_up_shows_as_a_gap() -> None:
     assert timeline.end_secs == pytest.approx(0.35, rel=1e-3)
 
 
-def test_a_queue_runs_one_thing_at_a_time() -> None:
+def test_a_stream_runs_one_thing_at_a_time() -> None:
     timeline = virtual_timeline(replace(BY_HAND, n_layers=4, n_passes=4))
-    assert timeline.queues[:2] == ["compute queue", "copy queue"]
-    for queue in timeline.queues:
-        spans = [span for span in timeline.spans if span.queue == queue]
+    assert timeline.streams[:2] == ["compute stream", "copy stream"]
+    for stream in timeline.streams:
+        spans = [span for span in timeline.spans if span.stream == stream]
         for one, following in pairwise(spans):
             assert following.start_secs >= one.end_secs - 1e-9
 
@@ -83,7 +83,7 @@ def test_on_the_cpu_copies_lie_between_parts_of_the_forward() -> None:
     timeline, statistics = record_timeline(make_case(model, batches, ["0", "1"]))
     kinds = [span.kind for span in timeline.spans]
     assert kinds == ["forward", "copy", "forward", "copy", "forward"] * 2
-    assert timeline.queues == ["model's thread"]
+    assert timeline.streams == ["model's thread"]
     assert timeline.spans[0].start_secs == 0.0
     assert {s.n_bytes for s in timeline.spans if s.kind == "copy"} == {32 * 64 * 4}
     assert statistics.captures == 2 * (1 + 2)  # the pass that is left out included
@@ -91,10 +91,10 @@ def test_on_the_cpu_copies_lie_between_parts_of_the_forward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("staging_bytes", "queue"), [(1 << 25, "host"), (1 << 15, "worker 0")], ids=["small", "large"]
+    ("staging_bytes", "stream"), [(1 << 25, "host"), (1 << 15, "worker 0")], ids=["small", "large"]
 )
 def test_on_an_accelerator_packs_copies_and_deliveries_are_stamped(
-    staging_bytes: int, queue: str, monkeypatch: pytest.MonkeyPatch
+    staging_bytes: int, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values that are small beside staging are read by the host, others by its workers."""
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
@@ -108,7 +108,7 @@ def test_on_an_accelerator_packs_copies_and_deliveries_are_stamped(
     assert kinds["copy"] >= 3
     assert kinds["forward"] == 3 * 3  # before, between and after two packs
     assert kinds["deliver"] >= 6
-    assert {"compute queue", "copy queue", queue} <= set(timeline.queues)
+    assert {"compute stream", "copy stream", stream} <= set(timeline.streams)
     assert statistics.captures == 2 * 4  # the pass that is left out included
 
 
@@ -130,19 +130,19 @@ def test_a_copy_is_stamped_after_what_it_waits_for() -> None:
 
 
 def _two(device: RecordingAccelerator) -> tuple[object, object]:
-    return device.fence(), device.fence()
+    return device.event(), device.event()
 
 
-def test_the_trace_is_json_in_microseconds_with_a_name_for_each_queue(tmp_path: Path) -> None:
+def test_the_trace_is_json_in_microseconds_with_a_name_for_each_stream(tmp_path: Path) -> None:
     spans = (
-        Span(0.0, 0.25, "compute queue", "forward"),
-        Span(0.25, 0.5, "copy queue", "copy", 64),
+        Span(0.0, 0.25, "compute stream", "forward"),
+        Span(0.25, 0.5, "copy stream", "copy", 64),
     )
     path = tmp_path / "new" / "trace.json"
     Timeline(spans, "this machine").write_trace(path)
     events = json.loads(path.read_text())["traceEvents"]
     names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert names == {1: "compute queue", 2: "copy queue"}
+    assert names == {1: "compute stream", 2: "copy stream"}
     copy = events[-1]
     assert (copy["tid"], copy["ts"], copy["dur"]) == (2, 250_000.0, 250_000.0)
     assert copy["args"] == {"bytes": 64}
@@ -160,7 +160,7 @@ def test_without_copies_nothing_is_hidden() -> None:
 
 def test_in_the_trace_nothing_overlaps_what_begins_at_its_end() -> None:
     ends = [0.0, 4e-10, 1.1e-9, 1.6e-9, 2.4e-9, 1.0000000006, 1.0000000014]
-    spans = tuple(Span(a, b, "queue", "forward") for a, b in pairwise(ends))
+    spans = tuple(Span(a, b, "stream", "forward") for a, b in pairwise(ends))
     events = [e for e in Timeline(spans, "real").trace()["traceEvents"] if e["ph"] == "X"]
     for one, after in pairwise(events):
         assert round(1e3 * (one["ts"] + one["dur"])) == round(1e3 * after["ts"])

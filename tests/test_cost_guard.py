@@ -118,8 +118,8 @@ def cost_of_store(device: AnyDevice, **options: Any) -> Cost:
     return costs[0]
 
 
-ALLOCATING = {"device_allocations", "host_allocations", "device_bytes", "host_bytes", "fences"}
-CREATING = {"staging", "host", "release", "fence", "upload"}
+ALLOCATING = {"device_allocations", "host_allocations", "device_bytes", "host_bytes", "events"}
+CREATING = {"staging", "host", "release", "event", "upload"}
 
 
 @pytest.mark.parametrize("options", [{}, {"positions": -1}], ids=["whole", "last"])
@@ -151,7 +151,7 @@ def test_narrowing_halves_what_crosses() -> None:
     assert cost.counted["copied_bytes"] == N_SITES * SITE_BYTES / 2
 
 
-PER_HOOK = {"is_capturing": 1, "current_queue": 1, "pack": 1}
+PER_HOOK = {"is_capturing": 1, "current_stream": 1, "pack": 1}
 
 
 def test_a_hook_asks_the_device_three_things() -> None:
@@ -193,8 +193,8 @@ def test_the_host_waits_for_no_copy_inside_a_pass_it_can_run_ahead_of() -> None:
 def test_a_cost_that_grows_is_seen() -> None:
     class Wasteful(SimulatedDevice):
         def is_capturing(self) -> bool:
-            self.counters.fences += 1
+            self.counters.events += 1
             return super().is_capturing()
 
     cost = cost_of_stream(Wasteful(Schedule("early")))
-    assert cost.counted["fences"] == N_SITES
+    assert cost.counted["events"] == N_SITES

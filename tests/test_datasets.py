@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastcap import FastcapWarning
+from fastcap.cli.opening import open_dataset, vocabulary_size
 from fastcap.datasets import LabelCollator, LineFile, TokenFile
-from fastcap.datasets.opening import open_dataset, vocabulary_size
 from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from tests.support.errors import message_of
 

@@ -49,27 +49,27 @@ def values_on(device: AnyDevice, *sizes: int, dtype: torch.dtype = torch.float32
 
 
 def copy_to_slot(device: AnyDevice, staging: Staging, n_bytes: int) -> tuple[HostBuffer, Any]:
-    """Pack order as the engine keeps it: mark the packing queue, copy after the mark."""
-    packed, landed = device.fence(), device.fence()
+    """Pack order as the engine keeps it: mark the packing stream, copy after the mark."""
+    packed, landed = device.event(), device.event()
     slot = device.host(SIZE)
-    device.mark(packed, device.current_queue())
+    device.record(packed, device.current_stream())
     device.copy(staging, slot, n_bytes, after=[packed], then=[landed])
     return slot, landed
 
 
-def test_a_fence_that_was_never_marked_is_done(device: AnyDevice) -> None:
-    fence = device.fence()
-    assert device.done(fence)
-    device.wait(fence)
-    device.hold(device.current_queue(), fence)
+def test_a_event_that_was_never_marked_is_done(device: AnyDevice) -> None:
+    event = device.event()
+    assert device.query(event)
+    device.synchronize(event)
+    device.wait_event(device.current_stream(), event)
 
 
-def test_a_fence_is_done_after_waiting_for_it(device: AnyDevice) -> None:
-    fence = device.fence()
+def test_a_event_is_done_after_waiting_for_it(device: AnyDevice) -> None:
+    event = device.event()
     for _ in range(3):
-        device.mark(fence, device.current_queue())
-        device.wait(fence)
-        assert device.done(fence)
+        device.record(event, device.current_stream())
+        device.synchronize(event)
+        assert device.query(event)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -80,7 +80,7 @@ def test_packed_values_land_in_the_slot_byte_for_byte(
     staging = device.staging(SIZE)
     device.pack(value, staging, 256, dtype)
     slot, landed = copy_to_slot(device, staging, 256 + value.nbytes)
-    device.wait(landed)
+    device.synchronize(landed)
     target = torch.empty(3, 5, dtype=dtype)
     device.read(slot, 256, dtype, target)
     assert target.view(torch.uint8).equal(value.cpu().view(torch.uint8))
@@ -104,7 +104,7 @@ def test_packing_makes_any_view_dense(device: AnyDevice, make: Any) -> None:
     staging = device.staging(SIZE)
     device.pack(value, staging, 0, value.dtype)
     slot, landed = copy_to_slot(device, staging, value.nbytes)
-    device.wait(landed)
+    device.synchronize(landed)
     target = torch.empty(value.shape, dtype=value.dtype)
     device.read(slot, 0, value.dtype, target)
     assert target.equal(value.cpu().resolve_conj().resolve_neg())
@@ -115,7 +115,7 @@ def test_packing_narrows_and_reading_widens(device: AnyDevice) -> None:
     staging = device.staging(SIZE)
     device.pack(value, staging, 0, torch.bfloat16)
     slot, landed = copy_to_slot(device, staging, 16)
-    device.wait(landed)
+    device.synchronize(landed)
     target = torch.empty(8, dtype=torch.float64)
     device.read(slot, 0, torch.bfloat16, target)
     assert target.equal(value.cpu().bfloat16().double())
@@ -128,7 +128,7 @@ def test_a_later_change_of_the_source_does_not_reach_the_slot(device: AnyDevice)
     device.pack(value, staging, 0, value.dtype)
     value.fill_(-1)
     slot, landed = copy_to_slot(device, staging, value.nbytes)
-    device.wait(landed)
+    device.synchronize(landed)
     target = torch.empty(16)
     device.read(slot, 0, torch.float32, target)
     assert target.equal(expected)
@@ -136,14 +136,14 @@ def test_a_later_change_of_the_source_does_not_reach_the_slot(device: AnyDevice)
 
 def test_staging_may_be_rewritten_after_a_hold_on_its_copy(device: AnyDevice) -> None:
     first, second = values_on(device, 16), values_on(device, 16) + 1
-    staging, copied, landed = device.staging(SIZE), device.fence(), device.fence()
-    packed, slot = device.fence(), device.host(SIZE)
+    staging, copied, landed = device.staging(SIZE), device.event(), device.event()
+    packed, slot = device.event(), device.host(SIZE)
     device.pack(first, staging, 0, torch.float32)
-    device.mark(packed, device.current_queue())
+    device.record(packed, device.current_stream())
     device.copy(staging, slot, 64, after=[packed], then=[landed, copied])
-    device.hold(device.current_queue(), copied)
+    device.wait_event(device.current_stream(), copied)
     device.pack(second, staging, 0, torch.float32)
-    device.wait(landed)
+    device.synchronize(landed)
     target = torch.empty(16)
     device.read(slot, 0, torch.float32, target)
     assert target.equal(first.cpu())
@@ -158,12 +158,12 @@ def pinned_rows(device: AnyDevice, n_values: int) -> Tensor:
 
 def test_a_copy_takes_any_part_of_staging_to_any_part_of_rows(device: AnyDevice) -> None:
     value, rows = values_on(device, 64), pinned_rows(device, 96)
-    staging, packed, landed = device.staging(SIZE), device.fence(), device.fence()
+    staging, packed, landed = device.staging(SIZE), device.event(), device.event()
     device.pack(value, staging, 256, torch.float32)
-    device.mark(packed, device.current_queue())
+    device.record(packed, device.current_stream())
     part = HostBuffer(rows[32:].view(torch.uint8))
     device.copy(staging, part, 128, after=[packed], then=[landed], offset=256 + 128)
-    device.wait(landed)
+    device.synchronize(landed)
     assert rows[32:64].equal(value.cpu()[32:])
 
 
@@ -175,19 +175,19 @@ def test_copies_reach_what_is_pinned_and_nothing_else(device: AnyDevice) -> None
 
 def test_copies_land_in_the_order_they_were_issued(device: AnyDevice) -> None:
     staging, slot = device.staging(SIZE), device.host(SIZE)
-    copied, packed, landed = device.fence(), device.fence(), device.fence()
+    copied, packed, landed = device.event(), device.event(), device.event()
     for number in range(5):
-        device.hold(device.current_queue(), copied)
+        device.wait_event(device.current_stream(), copied)
         device.pack(values_on(device, 4) * 0 + number, staging, 0, torch.float32)
-        device.mark(packed, device.current_queue())
+        device.record(packed, device.current_stream())
         device.copy(staging, slot, 16, after=[packed], then=[landed, copied])
-    device.wait(landed)
+    device.synchronize(landed)
     target = torch.empty(4)
     device.read(slot, 0, torch.float32, target)
     assert target.eq(4).all()
 
 
-def test_a_delivery_waits_for_its_fence_and_widens(device: AnyDevice) -> None:
+def test_a_delivery_waits_for_its_event_and_widens(device: AnyDevice) -> None:
     value = values_on(device, 32, dtype=torch.float16)
     staging = device.staging(SIZE)
     device.pack(value, staging, 0, torch.float16)
@@ -245,12 +245,12 @@ def test_lent_bytes_are_the_slot_and_can_be_taken_back(device: AnyDevice) -> Non
 def test_counters_count_memory_and_bytes(device: AnyDevice) -> None:
     staging = device.staging(SIZE)
     slot, landed = copy_to_slot(device, staging, 1000)
-    device.wait(landed)
+    device.synchronize(landed)
     counters = device.counters
     assert (counters.copies, counters.copied_bytes) == (1, 1000)
     assert (counters.device_allocations, counters.device_bytes) == (1, SIZE)
     assert (counters.host_allocations, counters.host_bytes) == (1, SIZE)
-    assert counters.fences == 2
+    assert counters.events == 2
     device.release(staging, [landed])
     device.release(slot, [landed])
     assert (counters.device_bytes, counters.host_bytes) == (0, 0)

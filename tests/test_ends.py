@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import fastcap
 from fastcap import devices
+from fastcap.consumers.memory import MemoryResult
 from fastcap.devices.simulated import Schedule, SimulatedDevice
 from fastcap.engine import close_orphans
 from fastcap.errors import ArgumentError, DeviceMemoryError, FastcapError, HostMemoryError
-from fastcap.forward import is_compiled
-from fastcap.lanes.memory import LaneMemory
-from fastcap.lanes.staged import StagedLane
-from fastcap.results import MemoryResult
+from fastcap.model.forward import is_compiled
+from fastcap.transfer.memory import LaneMemory
+from fastcap.transfer.staged import StagedLane
 
 N_SITES = 4
 SITES = [str(site) for site in range(N_SITES)]
@@ -152,7 +152,7 @@ def test_a_lease_keeps_its_own_slot_and_no_other() -> None:
     assert lent.eq(1).all()
 
 
-def test_a_store_that_is_dropped_gives_its_memory_back_behind_its_queues() -> None:
+def test_a_store_that_is_dropped_gives_its_memory_back_behind_its_streams() -> None:
     model = echoes()
     with simulated() as device:
         store = fastcap.ActivationStore(model, SITES)
@@ -232,7 +232,7 @@ def test_memory_that_comes_and_goes_does_not_cost_the_reservation(
 ) -> None:
     row_bytes = value(0).numel() * 4
     readings = iter([100 * row_bytes, 95 * row_bytes])  # what is reserved, what is then checked
-    monkeypatch.setattr("fastcap.results.available_bytes", lambda: next(readings))
+    monkeypatch.setattr("fastcap.consumers.memory.available_bytes", lambda: next(readings))
     extract_without_a_length(7)
     assert allocations == [90]
 
@@ -240,6 +240,6 @@ def test_memory_that_comes_and_goes_does_not_cost_the_reservation(
 def test_where_memory_is_unknown_a_result_grows_by_doubling(
     monkeypatch: pytest.MonkeyPatch, allocations: list[int]
 ) -> None:
-    monkeypatch.setattr("fastcap.results.available_bytes", lambda: None)
+    monkeypatch.setattr("fastcap.consumers.memory.available_bytes", lambda: None)
     extract_without_a_length(40)
     assert allocations == [2, 4, 8, 16, 32, 64]

@@ -114,7 +114,7 @@ def test_the_next_run_after_an_interrupt_is_exact() -> None:
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 bytes are available, and a row of seven needs 320."""
-    monkeypatch.setattr("fastcap.results.available_bytes", lambda: 1000)
+    monkeypatch.setattr("fastcap.consumers.memory.available_bytes", lambda: 1000)
 
 
 class CountsPasses(LanguageModel):

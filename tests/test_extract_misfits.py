@@ -14,8 +14,8 @@ from torch.utils.data import IterableDataset
 
 import fastcap
 from fastcap.archive.writer import Commit
+from fastcap.consumers.column_specs import allow_open_files
 from fastcap.errors import ArchiveConfigError, ArgumentError, ResultError
-from fastcap.extraction.descriptors import allow_open_files
 
 
 class Model(nn.Module):

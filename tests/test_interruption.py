@@ -15,7 +15,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from fastcap import FastcapWarning
-from fastcap.extraction.interruption import SIGNALS, Interruption, leave_signals_to_parent
+from fastcap.extraction.signals import SIGNALS, Interruption, leave_signals_to_parent
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_other_signals_end_with_their_exit_code_and_a_warning(
 
 PROGRAM = """
 import os, signal, sys
-from fastcap.extraction.interruption import Interruption
+from fastcap.extraction.signals import Interruption
 with Interruption() as interruption:
     print("ready", flush=True)
     while not interruption.is_asked:

@@ -28,7 +28,9 @@ def judge_of(*accesses: tuple[str, int, int, bool]) -> OrderJudge:
     [(True, False), (False, True), (True, True)],
     ids=["read after write", "write after read", "write after write"],
 )
-@pytest.mark.parametrize("actors", [("queue a", "queue b"), ("queue a", HOST), (HOST, "queue a")])
+@pytest.mark.parametrize(
+    "actors", [("stream a", "stream b"), ("stream a", HOST), (HOST, "stream a")]
+)
 def test_an_unordered_pair_is_reported_with_both_names(
     actors: tuple[str, str], first_writes: bool, second_writes: bool
 ) -> None:
@@ -39,7 +41,9 @@ def test_an_unordered_pair_is_reported_with_both_names(
     assert f"step of {second}" in violation
 
 
-@pytest.mark.parametrize("actors", [("queue a", "queue b"), ("queue a", HOST), (HOST, "queue a")])
+@pytest.mark.parametrize(
+    "actors", [("stream a", "stream b"), ("stream a", HOST), (HOST, "stream a")]
+)
 @pytest.mark.parametrize(
     ("first_writes", "second_writes"), [(True, False), (False, True), (True, True)]
 )
@@ -66,7 +70,7 @@ def test_overlapping_bytes_conflict() -> None:
     assert judge_of(("a", 0, 129, True), ("b", 128, FULL, True)).violations
 
 
-def test_one_queue_is_in_order_with_itself() -> None:
+def test_one_stream_is_in_order_with_itself() -> None:
     assert not judge_of(("a", 0, FULL, True), ("a", 0, FULL, True)).violations
 
 
@@ -122,13 +126,13 @@ def open_device(kind: str = "early") -> SimulatedDevice:
 
 def test_a_hold_waits_for_the_mark_at_the_time_of_the_call() -> None:
     device = open_device("late")
-    other, fence = device.new_queue("other"), device.fence()
+    other, event = device.new_stream("other"), device.event()
     staging = device.staging(FULL)
-    device.mark(fence, device.compute)
-    device.hold(other, fence)  # before the pack
+    device.record(event, device.compute)
+    device.wait_event(other, event)  # before the pack
     device.pack(torch.ones(8), staging, 0, torch.float32)
-    device.mark(fence, device.compute)  # marked again, too late for the hold
-    device._of_thread.queue = other
+    device.record(event, device.compute)  # marked again, too late for the hold
+    device._of_thread.stream = other
     device.pack(torch.ones(8), staging, 0, torch.float32)
     assert "pack on other" in device.judge.violations[0]
 
@@ -157,15 +161,15 @@ def test_a_finding_survives_an_error() -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_reading_a_slot_is_reported_unless_it_is_behind_its_fence(waits: bool) -> None:
+def test_reading_a_slot_is_reported_unless_it_is_behind_its_event(waits: bool) -> None:
     device = open_device()
     staging, slot = device.staging(FULL), device.host(FULL)
-    packed, landed = device.fence(), device.fence()
+    packed, landed = device.event(), device.event()
     device.pack(torch.ones(8), staging, 0, torch.float32)
-    device.mark(packed, device.compute)
+    device.record(packed, device.compute)
     device.copy(staging, slot, 32, after=[packed], then=[landed])
     if waits:
-        device.wait(landed)
+        device.synchronize(landed)
     device.read(slot, 0, torch.float32, torch.empty(8))
     found = [
         violation for violation in device.judge.violations if "read by read on host" in violation
@@ -176,9 +180,9 @@ def test_reading_a_slot_is_reported_unless_it_is_behind_its_fence(waits: bool) -
 
 def test_reusing_staging_before_its_copy_has_read_it_is_reported() -> None:
     device = open_device()
-    staging, slot, packed = device.staging(FULL), device.host(FULL), device.fence()
+    staging, slot, packed = device.staging(FULL), device.host(FULL), device.event()
     device.pack(torch.ones(8), staging, 0, torch.float32)
-    device.mark(packed, device.compute)
+    device.record(packed, device.compute)
     device.copy(staging, slot, 32, after=[packed], then=())
     device.release(staging)
     assert "release" in device.judge.violations[0]
@@ -192,19 +196,19 @@ def test_a_copy_to_memory_that_is_no_slot_is_reported() -> None:
     assert any("no staging or slot" in violation for violation in device.judge.violations)
 
 
-def test_packing_on_a_queue_that_the_model_left_is_reported() -> None:
+def test_packing_on_a_stream_that_the_model_left_is_reported() -> None:
     """Seen only because the model's own writes are."""
     device = open_device()
-    other, staging = device.new_queue("other"), device.staging(FULL)
+    other, staging = device.new_stream("other"), device.staging(FULL)
     with device.watching():
-        device.use_queue(other)
+        device.use_stream(other)
         value = torch.zeros(8) + 1
-        device.use_queue(device.compute)  # as an engine that remembers its queue
+        device.use_stream(device.compute)  # as an engine that remembers its stream
         device.pack(value, staging, 0, torch.float32)
     assert "pack on compute of model memory" in device.judge.violations[0]
 
 
-def test_a_model_that_changes_a_value_in_place_races_with_no_pack_on_its_queue() -> None:
+def test_a_model_that_changes_a_value_in_place_races_with_no_pack_on_its_stream() -> None:
     device = open_device()
     staging = device.staging(FULL)
     with device.watching():
@@ -216,10 +220,10 @@ def test_a_model_that_changes_a_value_in_place_races_with_no_pack_on_its_queue()
 
 def test_memory_at_the_address_of_freed_memory_is_other_memory() -> None:
     device = open_device()
-    other = device.new_queue("other")
+    other = device.new_stream("other")
     with device.watching():
-        for queue in (device.compute, other) * 5:
-            device.use_queue(queue)
+        for stream in (device.compute, other) * 5:
+            device.use_stream(stream)
             value = torch.zeros(1000)
             value.add_(1)
             del value
@@ -261,7 +265,7 @@ def test_a_seed_replays_a_run_exactly() -> None:
 
 
 def test_a_failure_names_its_seed_and_a_smaller_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SimulatedDevice, "wait", lambda self, fence: None)
+    monkeypatch.setattr(SimulatedDevice, "wait", lambda self, event: None)
     failure = search(range(0, 30, 3), 1)
     assert failure is not None
     report = failure.report()
@@ -279,9 +283,9 @@ def test_shrinking_keeps_what_fails_and_drops_the_rest() -> None:
 def test_an_engine_that_gets_nowhere_is_stopped() -> None:
     device = SimulatedDevice(patience=100)
     for _ in range(100):
-        device.done(device.fence())
+        device.query(device.event())
     with pytest.raises(StuckError, match="still going after 100 calls"):
-        device.done(device.fence())
+        device.query(device.event())
 
 
 def test_a_verdict_is_true_when_something_was_found() -> None:

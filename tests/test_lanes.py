@@ -21,10 +21,10 @@ from fastcap.devices.base import AnyDevice, Device
 from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice
 from fastcap.engine import Engine
 from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
-from fastcap.lanes.base import Capture
-from fastcap.lanes.staged import StagedLane
-from fastcap.pool import Chunk
 from fastcap.reference import ReferenceStore, differences
+from fastcap.transfer.base import Capture
+from fastcap.transfer.pool import Chunk
+from fastcap.transfer.staged import StagedLane
 
 WIDTH = 16
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -98,7 +98,7 @@ def test_small_records_of_a_long_run_need_no_worker(kind: str, delivered: list[A
 def test_other_records_are_given_to_workers(
     monkeypatch: pytest.MonkeyPatch, delivered: list[Any]
 ) -> None:
-    monkeypatch.setattr("fastcap.pool.SMALL_BYTES", 0)
+    monkeypatch.setattr("fastcap.transfer.pool.SMALL_BYTES", 0)
     model = Blocks()
     with simulated():
         for records in fastcap.stream(model, [ids(), ids(seed=1)], names(model)):
@@ -199,7 +199,7 @@ def test_nothing_is_allocated_after_the_first_two_passes() -> None:
         before = (
             device.counters.device_allocations,
             device.counters.host_allocations,
-            device.counters.fences,
+            device.counters.events,
         )
         for seed in range(50):
             model(ids(seed=seed))
@@ -207,7 +207,7 @@ def test_nothing_is_allocated_after_the_first_two_passes() -> None:
         after = (
             device.counters.device_allocations,
             device.counters.host_allocations,
-            device.counters.fences,
+            device.counters.events,
         )
     assert after == before
 
@@ -503,29 +503,29 @@ def test_values_that_go_straight_make_no_more_events_the_more_there_are() -> Non
             )
             assert device.counters.copies >= n_samples
             assert not device.judge.violations
-        counts.append(device.counters.fences)
+        counts.append(device.counters.events)
     assert counts[0] == counts[1]
 
 
-def test_each_pack_of_a_queue_that_may_be_ended_is_an_edge_of_its_own() -> None:
-    """What has its name for the next pack may be another queue, in no order with this one."""
+def test_each_pack_of_a_stream_that_may_be_ended_is_an_edge_of_its_own() -> None:
+    """What has its name for the next pack may be another stream, in no order with this one."""
     device = SimulatedDevice(Schedule("late"))
-    theirs, chunk = device.new_queue("theirs", lasts=False), Chunk(device, 1024)
+    theirs, chunk = device.new_stream("theirs", lasts=False), Chunk(device, 1024)
     for _ in range(2):
-        holds = device.counters.holds
+        holds = device.counters.stream_waits
         chunk.open_to(theirs)
-        assert device.counters.holds == holds + 1
+        assert device.counters.stream_waits == holds + 1
         assert chunk.is_fleeting
         chunk.close_to(theirs)
-    fences = chunk.mark_packed()
-    assert len(fences) == len(set(map(id, fences))) == 2
+    events = chunk.record_packed()
+    assert len(events) == len(set(map(id, events))) == 2
     assert not chunk.abandon()
     chunk.reset()
-    fences_made = device.counters.fences
+    events_made = device.counters.events
     for _ in range(2):
         chunk.open_to(theirs)
         chunk.close_to(theirs)
-    assert device.counters.fences == fences_made
+    assert device.counters.events == events_made
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, on its first use

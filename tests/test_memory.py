@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcap.budget import (
+from fastcap.errors import ArgumentError, ArgumentTypeError, HostMemoryError
+from fastcap.host_memory import available_bytes, empty_bytes, format_bytes
+from fastcap.transfer.budget import (
     ALIGNMENT_BYTES,
     LARGEST_CHUNK_BYTES,
     SMALLEST_CHUNK_BYTES,
@@ -21,9 +23,7 @@ from fastcap.budget import (
     make_limits,
     plan_budget,
 )
-from fastcap.errors import ArgumentError, ArgumentTypeError, HostMemoryError
-from fastcap.host_memory import available_bytes, empty_bytes, format_bytes
-from fastcap.pool import HostBuffers
+from fastcap.transfer.pool import HostBuffers
 
 GiB = 1 << 30
 

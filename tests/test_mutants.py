@@ -96,4 +96,4 @@ def test_the_table_on_the_page_lists_every_mutant() -> None:
 
 
 def test_sources_are_those_of_the_functions() -> None:
-    assert source_of(find("fastcap.pool:Chunk.reserve")).startswith("def reserve(")
+    assert source_of(find("fastcap.transfer.pool:Chunk.reserve")).startswith("def reserve(")

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
+from fastcap.consumers.out import check_out
 from fastcap.devices import substitute
 from fastcap.devices.base import AnyDevice
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice
 from fastcap.engine import Engine
 from fastcap.errors import ArgumentError, ArgumentTypeError, ResultError
-from fastcap.lanes.base import Lane
-from fastcap.out import check_out
 from fastcap.reference import differences
+from fastcap.transfer.base import Lane
 from tests.support.runs import Endless, running_on
 
 WIDTH, N_TOKENS, N_SAMPLES = 16, 6, 11
@@ -207,8 +207,10 @@ def test_the_last_call_wins_whichever_way_each_goes(
     dtypes: tuple[torch.dtype, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastcap.pool.MANY_RECORDS", 1)
-    monkeypatch.setattr("fastcap.pool.SMALL_BYTES", 15_000)  # between what the two calls copy
+    monkeypatch.setattr("fastcap.transfer.pool.MANY_RECORDS", 1)
+    monkeypatch.setattr(
+        "fastcap.transfer.pool.SMALL_BYTES", 15_000
+    )  # between what the two calls copy
     model, dataset = Twice(*dtypes), make_dataset(4)
     device = SimulatedDevice(Schedule(*schedule), patience=20_000)
     expected = torch.stack([s["input_ids"] for s in dataset]).repeat(1, 400).float()

@@ -20,12 +20,12 @@ from fastcap.devices.base import AnyDevice
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Schedule, SimulatedDevice
 from fastcap.errors import SelectionError
-from fastcap.masks import MaskReader
-from fastcap.padding import Padding
 from fastcap.reference import ReferenceStore, differences
-from fastcap.selector import MOST_INDICES, Selector
+from fastcap.selection.masks import MaskReader
+from fastcap.selection.padding import Padding
+from fastcap.selection.selector import MOST_INDICES, Selector
+from fastcap.selection.token_count import TokenCounter
 from fastcap.spec import Site, make_selection
-from fastcap.tokens import TokenCounter
 from tests.support.datasets import make_ids
 from tests.support.errors import message_of
 from tests.support.models import N_ROOT_HOOKS, LanguageModel, hooks_on
@@ -315,43 +315,43 @@ def test_lists_and_a_fixed_mask_are_uploaded_once_for_all_passes() -> None:
         assert len(device.uploads) == 2
 
 
-def test_each_queue_has_index_tensors_of_its_own() -> None:
+def test_each_stream_has_index_tensors_of_its_own() -> None:
     device = SimulatedDevice(Schedule("random", seed=1))
     last, _ = Padding(MASK).last
     first = last.on(device)
     assert last.on(device) is first
-    other = device.new_queue("other")
-    device.use_queue(other)
+    other = device.new_stream("other")
+    device.use_stream(other)
     copies = len(last._copies)
     last.on(device)
     assert len(last._copies) == copies + 1
 
 
-def test_a_queue_that_may_be_ended_keeps_no_index_tensors() -> None:
-    """Another queue may have its name later, and knows nothing of the upload."""
+def test_a_stream_that_may_be_ended_keeps_no_index_tensors() -> None:
+    """Another stream may have its name later, and knows nothing of the upload."""
     device = Uploading()
-    device.lasts = lambda queue: False  # type: ignore[method-assign]
+    device.lasts = lambda stream: False  # type: ignore[method-assign]
     last, _ = Padding(MASK).last
     assert last.on(device).equal(last.on(device))
     assert len(device.uploads) == 2
 
 
-def test_positions_are_uploaded_once_for_each_length_and_queue() -> None:
-    """Through the device, so that the host does not wait; and queues share no tensor."""
-    device, queues = Uploading(), ["first", "second"]
+def test_positions_are_uploaded_once_for_each_length_and_stream() -> None:
+    """Through the device, so that the host does not wait; and streams share no tensor."""
+    device, streams = Uploading(), ["first", "second"]
     selector, site, tokens = Selector(make_selection([0, -1])), Site("0", "0"), TokenCounter()
     for _ in range(3):
-        for queue in queues:
-            device.current_queue = lambda queue=queue: queue  # type: ignore[method-assign,misc]
+        for stream in streams:
+            device.current_stream = lambda stream=stream: stream  # type: ignore[method-assign,misc]
             for length in (3, 5):
                 value = torch.arange(2 * length).view(2, length, 1)
                 taken = selector(value, site, tokens, device=device)
                 assert taken.equal(value[:, [0, -1]])
-    assert [index.tolist() for index in device.uploads] == [[0, 2], [0, 4]] * len(queues)
+    assert [index.tolist() for index in device.uploads] == [[0, 2], [0, 4]] * len(streams)
 
 
-def test_index_tensors_of_many_lengths_stay_those_of_their_queue() -> None:
-    """More lengths than are kept: what is let go was used on the queue that uploaded it only."""
+def test_index_tensors_of_many_lengths_stay_those_of_their_stream() -> None:
+    """More lengths than are kept: what is let go was used on the stream that uploaded it only."""
     device = Uploading()
     selector, site, tokens = Selector(make_selection([0])), Site("0", "0"), TokenCounter()
     for length in range(1, 2 * MOST_INDICES):

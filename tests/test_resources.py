@@ -32,7 +32,7 @@ SITES = [str(layer) for layer in range(4)]
 
 def allocated(device: SimulatedDevice) -> tuple[int, int, int]:
     counters = device.counters
-    return counters.device_allocations, counters.host_allocations, counters.fences
+    return counters.device_allocations, counters.host_allocations, counters.events
 
 
 def through_a_store(device: SimulatedDevice, model: nn.Module) -> list[tuple[int, int, int]]:
@@ -132,8 +132,8 @@ def test_after_the_end_nothing_of_the_device_is_referenced(kind: str, raises: bo
         except ValueError:
             kept = []
     assert bool(kept) is not raises
-    for queue in device._runner.queues:  # what is pending there holds its memory
-        device._wait_for(device._mark(queue))
+    for stream in device._runner.streams:  # what is pending there holds its memory
+        device._wait_for(device._mark(stream))
     device._names.clear()  # the judge's own memory of them
     device.judge = type(device.judge)()
     gc.collect()

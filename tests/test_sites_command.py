@@ -193,7 +193,7 @@ def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_needs_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastcap.locate.find_spec", lambda name: None)
+    monkeypatch.setattr("fastcap.cli.locate.find_spec", lambda name: None)
     assert error_of(str(folder)) == (
         f"MODEL {str(folder)!r} is a folder, which needs transformers: "
         "pip install 'torch-fastcap[hf]'."

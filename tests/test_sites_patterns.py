@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import fastcap
 from fastcap import ActivationStore, FastcapWarning
 from fastcap.errors import ArgumentError, ArgumentTypeError, SiteNotFoundError
-from fastcap.patterns import read_pattern
+from fastcap.model.patterns import read_pattern
+from fastcap.model.sites import as_site_names, bind_sites
 from fastcap.reference import ReferenceStore, differences
-from fastcap.sites import as_site_names, bind_sites
 from tests.support.datasets import expected, make_ids, make_samples
 from tests.support.errors import message_of
 from tests.support.models import Block, LanguageModel, SharedWeights, TupleBlock, hooks_on

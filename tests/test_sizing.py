@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
-from fastcap.budget import Budget, MiB, settled_budget
 from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice, TimedDevice
+from fastcap.transfer.budget import Budget, MiB, settled_budget
 from tests.support import scenarios
 from tests.support.runs import running_on
 from tests.support.virtual import SEVEN_B, run_stream

@@ -77,7 +77,9 @@ class Captures(RuleBasedStateMachine):
         if is_watched:
             self.stack.enter_context(self.device.watching())
         self.model = ScriptedModel()
-        self.model.world = World(self.get, self.switch_queue, self.device.join_queues, self.collect)
+        self.model.world = World(
+            self.get, self.switch_stream, self.device.join_streams, self.collect
+        )
         self.runs: list[StoreRun] = []
         self.streams: Zipped | None = None
 
@@ -89,9 +91,9 @@ class Captures(RuleBasedStateMachine):
         for run in self.runs:
             run.collect()
 
-    def switch_queue(self) -> None:
+    def switch_stream(self) -> None:
         for run in self.runs[:1]:
-            run.switch_queue()
+            run.switch_stream()
 
     # Stores
 
@@ -139,7 +141,7 @@ class Captures(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(seed=seeds, mode=st.sampled_from(MODES))
     def run_pass(self, seed: int, mode: str) -> None:
-        """Calls, in-place changes, frees, nesting, queue switches, raises, interrupts, gets."""
+        """Calls, in-place changes, frees, nesting, stream switches, raises, interrupts, gets."""
         program = draw_program(random.Random(seed), with_selection=False)
         for step in program.steps:
             if step.kind in ("pass", "leaf"):

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastcap.budget import Budget
 from fastcap.devices.simulated import Costs
+from fastcap.transfer.budget import Budget
 from tests.support.virtual import (
     BURSTY,
     MS,

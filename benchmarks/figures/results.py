@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcap.bench.machine import Machine
+from fastcap.bench.hardware import Machine
 from fastcap.host_memory import format_bytes
 
 Content = Mapping[str, Any]

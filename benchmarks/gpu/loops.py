@@ -30,8 +30,8 @@ from fastcap.bench.case import Values
 from fastcap.bench.equality import same_bytes
 from fastcap.bench.timing import give_back_memory, order_of_round
 from fastcap.bench.ways import attach_hooks, hookless, lent, stored, streamed
+from fastcap.model.sites import BoundSite, bind_sites
 from fastcap.reference import ReferenceStore
-from fastcap.sites import BoundSite, bind_sites
 
 NONE = Range(0, 0)
 

@@ -32,7 +32,7 @@ from benchmarks.gpu.session import FAILED, MEASURED
 from benchmarks.gpu.standin import StandIn
 from benchmarks.gpu.toolbox import Gpu
 from benchmarks.programs import say
-from fastcap.bench.machine import describe_machine
+from fastcap.bench.hardware import describe_machine
 from fastcap.devices.accelerator import AcceleratorDevice
 from tests.support import soak as core
 from tests.support.programs import Program

@@ -21,7 +21,7 @@ from benchmarks.gpu.floors import ARCHIVE, FRESH
 from fastcap.bench.report import aligned
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.host_memory import format_bytes
-from fastcap.lanes.straight import STRAIGHT_BYTES
+from fastcap.transfer.pinned_out import STRAIGHT_BYTES
 from tests.support.virtual import (
     Load,
     bounds,

@@ -15,8 +15,8 @@ from fastcap.bench.floors import Floors as Floors
 from fastcap.bench.floors import Prediction as Prediction
 from fastcap.bench.floors import measure_floors as measure_floors
 from fastcap.bench.floors import predict as predict
-from fastcap.bench.machine import Machine as Machine
-from fastcap.bench.machine import describe_machine as describe_machine
+from fastcap.bench.hardware import Machine as Machine
+from fastcap.bench.hardware import describe_machine as describe_machine
 from fastcap.bench.overhead import Overhead as Overhead
 from fastcap.bench.overhead import overhead as overhead
 from fastcap.bench.recording import RecordingTwin as RecordingTwin

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fastcap import reference
 from fastcap.errors import ArgumentError, BatchError
-from fastcap.forward import BatchCaller, Forward, count_rows, evaluation_mode, uncompiled
-from fastcap.sites import BoundSite, Sites, as_site_names, bind_sites
+from fastcap.model.forward import BatchCaller, Forward, count_rows, evaluation_mode, uncompiled
+from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
 from fastcap.spec import Positions, Reduce, Selection, make_selection
 
 Values = Mapping[str, Tensor]

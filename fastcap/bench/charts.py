@@ -143,13 +143,13 @@ def _label_place(percent: float, right: float) -> tuple[float, str]:
 
 
 def timeline_figure(timeline: Timeline) -> Figure:
-    """What ran when: a row for each kind of work on each queue."""
+    """What ran when: a row for each kind of work on each stream."""
     rows: dict[tuple[str, str], list[Span]] = {}
-    for queue in timeline.queues:
+    for stream in timeline.streams:
         for kind in FILLS:
-            spans = [s for s in timeline.spans if (s.queue, s.kind) == (queue, kind)]
+            spans = [s for s in timeline.spans if (s.stream, s.kind) == (stream, kind)]
             if spans:
-                rows[queue, kind] = spans
+                rows[stream, kind] = spans
     figure, axes = _new_figure(1.0 + 0.42 * max(len(rows), 1))
     scale, unit = (1.0, "s") if timeline.end_secs >= 2 else (1e3, "ms")
     least = LEAST_SHARE * timeline.end_secs * scale
@@ -158,7 +158,7 @@ def timeline_figure(timeline: Timeline) -> Figure:
         axes.broken_barh(
             bars, (number - 0.32, 0.64), facecolor=FILLS[kind], edgecolor="black", linewidth=0.4
         )
-    axes.set_yticks(range(len(rows)), [f"{queue}: {kind}" for queue, kind in rows])
+    axes.set_yticks(range(len(rows)), [f"{stream}: {kind}" for stream, kind in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, timeline.end_secs * scale * 1.01 or 1)
     axes.set_xlabel(f"time since the start ({unit}, of {timeline.clock})")

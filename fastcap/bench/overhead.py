@@ -31,8 +31,8 @@ from fastcap.bench.ways import (
     hookless,
 )
 from fastcap.errors import ArgumentError
-from fastcap.forward import Forward
-from fastcap.sites import Sites
+from fastcap.model.forward import Forward
+from fastcap.model.sites import Sites
 from fastcap.spec import Positions, Reduce, as_count
 
 N_ROUNDS = 7

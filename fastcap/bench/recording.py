@@ -1,6 +1,6 @@
 """Devices that note when they do what they are asked, for a timeline of a run.
 
-A stamp is a moment on a queue that may not have come yet: an event on an accelerator, a number on
+A stamp is a moment on a stream that may not have come yet: an event on an accelerator, a number on
 the CPU and on the virtual clock. Stamps become seconds when the run is over. Recording costs a
 little, so timelines are made in a run of their own and are no measurement of overhead.
 """
@@ -19,9 +19,9 @@ from torch import Tensor
 from fastcap import devices
 from fastcap.bench.case import Case
 from fastcap.bench.timeline import (
-    COMPUTE_QUEUE,
+    COMPUTE_STREAM,
     COPY,
-    COPY_QUEUE,
+    COPY_STREAM,
     DELIVER,
     FORWARD,
     HOST,
@@ -38,7 +38,7 @@ from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.devices.simulated import timed as virtual
 from fastcap.records import Statistics
-from fastcap.streams import stream
+from fastcap.streaming import stream
 
 Stamp = Callable[[], float]
 """Seconds on the recorder's clock; asked when the run is over."""
@@ -48,13 +48,13 @@ Stamp = Callable[[], float]
 class _Noted:
     start: Stamp
     end: Stamp
-    queue: str
+    stream: str
     kind: str
     n_bytes: int
 
     def span(self, started: float) -> Span:
         start, end = self.start() - started, self.end() - started
-        return Span(start, max(start, end), self.queue, self.kind, self.n_bytes)
+        return Span(start, max(start, end), self.stream, self.kind, self.n_bytes)
 
 
 class Recorder:
@@ -65,9 +65,9 @@ class Recorder:
         self._passes: list[_Noted] = []
         self._lock = threading.Lock()
 
-    def note(self, start: Stamp, end: Stamp, queue: str, kind: str, n_bytes: int = 0) -> None:
+    def note(self, start: Stamp, end: Stamp, stream: str, kind: str, n_bytes: int = 0) -> None:
         """Remember a piece of work."""
-        noted = _Noted(start, end, queue, kind, n_bytes)
+        noted = _Noted(start, end, stream, kind, n_bytes)
         with self._lock:
             (self._passes if kind == FORWARD else self._noted).append(noted)
 
@@ -81,7 +81,7 @@ class Recorder:
         spans = [span for span in others if span.secs > 0]
         for noted in self._passes:
             whole = noted.span(started)
-            spans += between(whole, [span for span in others if span.queue == whole.queue])
+            spans += between(whole, [span for span in others if span.stream == whole.stream])
         return Timeline(tuple(sorted(span for span in spans if span.start_secs >= 0)), clock)
 
 
@@ -93,7 +93,7 @@ def _now() -> Stamp:
 class RecordingCpu(SynchronousDevice):
     """The copy in the hook, on the model's thread."""
 
-    forward_queue = MODEL_THREAD
+    forward_stream = MODEL_THREAD
 
     def __init__(self, torch_device: torch.device, recorder: Recorder) -> None:
         super().__init__(torch_device)
@@ -112,22 +112,22 @@ class RecordingCpu(SynchronousDevice):
 class RecordingAccelerator(AcceleratorDevice):
     """Packs and copies between timing events; deliveries and waits on the host's clock."""
 
-    forward_queue = COMPUTE_QUEUE
+    forward_stream = COMPUTE_STREAM
 
     def __init__(self, torch_device: torch.device, recorder: Recorder) -> None:
         super().__init__(torch_device)
         self._recorder = recorder
         self._base = self._can.new_timing_event(torch_device)
-        self._base.record(self.current_queue())
+        self._base.record(self.current_stream())
         self._base.synchronize()
         self._base_secs = time.perf_counter()
 
     def stamp(self) -> Stamp:
-        return self._stamp_on(self.current_queue())
+        return self._stamp_on(self.current_stream())
 
-    def _stamp_on(self, queue: Any) -> Stamp:
+    def _stamp_on(self, stream: Any) -> Stamp:
         event = self._can.new_timing_event(self.torch_device)
-        event.record(queue)
+        event.record(stream)
 
         def secs() -> float:
             event.synchronize()
@@ -139,7 +139,7 @@ class RecordingAccelerator(AcceleratorDevice):
         start = self.stamp()
         super().pack(value, staging, offset, dtype)
         n_bytes = value.numel() * dtype.itemsize
-        self._recorder.note(start, self.stamp(), COMPUTE_QUEUE, PACK, n_bytes)
+        self._recorder.note(start, self.stamp(), COMPUTE_STREAM, PACK, n_bytes)
 
     def copy(
         self,
@@ -150,12 +150,12 @@ class RecordingAccelerator(AcceleratorDevice):
         then: Iterable[Any],
         offset: int = 0,
     ) -> None:
-        for fence in after:  # before the stamp: waiting is not copying
-            self._copy_stream.wait_event(fence)
+        for event in after:  # before the stamp: waiting is not copying
+            self._copy_stream.wait_event(event)
         start = self._stamp_on(self._copy_stream)
         super().copy(staging, target, n_bytes, (), then, offset)
         end = self._stamp_on(self._copy_stream)
-        self._recorder.note(start, end, COPY_QUEUE, COPY, n_bytes)
+        self._recorder.note(start, end, COPY_STREAM, COPY, n_bytes)
 
     def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
         start = _now()
@@ -175,12 +175,12 @@ class RecordingAccelerator(AcceleratorDevice):
         start = _now()
         super()._read_after(slot, offset, dtype, target, None)
         name = threading.current_thread().name  # fastcap-worker-0_0
-        queue = name.removeprefix("fastcap-").removesuffix("_0").replace("-", " ")
-        self._recorder.note(start, _now(), queue, DELIVER, target.nbytes)
+        stream = name.removeprefix("fastcap-").removesuffix("_0").replace("-", " ")
+        self._recorder.note(start, _now(), stream, DELIVER, target.nbytes)
 
-    def wait(self, fence: Any) -> None:
+    def wait(self, event: Any) -> None:
         start = _now()
-        super().wait(fence)
+        super().wait(event)
         self._recorder.note(start, _now(), HOST, WAIT)
 
 
@@ -204,7 +204,7 @@ class RecordingTwin(TimedDevice):
         (['copy', 'deliver', 'forward', 'pack', 'wait'], 0.25)
     """
 
-    forward_queue = COMPUTE_QUEUE
+    forward_stream = COMPUTE_STREAM
 
     def __init__(self, costs: Costs | None = None) -> None:
         super().__init__(costs)
@@ -224,13 +224,13 @@ class RecordingTwin(TimedDevice):
 
     def launch(self, secs: float, host_secs: float = 0.0) -> None:
         super().launch(secs, host_secs)
-        self._note(self.compute, secs, COMPUTE_QUEUE, FORWARD)
+        self._note(self.compute, secs, COMPUTE_STREAM, FORWARD)
 
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
         super().pack(value, staging, offset, dtype)
         n_bytes = value.numel() * dtype.itemsize
         secs = self.costs.launch_secs + (value.nbytes + n_bytes) / self.costs.memory_bytes_per_sec
-        self._note(self.compute, secs, COMPUTE_QUEUE, PACK, n_bytes)
+        self._note(self.compute, secs, COMPUTE_STREAM, PACK, n_bytes)
 
     def copy(
         self,
@@ -243,7 +243,7 @@ class RecordingTwin(TimedDevice):
     ) -> None:
         super().copy(staging, target, n_bytes, after, then, offset)
         secs = self.costs.copy_latency_secs + n_bytes / self.costs.link_bytes_per_sec
-        self._note(self.copy_queue, secs, COPY_QUEUE, COPY, n_bytes)
+        self._note(self.copy_stream, secs, COPY_STREAM, COPY, n_bytes)
 
     def deliver(
         self,
@@ -302,7 +302,7 @@ def record_timeline(case: Case, twin: RecordingTwin | None = None) -> tuple[Time
         start = device.stamp()
         case.call(case.call.prepare(batch))
         if twin is None:
-            recorder.note(start, device.stamp(), device.forward_queue, FORWARD)
+            recorder.note(start, device.stamp(), device.forward_stream, FORWARD)
 
     batches = [*case.batches[: 0 if twin else 1], *case.batches]
     with (

@@ -25,15 +25,15 @@ from fastcap.bench.floors import (
     measure_floors,
     predict,
 )
-from fastcap.bench.machine import Machine, describe_machine
+from fastcap.bench.hardware import Machine, describe_machine
 from fastcap.bench.overhead import N_ROUNDS, Overhead, find_ways, measure
 from fastcap.bench.recording import record_timeline
 from fastcap.bench.timeline import Timeline
 from fastcap.bench.timing import Ratio, synchroniser
 from fastcap.bench.ways import FASTCAP, HOOK, HOOKLESS
 from fastcap.bench.words import counted, format_secs
-from fastcap.forward import is_compiled
 from fastcap.host_memory import available_bytes, format_bytes
+from fastcap.model.forward import is_compiled
 from fastcap.records import Statistics
 
 INTERVAL = "95 % interval: Student's t on the logarithms of the rounds' paired ratios"

@@ -1,4 +1,4 @@
-"""What ran when: spans on queues, and the trace format that browsers show."""
+"""What ran when: spans on streams, and the trace format that browsers show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from fastcap.bench.files import write_text
 
 FORWARD, PACK, COPY, DELIVER, WAIT = "forward", "pack", "copy", "deliver", "wait"
-COMPUTE_QUEUE, COPY_QUEUE, HOST = "compute queue", "copy queue", "host"
+COMPUTE_STREAM, COPY_STREAM, HOST = "compute stream", "copy stream", "host"
 MODEL_THREAD = "model's thread"  # of a CPU model: forward and copies in turn
 
 
@@ -22,14 +22,14 @@ class Span:
     Attributes:
         start_secs: When it began, counted from the start of the timeline.
         end_secs: When it ended.
-        queue: What ran it: one thing at a time.
+        stream: What ran it: one thing at a time.
         kind: `forward`, `pack`, `copy`, `deliver` or `wait`.
         n_bytes: Bytes moved; 0 where none were.
     """
 
     start_secs: float
     end_secs: float
-    queue: str
+    stream: str
     kind: str
     n_bytes: int = 0
 
@@ -51,10 +51,10 @@ class Timeline:
     clock: str
 
     @property
-    def queues(self) -> list[str]:
+    def streams(self) -> list[str]:
         """From the model to the host."""
-        known = (MODEL_THREAD, COMPUTE_QUEUE, COPY_QUEUE)
-        found = {span.queue for span in self.spans}
+        known = (MODEL_THREAD, COMPUTE_STREAM, COPY_STREAM)
+        found = {span.stream for span in self.spans}
         return [q for q in known if q in found] + sorted(found - set(known))
 
     @property
@@ -65,8 +65,8 @@ class Timeline:
         """Seconds that spans of a kind took together.
 
         Example:
-            >>> spans = (Span(0.0, 1.0, "compute queue", "forward"), Span(1.0, 1.5, "copy queue",
-            ...     "copy", 100), Span(1.0, 2.0, "compute queue", "forward"))
+            >>> spans = (Span(0.0, 1.0, "compute stream", "forward"), Span(1.0, 1.5, "copy stream",
+            ...     "copy", 100), Span(1.0, 2.0, "compute stream", "forward"))
             >>> Timeline(spans, "virtual").busy_secs("forward")
             2.0
         """
@@ -76,7 +76,7 @@ class Timeline:
         """How much of the copies' time passed while the model computed; `None` without copies.
 
         Example:
-            >>> spans = (Span(0.0, 2.0, "compute queue", "forward"), Span(1.0, 3.0, "copy queue",
+            >>> spans = (Span(0.0, 2.0, "compute stream", "forward"), Span(1.0, 3.0, "copy stream",
             ...     "copy", 100))
             >>> Timeline(spans, "virtual").hidden_share()
             0.5
@@ -90,17 +90,17 @@ class Timeline:
         """The Trace Event Format that chrome://tracing and ui.perfetto.dev open.
 
         Example:
-            >>> events = Timeline((Span(0.5, 0.75, "copy queue", "copy", 8),), "real").trace()
+            >>> events = Timeline((Span(0.5, 0.75, "copy stream", "copy", 8),), "real").trace()
             >>> [(e["name"], e["ts"], e["dur"]) for e in events["traceEvents"] if e["ph"] == "X"]
             [('copy', 500000.0, 250000.0)]
         """
-        numbers = {queue: number for number, queue in enumerate(self.queues, 1)}
+        numbers = {stream: number for number, stream in enumerate(self.streams, 1)}
         names: list[dict[str, Any]] = [
             {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "fastcap"}}
         ]
-        for queue, tid in numbers.items():
+        for stream, tid in numbers.items():
             of = {"ph": "M", "pid": 1, "tid": tid}
-            names.append({**of, "name": "thread_name", "args": {"name": queue}})
+            names.append({**of, "name": "thread_name", "args": {"name": stream}})
             names.append({**of, "name": "thread_sort_index", "args": {"sort_index": tid}})
         events = [
             {
@@ -108,7 +108,7 @@ class Timeline:
                 "name": span.kind,
                 "cat": span.kind,
                 "pid": 1,
-                "tid": numbers[span.queue],
+                "tid": numbers[span.stream],
                 "ts": _nanos(span.start_secs) / 1e3,  # microseconds, as the format has it
                 "dur": (_nanos(span.end_secs) - _nanos(span.start_secs)) / 1e3,
                 "args": {"bytes": span.n_bytes},
@@ -142,7 +142,7 @@ def between(whole: Span, cuts: Sequence[Span]) -> list[Span]:
     """What is left of a span without others that lie within it.
 
     Example:
-        >>> whole = Span(0.0, 3.0, "compute queue", "forward")
+        >>> whole = Span(0.0, 3.0, "compute stream", "forward")
         >>> [(s.start_secs, s.end_secs) for s in between(whole, [Span(1.0, 2.0, "", "pack")])]
         [(0.0, 1.0), (2.0, 3.0)]
     """
@@ -150,8 +150,8 @@ def between(whole: Span, cuts: Sequence[Span]) -> list[Span]:
     inside = [c for c in cuts if c.end_secs > whole.start_secs and c.start_secs < whole.end_secs]
     for cut in sorted(inside):
         if cut.start_secs > start:
-            left.append(Span(start, cut.start_secs, whole.queue, whole.kind))
+            left.append(Span(start, cut.start_secs, whole.stream, whole.kind))
         start = max(start, cut.end_secs)
     if whole.end_secs > start:
-        left.append(Span(start, whole.end_secs, whole.queue, whole.kind))
+        left.append(Span(start, whole.end_secs, whole.stream, whole.kind))
     return left

@@ -28,11 +28,11 @@ from fastcap.bench.case import Case, Values
 from fastcap.devices.accelerator import ABILITIES, GENERIC, Abilities, synchronise
 from fastcap.errors import ArgumentError
 from fastcap.extraction.run import extract
+from fastcap.model.sites import BoundSite
 from fastcap.reference import take_input, take_part
 from fastcap.representations import extract_representations
-from fastcap.sites import BoundSite
 from fastcap.spec import Site
-from fastcap.streams import stream
+from fastcap.streaming import stream
 
 Way = Callable[[Case], Values | Iterator[Values]]
 """See the module."""

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from fastcap import locate
 from fastcap.archive.reader import Archive
+from fastcap.cli import locate
 from fastcap.cli.command import command
 from fastcap.cli.inspect import summarise
-from fastcap.cli.words import (
+from fastcap.cli.opening import open_dataset, vocabulary_size
+from fastcap.cli.options import (
     Device,
     Inputs,
     Model,
@@ -29,7 +30,6 @@ from fastcap.cli.words import (
     parse_positions,
 )
 from fastcap.datasets import LabelCollator, LineFile
-from fastcap.datasets.opening import open_dataset, vocabulary_size
 from fastcap.errors import ArgumentError
 from fastcap.extraction.run import extract as run
 from fastcap.host_memory import format_bytes

@@ -11,9 +11,10 @@ from typing import Annotated, Any, cast
 import typer
 from torch import nn
 
-from fastcap import locate, planning
+from fastcap import planning
+from fastcap.cli import locate
 from fastcap.cli.command import command
-from fastcap.cli.words import (
+from fastcap.cli.options import (
     Inputs,
     Model,
     PositionsText,

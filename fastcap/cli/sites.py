@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from fastcap import locate, site_tree
+from fastcap.cli import locate, site_tree
 from fastcap.cli.command import command, to_stderr
-from fastcap.cli.words import Inputs, Model
+from fastcap.cli.options import Inputs, Model
 from fastcap.errors import ArgumentError, FastcapError
-from fastcap.listing import SiteInfo, list_sites
+from fastcap.model.listing import SiteInfo, list_sites
 
 
 @command

@@ -205,36 +205,36 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         # Staging belongs to a stream that nobody can destroy: it is given back in that one's order.
         self._lasting_stream = can.lasting_stream(torch_device)
 
-    def current_queue(self) -> Stream:
+    def current_stream(self) -> Stream:
         return self._can.current_stream(self.torch_device)
 
-    def lasts(self, queue: Stream) -> bool:
-        return self._can.lasts(queue)
+    def lasts(self, stream: Stream) -> bool:
+        return self._can.lasts(stream)
 
-    def fence(self) -> Event:
-        self.counters.fences += 1
+    def event(self) -> Event:
+        self.counters.events += 1
         return self._can.new_event(self.torch_device)
 
-    def mark(self, fence: Event, queue: Stream) -> None:
-        fence.record(queue)
+    def record(self, event: Event, stream: Stream) -> None:
+        event.record(stream)
 
-    def hold(self, queue: Stream, fence: Event) -> None:
-        queue.wait_event(fence)
-        self.counters.holds += 1
+    def wait_event(self, stream: Stream, event: Event) -> None:
+        stream.wait_event(event)
+        self.counters.stream_waits += 1
 
-    def done(self, fence: Event) -> bool:
+    def query(self, event: Event) -> bool:
         # The driver answers from any device, and makes a context on the current one to do so.
         if self._can.current_index() == self._index:
-            return bool(fence.query())
+            return bool(event.query())
         with self._can.use_index(self._index):
-            return bool(fence.query())
+            return bool(event.query())
 
-    def _block_until(self, fence: Event) -> None:
+    def _block_until(self, event: Event) -> None:
         if self._can.current_index() == self._index:
-            fence.synchronize()
+            event.synchronize()
             return
         with self._can.use_index(self._index):
-            fence.synchronize()
+            event.synchronize()
 
     def is_capturing(self) -> bool:
         # Of this device's current stream: the value may be on another device than the current one.
@@ -247,8 +247,8 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         return self._can.free_bytes(self.torch_device)
 
     def staging(self, n_bytes: int) -> Staging:
-        queue, lasting = self.current_queue(), self._lasting_stream
-        is_there = queue is lasting
+        stream, lasting = self.current_stream(), self._lasting_stream
+        is_there = stream is lasting
         try:
             with (
                 torch.inference_mode(False),  # R10
@@ -263,7 +263,7 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         if not is_there:  # what used the memory before may be at it still
             allocated = self._can.new_event(self.torch_device)
             allocated.record(lasting)
-            queue.wait_event(allocated)
+            stream.wait_event(allocated)
         self.counters.device_allocations += 1
         self.counters.device_bytes += n_bytes
         return Staging(memory)
@@ -303,8 +303,8 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
             self.counters.host_bytes -= buffer.n_bytes
             return
         # The allocator reuses a block in the order of the stream it was allocated on.
-        for fence in after:
-            self._lasting_stream.wait_event(fence)
+        for event in after:
+            self._lasting_stream.wait_event(event)
         self.counters.device_bytes -= buffer.n_bytes
 
     def reaches(self, memory: Tensor) -> bool:
@@ -336,13 +336,13 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         then: Iterable[Event],
         offset: int = 0,
     ) -> None:
-        for fence in after:
-            self._copy_stream.wait_event(fence)
+        for event in after:
+            self._copy_stream.wait_event(event)
         with self._can.use_stream(self._copy_stream):
             source = staging.bytes[offset : offset + n_bytes]
             target.bytes[:n_bytes].copy_(source, non_blocking=True)
-        for fence in then:
-            fence.record(self._copy_stream)
+        for event in then:
+            event.record(self._copy_stream)
         self.counters.copies += n_bytes > 0
         self.counters.copied_bytes += n_bytes
 

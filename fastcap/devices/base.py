@@ -1,18 +1,18 @@
 """The seam between the engine and an accelerator.
 
-A device has compute queues, which belong to the model; one copy queue, which belongs to fastcap;
-and host workers. Work on one queue runs in the order it was given; work on two queues runs in any
-order unless a fence says otherwise. Everything the engine wants from an accelerator is asked here,
+A device has compute streams, which belong to the model; one copy stream, which belongs to fastcap;
+and host workers. Work on one stream runs in the order it was given; work on two streams runs in any
+order unless a event says otherwise. Everything the engine wants from an accelerator is asked here,
 so that a simulated device can run the same engine under any schedule.
 
 Requirements on a device, checked by one contract suite (`tests/test_device_contract.py`):
 
-* A fence that was never marked is done. Marking it again moves it; a wait captures the last mark
+* A event that was never marked is done. Marking it again moves it; a wait captures the last mark
   at the time of the call.
 * `copy` reads staging and writes slots, or rows of a result that it `reaches`, and does nothing
-  else; it starts after the fences it is given, in order with earlier copies, and marks the fences
+  else; it starts after the events it is given, in order with earlier copies, and marks the events
   it is given when the bytes have landed.
-* `deliver` runs on a host worker after its fence; deliveries to one worker run in order.
+* `deliver` runs on a host worker after its event; deliveries to one worker run in order.
 * `release` gives memory back without blocking the host, after the work that may still use it.
 * Nothing here is called from a finalizer or at interpreter shutdown.
 """
@@ -33,8 +33,8 @@ from torch import Tensor
 
 from fastcap.host_memory import normal_mode
 
-QueueT = TypeVar("QueueT", bound=Hashable)
-FenceT = TypeVar("FenceT")
+StreamT = TypeVar("StreamT", bound=Hashable)
+EventT = TypeVar("EventT")
 Bytes: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
@@ -141,10 +141,10 @@ class Counters:
     device_bytes: int = 0
     host_allocations: int = 0
     host_bytes: int = 0
-    fences: int = 0
+    events: int = 0
 
 
-class Device(ABC, Generic[QueueT, FenceT]):
+class Device(ABC, Generic[StreamT, EventT]):
     """One accelerator as the engine sees it.
 
     Attributes:
@@ -160,41 +160,41 @@ class Device(ABC, Generic[QueueT, FenceT]):
         self.torch_device = torch_device
         self.counters = Counters()
 
-    # Queues and fences
+    # Streams and events
 
     @abstractmethod
-    def current_queue(self) -> QueueT:
-        """The compute queue that the calling thread's model code is using right now (R1)."""
+    def current_stream(self) -> StreamT:
+        """The compute stream that the calling thread's model code is using right now (R1)."""
 
-    def lasts(self, queue: QueueT) -> bool:
-        """Whether a queue is there as long as the process is. Whoever made one that is not may end
+    def lasts(self, stream: StreamT) -> bool:
+        """Whether a stream is there as long as the process is. Whoever made one that is not may end
         it once the model has run: then nothing may be asked of it, and another may have its name.
         """
         return True
 
     @abstractmethod
-    def fence(self) -> FenceT:
-        """A new fence, not marked yet and therefore done."""
+    def event(self) -> EventT:
+        """A new event, not marked yet and therefore done."""
 
     @abstractmethod
-    def mark(self, fence: FenceT, queue: QueueT) -> None:
-        """Move `fence` to the end of everything given to `queue` so far."""
+    def record(self, event: EventT, stream: StreamT) -> None:
+        """Move `event` to the end of everything given to `stream` so far."""
 
     @abstractmethod
-    def hold(self, queue: QueueT, fence: FenceT) -> None:
-        """Make `queue`, and not the host, wait for the last mark of `fence`."""
+    def wait_event(self, stream: StreamT, event: EventT) -> None:
+        """Make `stream`, and not the host, wait for the last mark of `event`."""
 
     @abstractmethod
-    def done(self, fence: FenceT) -> bool:
-        """Whether the work before the last mark of `fence` is finished."""
+    def query(self, event: EventT) -> bool:
+        """Whether the work before the last mark of `event` is finished."""
 
     @abstractmethod
-    def wait(self, fence: FenceT) -> None:
+    def synchronize(self, event: EventT) -> None:
         """Block the host until it is."""
 
     @abstractmethod
     def is_capturing(self) -> bool:
-        """Whether this device's current queue is recording a graph instead of running."""
+        """Whether this device's current stream is recording a graph instead of running."""
 
     # Memory
 
@@ -204,7 +204,7 @@ class Device(ABC, Generic[QueueT, FenceT]):
 
     @abstractmethod
     def staging(self, n_bytes: int) -> Staging:
-        """Allocate staging, usable on the current queue at once and elsewhere after a hold.
+        """Allocate staging, usable on the current stream at once and elsewhere after a hold.
 
         Raises:
             DeviceMemoryError: It does not fit.
@@ -219,7 +219,7 @@ class Device(ABC, Generic[QueueT, FenceT]):
         """
 
     @abstractmethod
-    def release(self, buffer: Buffer, after: Iterable[FenceT] = ()) -> None:
+    def release(self, buffer: Buffer, after: Iterable[EventT] = ()) -> None:
         """Give a buffer up: its memory may be used again once `after` are done. Never blocks."""
 
     def reaches(self, memory: Tensor) -> bool:
@@ -229,7 +229,7 @@ class Device(ABC, Generic[QueueT, FenceT]):
     # Moving bytes
 
     def upload(self, value: Tensor) -> Tensor:
-        """A strided host tensor where values are, ready for the current queue and for no other.
+        """A strided host tensor where values are, ready for the current stream and for no other.
 
         Laid out as `.to` lays it out. The host does not wait, and the tensor may be written to as
         soon as this returns.
@@ -238,7 +238,7 @@ class Device(ABC, Generic[QueueT, FenceT]):
 
     @abstractmethod
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
-        """Write `value` as dense `dtype` elements at `offset`, on the current queue."""
+        """Write `value` as dense `dtype` elements at `offset`, on the current stream."""
 
     @abstractmethod
     def copy(
@@ -246,11 +246,11 @@ class Device(ABC, Generic[QueueT, FenceT]):
         staging: Staging,
         target: HostBuffer,
         n_bytes: int,
-        after: Iterable[FenceT],
-        then: Iterable[FenceT],
+        after: Iterable[EventT],
+        then: Iterable[EventT],
         offset: int = 0,
     ) -> None:
-        """On the copy queue: wait for `after`, copy `n_bytes` from `offset` of staging to the
+        """On the copy stream: wait for `after`, copy `n_bytes` from `offset` of staging to the
         beginning of a slot or of rows that copies `reach`, mark each of `then`. A copy of no bytes
         only waits and marks.
         """
@@ -266,7 +266,7 @@ class Device(ABC, Generic[QueueT, FenceT]):
         offset: int,
         dtype: torch.dtype,
         target: Tensor | Destination,
-        after: FenceT | None,
+        after: EventT | None,
         worker: int,
     ) -> Ticket:
         """Have a host worker copy landed elements into `target` once `after` is done."""

@@ -17,23 +17,23 @@ from fastcap.host_memory import empty_bytes
 
 
 class SynchronousDevice(ThreadedDevice[None, None]):
-    """One queue that is always idle, and fences that are always done."""
+    """One stream that is always idle, and events that are always done."""
 
     direct = True
 
-    def current_queue(self) -> None:
+    def current_stream(self) -> None:
         return None
 
-    def fence(self) -> None:
-        self.counters.fences += 1
+    def event(self) -> None:
+        self.counters.events += 1
 
-    def mark(self, fence: None, queue: None) -> None:
+    def record(self, event: None, stream: None) -> None:
         pass
 
-    def hold(self, queue: None, fence: None) -> None:
-        self.counters.holds += 1
+    def wait_event(self, stream: None, event: None) -> None:
+        self.counters.stream_waits += 1
 
-    def done(self, fence: None) -> bool:
+    def query(self, event: None) -> bool:
         return True
 
     def is_capturing(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import Bytes, Destination, Device, FenceT, HostBuffer, QueueT, Ticket
+from fastcap.devices.base import Bytes, Destination, Device, EventT, HostBuffer, StreamT, Ticket
 from fastcap.host_memory import normal_mode
 
 N_WORKERS = min(4, os.cpu_count() or 1)  # guessed: enough to hide first touch, few enough to start
@@ -91,7 +91,7 @@ def _torch_library() -> ctypes.CDLL:
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
 
 
-class ThreadedDevice(Device[QueueT, FenceT]):
+class ThreadedDevice(Device[StreamT, EventT]):
     """A device whose slots are ordinary host memory and whose workers are threads.
 
     Args:
@@ -106,10 +106,10 @@ class ThreadedDevice(Device[QueueT, FenceT]):
         self._workers = HostWorkers(begin_worker)
         self._delivery_lock = threading.Lock()
 
-    def wait(self, fence: FenceT) -> None:
-        if not self.done(fence):
+    def synchronize(self, event: EventT) -> None:
+        if not self.query(event):
             with self._counted_wait():
-                self._block_until(fence)
+                self._block_until(event)
 
     def join(self, ticket: Ticket) -> None:
         assert isinstance(ticket, FutureTicket)
@@ -126,8 +126,8 @@ class ThreadedDevice(Device[QueueT, FenceT]):
         self.counters.waits += 1
         self.counters.waited_secs += self.now() - started
 
-    def _block_until(self, fence: FenceT) -> None:
-        """Block the calling thread, without polling, until `fence` is done."""
+    def _block_until(self, event: EventT) -> None:
+        """Block the calling thread, without polling, until `event` is done."""
 
     def read(self, slot: HostBuffer, offset: int, dtype: torch.dtype, target: Tensor) -> None:
         target.copy_(slot.view(dtype, offset, target.shape))
@@ -138,7 +138,7 @@ class ThreadedDevice(Device[QueueT, FenceT]):
         offset: int,
         dtype: torch.dtype,
         target: Tensor | Destination,
-        after: FenceT | None,
+        after: EventT | None,
         worker: int,
     ) -> Ticket:
         task = partial(self._read_after, slot, offset, dtype, target, after)
@@ -150,7 +150,7 @@ class ThreadedDevice(Device[QueueT, FenceT]):
         offset: int,
         dtype: torch.dtype,
         target: Tensor | Destination,
-        after: FenceT | None,
+        after: EventT | None,
     ) -> None:
         if after is not None:
             self._block_until(after)

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, IterableDataset
 
 from fastcap.errors import ArgumentError, ResultError
-from fastcap.extraction.interruption import leave_signals_to_parent
-from fastcap.forward import count_rows
+from fastcap.extraction.signals import leave_signals_to_parent
+from fastcap.model.forward import count_rows
 from fastcap.representations import as_dataset, length_of
 from fastcap.spec import as_count
 

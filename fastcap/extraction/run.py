@@ -19,23 +19,23 @@ from fastcap.archive.limits import GROUP_SECS, GroupLimits
 from fastcap.archive.meta import new_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
-from fastcap.budget import make_limits
+from fastcap.consumers.archive import ArchiveResult, OnCommit
+from fastcap.consumers.batch_columns import Beside
 from fastcap.engine import Engine
 from fastcap.errors import ArchiveError, ArgumentError
 from fastcap.extraction.batches import Batches, make_grid, make_share
-from fastcap.extraction.beside import Beside
-from fastcap.extraction.earlier import open_earlier
-from fastcap.extraction.interruption import Interruption
-from fastcap.extraction.writing import ArchiveResult, OnCommit
+from fastcap.extraction.resume import open_earlier
+from fastcap.extraction.signals import Interruption
 from fastcap.fingerprint import describe_creator, describe_run
-from fastcap.forward import BatchCaller, Forward, evaluation_mode
+from fastcap.model.early_stop import EarlyStop, StopAfter
+from fastcap.model.forward import BatchCaller, Forward, evaluation_mode
+from fastcap.model.sites import Sites, as_site_names, bind_sites
 from fastcap.progress import Progress, Report, open_report
 from fastcap.rates import Counters
-from fastcap.rows import MaskOfBatch, RowSource
-from fastcap.sites import Sites, as_site_names, bind_sites
+from fastcap.selection.per_sample import MaskOfBatch, RowSource
 from fastcap.spec import Positions, Reduce, as_count, make_selection
-from fastcap.stopping import EarlyStop, StopAfter
-from fastcap.streams import Stream
+from fastcap.streaming import Stream
+from fastcap.transfer.budget import make_limits
 
 
 def extract(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcap.fingerprint.digests import bytes_of, kind_of, name_of, short_hash
-from fastcap.sites import WRAPPERS
+from fastcap.model.sites import WRAPPERS
 
 SAMPLED_ELEMENTS = 64
 """Elements of a tensor that are looked at. New weights change nearly every element."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from fastcap.errors import ArgumentError, ArgumentTypeError, SiteNotFoundError
-from fastcap.sites import WRAPPERS
+from fastcap.model.sites import WRAPPERS
 
 Layers: TypeAlias = int | slice | Iterable[int] | None
 """What callers may pass as `layers`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from fastcap.huggingface.texts import Chat, Texts, each_item, is_chat
-from fastcap.sites import WRAPPERS
+from fastcap.model.sites import WRAPPERS
 from fastcap.spec import as_count
 
 POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")

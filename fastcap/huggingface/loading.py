@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastcap.cli.locate import dtype_argument
 from fastcap.errors import LoadError, MissingExtraError
-from fastcap.locate import dtype_argument
 
 Name = str | os.PathLike[str]
 """A model id, or the path of a folder."""

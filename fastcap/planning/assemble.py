@@ -11,11 +11,9 @@ import torch
 
 from fastcap.archive.files import LocalFiles
 from fastcap.archive.layout import dtype_name
-from fastcap.budget import Budget, Limits, plan_budget, settled_budget
 from fastcap.devices import open_device
 from fastcap.errors import ArgumentError, ResultError, SelectionError
 from fastcap.host_memory import available_bytes
-from fastcap.lanes.direct import QUEUED_BYTES
 from fastcap.planning.costs import Into, Load, costs_of
 from fastcap.planning.examples import bytes_beside
 from fastcap.planning.machine import Machine
@@ -25,6 +23,8 @@ from fastcap.planning.place import Place
 from fastcap.planning.plans import Plan
 from fastcap.planning.sizes import MemoryPlan, SitePlan, Size
 from fastcap.spec import UNPADDED, Selection
+from fastcap.transfer.budget import Budget, Limits, plan_budget, settled_budget
+from fastcap.transfer.synchronous import QUEUED_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcap.consumers.batch_columns import Beside
 from fastcap.errors import ArgumentError
-from fastcap.extraction.beside import Beside
-from fastcap.forward import count_rows
-from fastcap.tokens import count_tokens
+from fastcap.model.forward import count_rows
+from fastcap.selection.token_count import count_tokens
 
 BATCH_SIZE = 32
 """Samples per pass where nothing says: what runs have."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcap.budget import make_limits
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.forward import BatchCaller, Forward, count_rows, is_meta
+from fastcap.model.forward import BatchCaller, Forward, count_rows, is_meta
+from fastcap.model.sites import Sites, as_site_names, bind_sites
 from fastcap.planning.assemble import Run, assemble
 from fastcap.planning.costs import Into
 from fastcap.planning.examples import BATCH_SIZE, batch_like
@@ -20,9 +20,9 @@ from fastcap.planning.measure import PassSecs, measure_forward, measure_machine
 from fastcap.planning.observe import observe
 from fastcap.planning.place import opened_place
 from fastcap.planning.plans import Plan
-from fastcap.rows import MaskOfBatch
-from fastcap.sites import Sites, as_site_names, bind_sites
+from fastcap.selection.per_sample import MaskOfBatch
 from fastcap.spec import UNPADDED, Positions, Reduce, as_count, as_keeps_all, make_selection
+from fastcap.transfer.budget import make_limits
 
 
 def plan(

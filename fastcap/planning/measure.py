@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from fastcap.archive.files import LocalFiles
-from fastcap.budget import MiB
 from fastcap.devices.base import AnyDevice, HostBuffer, Staging
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import HostMemoryError, SaveError
-from fastcap.forward import BatchCaller, uncompiled
 from fastcap.host_memory import available_bytes, empty_bytes
-from fastcap.listing import unchanged
+from fastcap.model.forward import BatchCaller, uncompiled
+from fastcap.model.listing import unchanged
 from fastcap.planning.machine import Machine
-from fastcap.streams import stream
+from fastcap.streaming import stream
+from fastcap.transfer.budget import MiB
 
 LINK_BYTES = 64 * MiB
 N_COPIES = 8
@@ -92,10 +92,10 @@ def measure_forward(call: BatchCaller, model: nn.Module, batch: Any, device: Any
 
 
 def _finish(device: AnyDevice) -> None:
-    """Wait for the compute queue."""
-    fence = device.fence()
-    device.mark(fence, device.current_queue())
-    device.wait(fence)
+    """Wait for the compute stream."""
+    event = device.event()
+    device.record(event, device.current_stream())
+    device.synchronize(event)
 
 
 def _accelerator(device: AnyDevice) -> dict[str, float]:
@@ -116,10 +116,10 @@ def _accelerator(device: AnyDevice) -> dict[str, float]:
 
 
 def _copies(device: AnyDevice, staging: Staging, slot: HostBuffer) -> None:
-    fence = device.fence()
+    event = device.event()
     for _ in range(N_COPIES):
-        device.copy(staging, slot, LINK_BYTES, after=(), then=(fence,))
-    device.wait(fence)
+        device.copy(staging, slot, LINK_BYTES, after=(), then=(event,))
+    device.synchronize(event)
 
 
 def _packs(device: AnyDevice, value: Tensor, staging: Staging) -> None:

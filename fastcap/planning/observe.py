@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import DeviceError, FastcapError
-from fastcap.forward import BatchCaller, count_rows, uncompiled
-from fastcap.hooks import attach, detach, modes_off
-from fastcap.lanes.base import narrower
-from fastcap.listing import unchanged
-from fastcap.parts import check_capturable, describe_miss, take_part
+from fastcap.model.forward import BatchCaller, count_rows, uncompiled
+from fastcap.model.hooks import attach, detach, modes_off
+from fastcap.model.listing import unchanged
+from fastcap.model.parts import check_capturable, describe_miss, take_part
+from fastcap.model.sites import BoundSite
+from fastcap.model.unfired import explain_silence
 from fastcap.planning.examples import tokens_per_sample
-from fastcap.rows import MaskOfBatch, RowSource
-from fastcap.selector import Selector
-from fastcap.silence import explain_silence
-from fastcap.sites import BoundSite
+from fastcap.selection.per_sample import MaskOfBatch, RowSource
+from fastcap.selection.selector import Selector
+from fastcap.selection.token_count import TokenCounter
 from fastcap.spec import Selection
-from fastcap.tokens import TokenCounter
+from fastcap.transfer.base import narrower
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _doubts(model: nn.Module, batch: Any, is_shapes_only: bool) -> Iterator[str]
 
 
 class _Observer:
-    """Takes the engine's place behind the hooks; see `fastcap.hooks.Receiver`."""
+    """Takes the engine's place behind the hooks; see `fastcap.model.hooks.Receiver`."""
 
     def __init__(
         self,

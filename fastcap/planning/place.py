@@ -11,7 +11,7 @@ import torch
 from fastcap.devices import open_device
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import DeviceError
-from fastcap.forward import as_device
+from fastcap.model.forward import as_device
 
 WITHOUT_LINK = ("cpu", "mps")
 

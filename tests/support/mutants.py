@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from tests.support import scenarios
 from tests.support.mutation import Change, Deletion, seam_calls
 
-POOL, STAGED = "fastcap.pool", "fastcap.lanes.staged"
-STRAIGHT = "fastcap.lanes.straight"
+POOL, STAGED = "fastcap.transfer.pool", "fastcap.transfer.staged"
+STRAIGHT = "fastcap.transfer.pinned_out"
 SIMULATED = "fastcap.devices.simulated.device:SimulatedDevice"
 IN_ORDER = (
     "copies of one device run in the order they were issued, so a copy into a slot that nobody "
@@ -66,72 +66,72 @@ def _mutant(
 MUTANTS = [
     _mutant(
         "R1",
-        "the compute queue is asked for once and remembered",
+        "the compute stream is asked for once and remembered",
         (
             f"{STAGED}:StagedLane._stage",
-            "compute_queue = self._device.current_queue()",
-            "compute_queue = self.__dict__.setdefault('first', self._device.current_queue())",
+            "compute_stream = self._device.current_stream()",
+            "compute_stream = self.__dict__.setdefault('first', self._device.current_stream())",
         ),
     ),
     _mutant(
         "R1",
-        "the device packs on the queue it was opened on",
-        (f"{SIMULATED}.pack", "queue = self.current_queue()", "queue = self.compute"),
+        "the device packs on the stream it was opened on",
+        (f"{SIMULATED}.pack", "stream = self.current_stream()", "stream = self.compute"),
         defect="M1",
     ),
     _mutant(
         "R1",
-        "the device packs on the copy queue",
-        (f"{SIMULATED}.pack", "queue = self.current_queue()", "queue = self.copy_queue"),
+        "the device packs on the copy stream",
+        (f"{SIMULATED}.pack", "stream = self.current_stream()", "stream = self.copy_stream"),
         defect="M2",
     ),
     _mutant(
         "R2",
-        "a flush marks one of the queues that packed",
+        "a flush marks one of the streams that packed",
         (
-            f"{POOL}:Chunk.mark_packed",
-            "in self.queues.items():",
-            "in list(self.queues.items())[:1]:",
+            f"{POOL}:Chunk.record_packed",
+            "in self.streams.items():",
+            "in list(self.streams.items())[:1]:",
         ),
         defect="M10",
     ),
     _mutant(
         "R2",
-        "a flush marks the queue of whoever asks for it",
+        "a flush marks the stream of whoever asks for it",
         (
-            f"{POOL}:Chunk.mark_packed",
-            "self._device.mark(fence, compute_queue)",
-            "self._device.mark(fence, self._device.current_queue())",
+            f"{POOL}:Chunk.record_packed",
+            "self._device.record(event, compute_stream)",
+            "self._device.record(event, self._device.current_stream())",
         ),
     ),
     _mutant(
         "R3",
         "the copy does not wait for the packs",
-        (f"{STAGED}:StagedLane._copy_to_slot", "after=chunk.mark_packed(),", "after=(),"),
+        (f"{STAGED}:StagedLane._copy_to_slot", "after=chunk.record_packed(),", "after=(),"),
     ),
     _mutant(
         "R3",
         "the mark is made before the packs instead of after them",
         (
             f"{POOL}:Chunk.open_to",
-            "self.queues[compute_queue] = fence",
-            "self.queues[compute_queue] = fence; self._device.mark(fence, compute_queue)",
+            "self.streams[compute_stream] = event",
+            "self.streams[compute_stream] = event; self._device.record(event, compute_stream)",
         ),
         (
-            f"{POOL}:Chunk.mark_packed",
-            "self._device.mark(fence, compute_queue)",
+            f"{POOL}:Chunk.record_packed",
+            "self._device.record(event, compute_stream)",
             "pass",
         ),
     ),
     _mutant(
         "R3",
         "the mark made when a chunk was full stays where it is when more is packed",
-        (f"{POOL}:Chunk.open_to", "self._is_marked = False", "pass"),
+        (f"{POOL}:Chunk.open_to", "self._is_recorded = False", "pass"),
     ),
     _mutant(
         "R2",
         "the mark of a full chunk is made when a slot is free",
-        (f"{STAGED}:StagedLane._pack", "chunk.mark_packed()", "pass"),
+        (f"{STAGED}:StagedLane._pack", "chunk.record_packed()", "pass"),
         scenario=scenarios.a_full_chunk_is_copied_before_the_next_layer_is_done,
     ),
     _mutant(
@@ -154,7 +154,7 @@ MUTANTS = [
         "R6",
         "slots are pinned without regard to the budget",
         (
-            "fastcap.lanes.memory:LaneMemory.add_slot",
+            "fastcap.transfer.memory:LaneMemory.add_slot",
             "len(self.slots) < self._most_slots()",
             "True",
         ),
@@ -170,27 +170,27 @@ MUTANTS = [
     ),
     _mutant(
         "R3",
-        "only the first queue to pack waits for the copy before",
+        "only the first stream to pack waits for the copy before",
         (
             f"{POOL}:Chunk.open_to",
-            "self._device.hold(compute_queue, self.copied)",
-            "self.queues or self._device.hold(compute_queue, self.copied)",
+            "self._device.wait_event(compute_stream, self.copied)",
+            "self.streams or self._device.wait_event(compute_stream, self.copied)",
         ),
     ),
     _mutant(
         "R3",
-        "the wait is put on the copy queue, where it means nothing",
+        "the wait is put on the copy stream, where it means nothing",
         (
             f"{POOL}:Chunk.open_to",
-            "self._device.hold(compute_queue, self.copied)",
-            "self._device.hold(self._device.copy_queue, self.copied)",
+            "self._device.wait_event(compute_stream, self.copied)",
+            "self._device.wait_event(self._device.copy_stream, self.copied)",
         ),
         defect="M3",
     ),
     _mutant(
         "R3",
-        "fresh staging is used on a queue that knows nothing of its allocation",
-        (f"{POOL}:Chunk.__init__", "device.mark(self.copied, device.current_queue())", "pass"),
+        "fresh staging is used on a stream that knows nothing of its allocation",
+        (f"{POOL}:Chunk.__init__", "device.record(self.copied, device.current_stream())", "pass"),
         defect="M6",
     ),
     _mutant(
@@ -198,20 +198,20 @@ MUTANTS = [
         "staging is given back before its last copy has read it",
         (
             f"{POOL}:Chunk.release",
-            "self._device.release(self.staging, [*self.mark_packed(), self.copied])",
+            "self._device.release(self.staging, [*self.record_packed(), self.copied])",
             "self._device.release(self.staging)",
         ),
         defect="M4",
     ),
     _mutant(
         "R3",
-        "a chunk that nobody wants is used again with no edge between its queues",
+        "a chunk that nobody wants is used again with no edge between its streams",
         (
             f"{POOL}:Chunk.abandon",
-            "self._device.mark(self.copied, next(iter(self.queues)))",
+            "self._device.record(self.copied, next(iter(self.streams)))",
             "pass",
         ),
-        scenario=scenarios.an_unwanted_chunk_changes_queues,
+        scenario=scenarios.an_unwanted_chunk_changes_streams,
     ),
     _mutant(
         "R4",
@@ -223,8 +223,8 @@ MUTANTS = [
         "a copy straight to its rows does not wait for the packs",
         (
             f"{STRAIGHT}:copy_straight",
-            "after = chunk.mark_packed()",
-            "after = chunk.mark_packed()[:0]",
+            "after = chunk.record_packed()",
+            "after = chunk.record_packed()[:0]",
         ),
     ),
     _mutant(
@@ -237,7 +237,7 @@ MUTANTS = [
         "R4",
         "values go straight to rows that copies do not reach",
         (
-            "fastcap.results:MemoryResult.write_into",
+            "fastcap.consumers.memory:MemoryResult.write_into",
             "reaches(view)",
             "True",
         ),
@@ -262,8 +262,8 @@ MUTANTS = [
     ),
     _mutant(
         "R5",
-        "the host reads a slot without its fence",
-        (f"{STAGED}:StagedLane._read_piece", "self._device.wait(home.landed)", "pass"),
+        "the host reads a slot without its event",
+        (f"{STAGED}:StagedLane._read_piece", "self._device.synchronize(home.landed)", "pass"),
         defect="M5",
     ),
     _mutant(
@@ -271,19 +271,19 @@ MUTANTS = [
         "of a value in pieces, only the first is waited for",
         (
             f"{STAGED}:StagedLane._read_piece",
-            "self._device.wait(home.landed)",
-            "piece.start or self._device.wait(home.landed)",
+            "self._device.synchronize(home.landed)",
+            "piece.start or self._device.synchronize(home.landed)",
         ),
     ),
     _mutant(
         "R5",
-        "a host worker reads a slot without its fence",
+        "a host worker reads a slot without its event",
         (f"{STAGED}:StagedLane._hand_over", "(home.buffer, home.landed)", "(home.buffer, None)"),
     ),
     _mutant(
         "R5",
         "a slot is lent before its copy has landed",
-        (f"{STAGED}:StagedLane._lend", "self._device.wait(slot.landed)", "pass"),
+        (f"{STAGED}:StagedLane._lend", "self._device.synchronize(slot.landed)", "pass"),
     ),
     _mutant(
         "R6",
@@ -309,7 +309,7 @@ MUTANTS = [
     _mutant(
         "R6",
         "a slot is used again before its copy has landed",
-        (f"{POOL}:SlotPool.is_reusable", "and self._device.done(slot.landed)", ""),
+        (f"{POOL}:SlotPool.is_reusable", "and self._device.query(slot.landed)", ""),
         survives=IN_ORDER,
     ),
     _mutant(
@@ -369,7 +369,7 @@ MUTANTS = [
     _mutant(
         "R7",
         "a value is saved from a slot before it has landed there",
-        (f"{STAGED}:StagedLane._empty", "self._device.wait(slot.landed)", "pass"),
+        (f"{STAGED}:StagedLane._empty", "self._device.synchronize(slot.landed)", "pass"),
     ),
     _mutant(
         "R7",
@@ -416,11 +416,11 @@ MUTANTS = [
     ),
     _mutant(
         "R11",
-        "a fence is waited for under the lock",
+        "a event is waited for under the lock",
         (
             f"{STAGED}:StagedLane._read_piece",
-            "self._device.wait(home.landed)",
-            "with self._lock: self._device.wait(home.landed)",
+            "self._device.synchronize(home.landed)",
+            "with self._lock: self._device.synchronize(home.landed)",
         ),
         scenario=scenarios.nothing_waits_under_the_lock,
     ),
@@ -428,7 +428,7 @@ MUTANTS = [
         "R12",
         "hooks keep the store alive",
         (
-            "fastcap.hooks:_make_hook",
+            "fastcap.model.hooks:_make_hook",
             "weakref.ref(receiver)",
             "(lambda kept=receiver: kept)",
         ),
@@ -452,13 +452,13 @@ MUTANTS = [
         (
             f"{STAGED}:StagedLane._pack",
             "piece.home = chunk",
-            "piece.home = chunk; hasattr(value, 'none') and value.record_stream(compute_queue)",
+            "piece.home = chunk; hasattr(value, 'none') and value.record_stream(compute_stream)",
         ),
         scenario=scenarios.no_function_names_what_is_forbidden,
     ),
     _mutant(
         "R3",
-        "all chunks share one fence",
+        "all chunks share one event",
         (
             f"{POOL}:StagingRing.extend",
             "self._chunks.insert(1, Chunk(device, self.chunk_bytes))",
@@ -494,19 +494,19 @@ MUTANTS = [
         (
             f"{STAGED}:StagedLane._flush_open",
             "ring.advance()",
-            "ring.advance(); self._device.wait(chunk.copied)",
+            "ring.advance(); self._device.synchronize(chunk.copied)",
         ),
         scenario=scenarios.copies_hide_behind_the_model,
     ),
 ]
 
 NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
-    "pool:Chunk.__init__ current_queue": scenarios.staging_may_be_allocated_on_any_queue,
+    "pool:Chunk.__init__ current_stream": scenarios.staging_may_be_allocated_on_any_stream,
     "pool:SlotPool.next_to_land done": scenarios.a_consumer_that_keeps_up_needs_few_slots,
     "pool:SlotPool.collect_returned take_back": scenarios.what_was_lent_is_told_to_the_device,
-    "pool:Chunk.abandon mark": scenarios.an_unwanted_chunk_changes_queues,
-    "pool:Chunk.open_to lasts": scenarios.a_queue_is_ended_before_its_values_are_asked_for,
-    "pool:Chunk.close_to mark": scenarios.a_queue_is_ended_before_its_values_are_asked_for,
+    "pool:Chunk.abandon mark": scenarios.an_unwanted_chunk_changes_streams,
+    "pool:Chunk.open_to lasts": scenarios.a_stream_is_ended_before_its_values_are_asked_for,
+    "pool:Chunk.close_to mark": scenarios.a_stream_is_ended_before_its_values_are_asked_for,
     "lanes.staged:StagedLane.refuse_graphs is_capturing": scenarios.a_graph_capture_is_refused,
     "lanes.memory:LaneMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
 }
@@ -522,7 +522,7 @@ SURVIVING = {
         "call a value would be called delivered that is not."
     ),
     "lanes.staged:StagedLane._read_small done": (
-        "a small value is read behind its own fence all the same. Asking first only keeps the "
+        "a small value is read behind its own event all the same. Asking first only keeps the "
         "thread that asks from waiting."
     ),
 }
@@ -538,5 +538,5 @@ def deletions() -> list[Mutant]:
             NEEDS_A_SITUATION.get(call.name),
             survives=SURVIVING.get(call.name, ""),
         )
-        for call in seam_calls(POOL, STAGED, STRAIGHT, "fastcap.lanes.memory")
+        for call in seam_calls(POOL, STAGED, STRAIGHT, "fastcap.transfer.memory")
     ]

@@ -22,7 +22,7 @@ class Change:
     """`old` becomes `new` in the source of a function.
 
     Attributes:
-        target: Where, as `fastcap.pool:Chunk.open_to`.
+        target: Where, as `fastcap.transfer.pool:Chunk.open_to`.
     """
 
     target: str
@@ -94,7 +94,7 @@ def _find_code(code: CodeType, function: FunctionType) -> CodeType:
 # Every call into the seam, deleted in turn
 
 SEAM = {
-    "current_queue": "{device}.__dict__.setdefault('first_queue', {call})",
+    "current_stream": "{device}.__dict__.setdefault('first_stream', {call})",
     "done": "True",
     "is_capturing": "False",
     "lasts": "True",

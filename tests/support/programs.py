@@ -156,7 +156,7 @@ class _Maker:
 
     def action(self, depth: int) -> Action:
         draw = self.draw
-        rare = ["free", "get", "get", "queue", *["fork"] * self.n_forks, "reenter"]
+        rare = ["free", "get", "get", "stream", *["fork"] * self.n_forks, "reenter"]
         rare += ["collect"] if draw.random() < 0.3 else []
         kind = draw.choice(["call"] * 8 + ["change"] + rare)
         if draw.random() < 0.03:

@@ -39,14 +39,14 @@ def made_timeline(n_layers: int = 16) -> Timeline:
     spans = []
     for layer in range(n_layers):
         start = layer * 2e-3
-        spans.append(Span(start, start + 1.8e-3, "compute queue", "forward"))
-        spans.append(Span(start + 1.8e-3, start + 2e-3, "compute queue", "pack", 1 << 20))
+        spans.append(Span(start, start + 1.8e-3, "compute stream", "forward"))
+        spans.append(Span(start + 1.8e-3, start + 2e-3, "compute stream", "pack", 1 << 20))
         delivered = n_layers * 2e-3 + layer * 1e-3
         worker = f"worker {layer % 2}"
         spans.append(Span(delivered, delivered + 5e-4, worker, "deliver", 1 << 20))
     end = n_layers * 2e-3
-    spans.append(Span(end / 2, end, "copy queue", "copy", n_layers << 19))
-    spans.append(Span(end, end + 4e-3, "copy queue", "copy", n_layers << 19))
+    spans.append(Span(end / 2, end, "copy stream", "copy", n_layers << 19))
+    spans.append(Span(end, end + 4e-3, "copy stream", "copy", n_layers << 19))
     spans.append(Span(end, end + 4e-3, "host", "wait"))
     return Timeline(tuple(sorted(spans)), "this machine")
 

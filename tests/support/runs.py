@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 import fastcap
 from fastcap import devices, reference
 from fastcap.devices.base import AnyDevice
-from fastcap.devices.simulated import Queue, SimulatedDevice
+from fastcap.devices.simulated import SimulatedDevice, SimulatedStream
 from fastcap.records import Statistics
 from fastcap.reference import ReferenceStore, differences
 from fastcap.spec import make_selection
@@ -76,7 +76,7 @@ class StoreRun:
         self.model = model or ScriptedModel()
         if model is None:
             self.model.world = World(
-                self.get_and_compare, self.switch_queue, self.join_queues, self.collect
+                self.get_and_compare, self.switch_stream, self.join_streams, self.collect
             )
         selection: dict[str, Any] = {
             "positions": program.positions,
@@ -94,10 +94,10 @@ class StoreRun:
         )
         self.oracle = ReferenceStore(self.model, program.sites, make_selection(**selection))
         self.held: list[tuple[Tensor, Tensor]] = []
-        self.queues = self._queues()
+        self.streams = self._streams()
 
-    def _queues(self) -> list[Queue]:
-        return [self.device.compute, self.device.new_queue("other")] if self.device else []
+    def _streams(self) -> list[SimulatedStream]:
+        return [self.device.compute, self.device.new_stream("other")] if self.device else []
 
     def run(self) -> Statistics:
         """Every step, then everything once more after the store is disabled.
@@ -149,8 +149,8 @@ class StoreRun:
             return
         finally:
             if self.device is not None:
-                self.device.use_queue(self.device.compute)
-                self.device.join_queues()
+                self.device.use_stream(self.device.compute)
+                self.device.join_streams()
 
     def _do_compare(self, step: Step) -> None:
         for site in step.sites:
@@ -177,14 +177,14 @@ class StoreRun:
         self.held = self.held[1::2]
         gc.collect()
 
-    def switch_queue(self) -> None:
+    def switch_stream(self) -> None:
         if self.device is not None:
-            self.queues.append(self.queues.pop(0))
-            self.device.use_queue(self.queues[0])
+            self.streams.append(self.streams.pop(0))
+            self.device.use_stream(self.streams[0])
 
-    def join_queues(self) -> None:
+    def join_streams(self) -> None:
         if self.device is not None:
-            self.device.join_queues()
+            self.device.join_streams()
 
     def get_and_compare(self, site: str, hold: bool = True) -> None:
         found = self.store.get(site)

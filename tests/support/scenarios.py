@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcap
-from fastcap.budget import Budget
 from fastcap.devices.base import HostBuffer, Ticket
 from fastcap.devices.simulated import Costs, Schedule, SimulatedDevice, TimedDevice
-from fastcap.devices.simulated.queues import SimulatedFence
+from fastcap.devices.simulated.streams import SimulatedEvent
 from fastcap.errors import DeviceError, DeviceMemoryError
+from fastcap.transfer.budget import Budget
 from tests.support.runs import running_on
 from tests.support.virtual import (
     BURSTY,
@@ -112,8 +112,8 @@ def passes_allocate_nothing() -> None:
             model(number(value))
             assert store.get("0") is not None
             counters = device.counters
-            counts.append((counters.device_allocations, counters.host_allocations, counters.fences))
-    assert len(set(counts[3:])) == 1, f"allocations, pinned allocations, fences by pass: {counts}"
+            counts.append((counters.device_allocations, counters.host_allocations, counters.events))
+    assert len(set(counts[3:])) == 1, f"allocations, pinned allocations, events by pass: {counts}"
 
 
 def missing_memory_is_raised_to_who_asks() -> None:
@@ -200,9 +200,9 @@ class _WaitWatched(SimulatedDevice):
         self.n_waits += 1
         assert not any(lock.locked() for lock in self.locks), "a wait under the lane's lock"
 
-    def wait(self, fence: SimulatedFence) -> None:
+    def wait(self, event: SimulatedEvent) -> None:
         self._check()
-        super().wait(fence)
+        super().wait(event)
 
     def join(self, ticket: Ticket) -> None:
         self._check()
@@ -256,23 +256,23 @@ def a_graph_capture_is_refused() -> None:
     raise AssertionError("nothing was raised")
 
 
-def staging_may_be_allocated_on_any_queue() -> None:
-    """A store that is enabled again while the model uses another queue."""
+def staging_may_be_allocated_on_any_stream() -> None:
+    """A store that is enabled again while the model uses another stream."""
     device, model = SimulatedDevice(Schedule("late")), echo()
     with running_on(device):
         store = fastcap.ActivationStore(model, ["0"], device_bytes=4096, host_bytes=4096)
-        for queue in (device.compute, device.new_queue("other")):
-            device.use_queue(queue)
+        for stream in (device.compute, device.new_stream("other")):
+            device.use_stream(stream)
             with store:
                 model(number(1))
-                device.use_queue(device.compute)
+                device.use_stream(device.compute)
                 model(number(2))
                 assert store.activations["0"].eq(2).all()
     assert not device.judge.violations, device.judge.violations[0]
 
 
-def an_unwanted_chunk_changes_queues() -> None:
-    """What one queue packed is cleared before its copy; then another queue packs there."""
+def an_unwanted_chunk_changes_streams() -> None:
+    """What one stream packed is cleared before its copy; then another stream packs there."""
     device, model = SimulatedDevice(Schedule("late")), echo()
     with (
         running_on(device),
@@ -280,26 +280,26 @@ def an_unwanted_chunk_changes_queues() -> None:
     ):
         model(number(0))
         store.clear()
-        device.use_queue(device.new_queue("other"))
+        device.use_stream(device.new_stream("other"))
         model(torch.ones(200))  # fills what the other would have left no room for
         assert store.activations["0"].eq(1).all()
         assert store.statistics().copies == 1
     assert not device.judge.violations, device.judge.violations[0]
 
 
-def a_queue_is_ended_before_its_values_are_asked_for() -> None:
-    """A model runs twice on a queue of its own, which its owner then ends."""
+def a_stream_is_ended_before_its_values_are_asked_for() -> None:
+    """A model runs twice on a stream of its own, which its owner then ends."""
     for kind in ("early", "late"):
         device, model = SimulatedDevice(Schedule(kind)), nn.Sequential(nn.Identity(), nn.Identity())
         with running_on(device):
-            theirs = device.new_queue("theirs", lasts=False)
-            device.use_queue(theirs)
+            theirs = device.new_stream("theirs", lasts=False)
+            device.use_stream(theirs)
             store = fastcap.ActivationStore(model, ["0", "1"], device_bytes=4096, host_bytes=4096)
             store.enable()
             for value in (1, 2):
                 model(number(value))
             theirs.is_ended = True
-            device.use_queue(device.compute)
+            device.use_stream(device.compute)
             assert all(found.eq(2).all() for found in store.activations.values())
             store.disable()
         assert not device.judge.violations, device.judge.violations[0]
@@ -370,7 +370,7 @@ FORBIDDEN = frozenset(
 )
 
 
-COMPARES_ADDRESSES = {"fastcap.out._check_apart"}
+COMPARES_ADDRESSES = {"fastcap.consumers.out._check_apart"}
 """Of memory that is held meanwhile: whether two results would overlap."""
 
 

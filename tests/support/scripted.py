@@ -108,7 +108,7 @@ class Action:
     """One thing that happens inside a forward pass.
 
     `call` a leaf; `change` or `free` what it returned last; `reenter` the root with actions of its
-    own; `get` a site; `raise` or `interrupt`; `queue` makes the rest run on another queue, after
+    own; `get` a site; `raise` or `interrupt`; `stream` makes the rest run on another stream, after
     the one before, and `fork` in no order with it; `collect` drops some of what was returned, and
     garbage.
     """
@@ -143,8 +143,8 @@ class World:
     """What actions may reach besides the model."""
 
     get: Callable[[str], None] = lambda site: None
-    switch_queue: Callable[[], None] = lambda: None
-    join_queues: Callable[[], None] = lambda: None
+    switch_stream: Callable[[], None] = lambda: None
+    join_streams: Callable[[], None] = lambda: None
     collect: Callable[[], None] = lambda: None
 
 
@@ -166,7 +166,7 @@ class ScriptedModel(nn.Module):
         self._live[action.leaf] = self.leaves[action.leaf](action.value)
 
     def _do_change(self, action: Action) -> None:
-        self.world.join_queues()
+        self.world.join_streams()
         for tensor in _tensors(self._live.get(action.leaf)):
             if tensor.is_inference() and not torch.is_inference_mode_enabled():
                 continue  # torch forbids it
@@ -186,12 +186,12 @@ class ScriptedModel(nn.Module):
     def _do_get(self, action: Action) -> None:
         self.world.get(LEAVES[action.leaf])
 
-    def _do_queue(self, action: Action) -> None:
-        self.world.switch_queue()
-        self.world.join_queues()
+    def _do_stream(self, action: Action) -> None:
+        self.world.switch_stream()
+        self.world.join_streams()
 
     def _do_fork(self, action: Action) -> None:
-        self.world.switch_queue()
+        self.world.switch_stream()
 
     def _do_collect(self, action: Action) -> None:
         self.world.collect()

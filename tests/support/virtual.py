@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
-from fastcap.budget import Budget
 from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.transfer.budget import Budget
 from tests.support.runs import running_on
 
 MiB = 1 << 20
@@ -84,7 +84,7 @@ def budget_of(load: Load) -> Iterator[None]:
     if load.budget is None:
         yield
         return
-    with mock.patch("fastcap.lanes.memory.plan_budget", return_value=load.budget):
+    with mock.patch("fastcap.transfer.memory.plan_budget", return_value=load.budget):
         yield
 
 

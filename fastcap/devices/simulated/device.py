@@ -1,4 +1,4 @@
-"""The simulated accelerator: CPU memory, queues, and an adversary who decides who runs when."""
+"""The simulated accelerator: CPU memory, streams, and an adversary who decides who runs when."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fastcap.devices.base import Buffer, Bytes, Destination, Device, HostBuffer, Staging, Ticket
 from fastcap.devices.simulated.order import HOST, OrderJudge
-from fastcap.devices.simulated.queues import (
-    Mark,
-    Queue,
-    SimulatedFence,
-    SimulatedTicket,
-)
 from fastcap.devices.simulated.runner import Runner
 from fastcap.devices.simulated.schedule import Schedule
+from fastcap.devices.simulated.streams import (
+    Mark,
+    SimulatedEvent,
+    SimulatedStream,
+    SimulatedTicket,
+)
 from fastcap.devices.simulated.watch import Allocations, ModelWatch
 from fastcap.errors import DeviceMemoryError, HostMemoryError
 
@@ -27,7 +27,7 @@ POISON = 0xFB  # as bf16, fp16, fp32 and fp64 a large negative number that no te
 N_WORKERS = 2
 
 
-class SimulatedDevice(Device[Queue, SimulatedFence]):
+class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
     """An accelerator on CPU memory, for any schedule one can name.
 
     The model's own operations run when the model runs them; what the engine asks for is queued, and
@@ -61,15 +61,15 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         self.host_capacity_bytes = host_capacity_bytes
         self.peak_device_bytes = 0
         self.peak_host_bytes = 0
-        self.compute = Queue("compute")
-        self.copy_queue = Queue("copy", "copy")
-        self.workers = [Queue(f"worker {i}", "worker") for i in range(N_WORKERS)]
+        self.compute = SimulatedStream("compute")
+        self.copy_stream = SimulatedStream("copy", "copy")
+        self.workers = [SimulatedStream(f"worker {i}", "worker") for i in range(N_WORKERS)]
         self.capturing = False
-        queues = [self.compute, self.copy_queue, *self.workers]
-        self._runner = Runner(queues, self.schedule, patience, self.muted)
+        streams = [self.compute, self.copy_stream, *self.workers]
+        self._runner = Runner(streams, self.schedule, patience, self.muted)
         self._names: dict[Buffer, str] = {}
         self._live: set[Buffer] = set()
-        self._allocated_on: dict[Staging, Queue] = {}
+        self._allocated_on: dict[Staging, SimulatedStream] = {}
         self._lent: list[tuple[HostBuffer, int, int]] = []
         self._pinned: dict[int, tuple[str, Tensor]] = {}
         self._allocations = Allocations()
@@ -78,26 +78,26 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
 
     # The model's side
 
-    def new_queue(self, name: str, lasts: bool = True) -> Queue:
-        """One more compute queue; whether it is there for good."""
-        queue = Queue(name, lasts=lasts)
-        self._runner.queues.append(queue)
-        return queue
+    def new_stream(self, name: str, lasts: bool = True) -> SimulatedStream:
+        """One more compute stream; whether it is there for good."""
+        stream = SimulatedStream(name, lasts=lasts)
+        self._runner.streams.append(stream)
+        return stream
 
-    def use_queue(self, queue: Queue) -> None:
-        """Have this thread's model code use another compute queue, in no order with the others."""
-        self._of_thread.queue = queue
+    def use_stream(self, stream: SimulatedStream) -> None:
+        """Have this thread's model code use another compute stream, in no order with the others."""
+        self._of_thread.stream = stream
 
-    def join_queues(self) -> None:
-        """What this thread's model code does next comes after all compute queues.
+    def join_streams(self) -> None:
+        """What this thread's model code does next comes after all compute streams.
 
         As `wait_stream` in a model that is itself correct.
         """
-        current = self.current_queue()
+        current = self.current_stream()
         with self._runner.turn():
-            for queue in [q for q in self._runner.queues if q.kind == "compute"]:
-                if queue is not current:
-                    self._wait_on(current, SimulatedFence(self._mark(queue)))
+            for stream in [q for q in self._runner.streams if q.kind == "compute"]:
+                if stream is not current:
+                    self._wait_on(current, SimulatedEvent(self._mark(stream)))
 
     def watching(self) -> AbstractContextManager[Any]:
         """See the model's own reads and writes in the block."""
@@ -110,56 +110,58 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
 
     def _saw_model(self, label: str, tensor: Tensor, is_write: bool) -> None:
         with self._runner.lock:
-            queue = self.current_queue()
-            self.judge.issue(queue)
-            self._access_model(queue, label, tensor, is_write)
+            stream = self.current_stream()
+            self.judge.issue(stream)
+            self._access_model(stream, label, tensor, is_write)
 
-    def _access_model(self, queue: Queue, label: str, tensor: Tensor, is_write: bool) -> None:
+    def _access_model(
+        self, stream: SimulatedStream, label: str, tensor: Tensor, is_write: bool
+    ) -> None:
         memory = self._allocations.of(tensor)
-        self.judge.access(queue, label, memory, 0, memory.n_bytes, is_write)
+        self.judge.access(stream, label, memory, 0, memory.n_bytes, is_write)
 
-    # Queues and fences
+    # Streams and events
 
-    def current_queue(self) -> Queue:
-        return getattr(self._of_thread, "queue", self.compute)
+    def current_stream(self) -> SimulatedStream:
+        return getattr(self._of_thread, "stream", self.compute)
 
-    def lasts(self, queue: Queue) -> bool:
-        return queue.lasts
+    def lasts(self, stream: SimulatedStream) -> bool:
+        return stream.lasts
 
-    def fence(self) -> SimulatedFence:
-        self.counters.fences += 1
-        return SimulatedFence()
+    def event(self) -> SimulatedEvent:
+        self.counters.events += 1
+        return SimulatedEvent()
 
-    def mark(self, fence: SimulatedFence, queue: Queue) -> None:
+    def record(self, event: SimulatedEvent, stream: SimulatedStream) -> None:
         with self._runner.turn():
-            fence.last = self._mark(queue)
+            event.last = self._mark(stream)
 
-    def _mark(self, queue: Queue) -> Mark:
-        queue.check_is_there(self.judge.note)
-        self.judge.issue(queue)
-        mark = Mark(queue, self.judge.snapshot(queue))
+    def _mark(self, stream: SimulatedStream) -> Mark:
+        stream.check_is_there(self.judge.note)
+        self.judge.issue(stream)
+        mark = Mark(stream, self.judge.snapshot(stream))
 
         def reach() -> None:
             mark.reached = True
 
-        self._runner.give(queue, "mark", reach)
+        self._runner.give(stream, "mark", reach)
         return mark
 
-    def hold(self, queue: Queue, fence: SimulatedFence) -> None:
+    def wait_event(self, stream: SimulatedStream, event: SimulatedEvent) -> None:
         with self._runner.turn():
-            self.counters.holds += 1
-            self._wait_on(queue, fence)
+            self.counters.stream_waits += 1
+            self._wait_on(stream, event)
 
-    def _wait_on(self, queue: Queue, fence: SimulatedFence) -> None:
-        queue.check_is_there(self.judge.note)
-        if fence.last is not None:
-            self.judge.learn(queue, fence.last.clock)
-            self._runner.give(queue, "hold", lambda: None, waits_for=fence.last)
+    def _wait_on(self, stream: SimulatedStream, event: SimulatedEvent) -> None:
+        stream.check_is_there(self.judge.note)
+        if event.last is not None:
+            self.judge.learn(stream, event.last.clock)
+            self._runner.give(stream, "hold", lambda: None, waits_for=event.last)
 
-    def done(self, fence: SimulatedFence) -> bool:
+    def query(self, event: SimulatedEvent) -> bool:
         with self._runner.turn():
             pass  # the schedule decides first, and so what the answer is
-        return self._is_reached(fence.last)
+        return self._is_reached(event.last)
 
     def _is_reached(self, mark: Mark | None) -> bool:
         if mark is None:
@@ -169,10 +171,10 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
             self.judge.learn(HOST, mark.clock)
         return mark.reached
 
-    def wait(self, fence: SimulatedFence) -> None:
-        if not self.done(fence):
+    def synchronize(self, event: SimulatedEvent) -> None:
+        if not self.query(event):
             self.counters.waits += 1
-            self._wait_for(fence.last)
+            self._wait_for(event.last)
 
     def join(self, ticket: Ticket) -> None:
         assert isinstance(ticket, SimulatedTicket)
@@ -204,14 +206,14 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         self.peak_device_bytes = max(self.peak_device_bytes, self.counters.device_bytes)
         staging = Staging(self._poisoned(n_bytes))
         self._name(staging, "staging")
-        current = self.current_queue()
-        # As on a real one, memory belongs to a queue that is there when it is given back.
-        self._allocated_on[staging] = queue = current if current.lasts else self.compute
+        current = self.current_stream()
+        # As on a real one, memory belongs to a stream that is there when it is given back.
+        self._allocated_on[staging] = stream = current if current.lasts else self.compute
         with self._runner.turn():
-            # The allocator hands out what earlier work on this queue may still be using.
-            self._access(queue, "allocation", staging, 0, n_bytes, is_write=True)
-            if current is not queue:
-                self._wait_on(current, SimulatedFence(self._mark(queue)))
+            # The allocator hands out what earlier work on this stream may still be using.
+            self._access(stream, "allocation", staging, 0, n_bytes, is_write=True)
+            if current is not stream:
+                self._wait_on(current, SimulatedEvent(self._mark(stream)))
         return staging
 
     def host(self, n_bytes: int) -> HostBuffer:
@@ -251,7 +253,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         if name is not None:
             self.judge.access(actor, label, name, origin + start, origin + stop, is_write)
 
-    def release(self, buffer: Buffer, after: Iterable[SimulatedFence] = ()) -> None:
+    def release(self, buffer: Buffer, after: Iterable[SimulatedEvent] = ()) -> None:
         with self._runner.turn():
             self._live.discard(buffer)
             if isinstance(buffer, Staging):
@@ -259,61 +261,61 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
             else:
                 self._release_slot(buffer, after)
 
-    def _release_staging(self, staging: Staging, after: Iterable[SimulatedFence]) -> None:
+    def _release_staging(self, staging: Staging, after: Iterable[SimulatedEvent]) -> None:
         self.counters.device_bytes -= staging.n_bytes
-        # The queue it was allocated on gets the memory: what comes later there overwrites it.
-        queue = self._allocated_on.pop(staging)
-        for fence in after:
-            self._wait_on(queue, fence)
-        self.judge.issue(queue)
-        self.judge.forget(queue, "release", self._names[staging], staging.n_bytes)
-        self._runner.give(queue, "reuse", lambda: _poison(staging.bytes))
+        # The stream it was allocated on gets the memory: what comes later there overwrites it.
+        stream = self._allocated_on.pop(staging)
+        for event in after:
+            self._wait_on(stream, event)
+        self.judge.issue(stream)
+        self.judge.forget(stream, "release", self._names[staging], staging.n_bytes)
+        self._runner.give(stream, "reuse", lambda: _poison(staging.bytes))
 
-    def _release_slot(self, slot: Buffer, after: Iterable[SimulatedFence]) -> None:
+    def _release_slot(self, slot: Buffer, after: Iterable[SimulatedEvent]) -> None:
         self.counters.host_bytes -= slot.n_bytes
         owner = "pinned allocator"
         self.judge.issue(owner)
-        for fence in after:
-            if fence.last is not None:
-                self.judge.learn(owner, fence.last.clock)
+        for event in after:
+            if event.last is not None:
+                self.judge.learn(owner, event.last.clock)
         if not any(slot is lent for lent, _, _ in self._lent):
             self.judge.forget(owner, "release", self._names[slot], slot.n_bytes)
 
     # Moving bytes
 
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
-        queue = self.current_queue()
+        stream = self.current_stream()
         with self._runner.turn():
-            self.judge.issue(queue)
-            self._access_model(queue, "pack", value, is_write=False)
+            self.judge.issue(stream)
+            self._access_model(stream, "pack", value, is_write=False)
             with self.muted():
                 source = value.clone()
                 target = staging.view(dtype, offset, value.shape)
             stop = offset + target.nbytes
-            self._access(queue, "pack", staging, offset, stop, is_write=True)
-            self._runner.give(queue, "pack", lambda: target.copy_(source))
+            self._access(stream, "pack", staging, offset, stop, is_write=True)
+            self._runner.give(stream, "pack", lambda: target.copy_(source))
 
     def copy(
         self,
         staging: Staging,
         target: HostBuffer,
         n_bytes: int,
-        after: Iterable[SimulatedFence],
-        then: Iterable[SimulatedFence],
+        after: Iterable[SimulatedEvent],
+        then: Iterable[SimulatedEvent],
         offset: int = 0,
     ) -> None:
-        queue = self.copy_queue
+        stream = self.copy_stream
         with self._runner.turn(), self.muted():
             self._check_ends(staging, target, n_bytes)
-            for fence in after:
-                self._wait_on(queue, fence)
-            self._access(queue, "copy", staging, offset, offset + n_bytes, is_write=False)
-            self._access(queue, "copy", target, 0, n_bytes, is_write=True)
+            for event in after:
+                self._wait_on(stream, event)
+            self._access(stream, "copy", staging, offset, offset + n_bytes, is_write=False)
+            self._access(stream, "copy", target, 0, n_bytes, is_write=True)
             source, landing = staging.bytes[offset : offset + n_bytes], target.bytes[:n_bytes]
             _poison(landing)
-            self._runner.give(queue, "copy", lambda: landing.copy_(source))
-            for fence in then:
-                fence.last = self._mark(queue)
+            self._runner.give(stream, "copy", lambda: landing.copy_(source))
+            for event in then:
+                event.last = self._mark(stream)
             self.counters.copies += n_bytes > 0
             self.counters.copied_bytes += n_bytes
 
@@ -339,7 +341,7 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
         offset: int,
         dtype: torch.dtype,
         target: Tensor | Destination,
-        after: SimulatedFence | None,
+        after: SimulatedEvent | None,
         worker: int,
     ) -> Ticket:
         ticket = SimulatedTicket(self._is_reached)
@@ -350,14 +352,14 @@ class SimulatedDevice(Device[Queue, SimulatedFence]):
             except Exception as error:  # noqa: BLE001 - raised by whoever asks
                 ticket.failure = error
 
-        queue = self.workers[worker % N_WORKERS]
+        stream = self.workers[worker % N_WORKERS]
         stop = offset + target.numel() * dtype.itemsize
         with self._runner.turn():
             if after is not None:
-                self._wait_on(queue, after)
-            self._access(queue, "delivery", slot, offset, stop, is_write=False)
-            self._runner.give(queue, "delivery", run)
-            ticket.mark = self._mark(queue)
+                self._wait_on(stream, after)
+            self._access(stream, "delivery", slot, offset, stop, is_write=False)
+            self._runner.give(stream, "delivery", run)
+            ticket.mark = self._mark(stream)
         return ticket
 
     def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:

@@ -1,13 +1,13 @@
 """The order judge: vector clocks over byte ranges.
 
 Two accesses to the same byte conflict when one of them writes. They are ordered when a chain of
-fences, waits and issues leads from the first to the second. A conflict without such a chain is a
+events, waits and issues leads from the first to the second. A conflict without such a chain is a
 race, whether or not this run happened to get away with it: the judge looks at what was issued,
 never at what ran first.
 
-Who acts: every queue, and the host. All host threads count as one actor, because locks between
-threads are not the subject here. An operation comes after everything before it on its queue, after
-everything that the host knew when it issued it, and after the marks that its queue waited for.
+Who acts: every stream, and the host. All host threads count as one actor, because locks between
+threads are not the subject here. An operation comes after everything before it on its stream, after
+everything that the host knew when it issued it, and after the marks that its stream waited for.
 """
 
 from __future__ import annotations

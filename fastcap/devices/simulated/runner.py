@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from fastcap.devices.simulated.queues import Mark, Operation, Queue
 from fastcap.devices.simulated.schedule import Schedule
+from fastcap.devices.simulated.streams import Mark, Operation, SimulatedStream
 
 
 class StuckError(RuntimeError):
@@ -18,10 +18,10 @@ class StuckError(RuntimeError):
 
 
 class Runner:
-    """The queues of one device, and what has become of them.
+    """The streams of one device, and what has become of them.
 
     Args:
-        queues: Those there are from the start.
+        streams: Those there are from the start.
         schedule: Who runs when.
         patience: Calls into the device after which `StuckError` is raised; `None` for any number.
         muted: Hides what operations do from whoever watches the model.
@@ -33,12 +33,12 @@ class Runner:
 
     def __init__(
         self,
-        queues: list[Queue],
+        streams: list[SimulatedStream],
         schedule: Schedule,
         patience: int | None,
         muted: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self.queues = queues
+        self.streams = streams
         self.lock = threading.RLock()
         self.n_steps = 0
         self._schedule = schedule
@@ -49,13 +49,13 @@ class Runner:
 
     def give(
         self,
-        queue: Queue,
+        stream: SimulatedStream,
         label: str,
         run: Callable[[], object],
         waits_for: Mark | None = None,
     ) -> None:
         """Add an operation that may run once `waits_for` is reached."""
-        queue.pending.append(Operation(label, run, waits_for))
+        stream.pending.append(Operation(label, run, waits_for))
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -69,13 +69,13 @@ class Runner:
                 self._run_some()
 
     def _run_some(self) -> None:
-        runnable = [queue for queue in self.queues if queue.is_runnable]
+        runnable = [stream for stream in self.streams if stream.is_runnable]
         while runnable:
-            for queue in self._schedule.order(runnable):
-                while queue.is_runnable and self._schedule.goes_on(queue):
-                    self._step(queue)
-            # What one queue did may have unblocked another; a queue that paused is not asked again.
-            before, runnable = runnable, [queue for queue in self.queues if queue.is_runnable]
+            for stream in self._schedule.order(runnable):
+                while stream.is_runnable and self._schedule.goes_on(stream):
+                    self._step(stream)
+            # What one stream did may have unblocked another; a stream that paused is not asked again.
+            before, runnable = runnable, [stream for stream in self.streams if stream.is_runnable]
             if runnable == before:
                 return
 
@@ -83,18 +83,18 @@ class Runner:
         """Run what `mark` needs and no more: everything else happens as late as it may."""
         with self.lock:
             while not mark.reached:
-                queue = mark.queue
-                while not queue.is_runnable:
-                    blocker = queue.pending[0].waits_for if queue.pending else None
+                stream = mark.stream
+                while not stream.is_runnable:
+                    blocker = stream.pending[0].waits_for if stream.pending else None
                     if blocker is None:
                         raise RuntimeError("simulated: a wait for something that nobody will do")
-                    queue = blocker.queue
-                self._step(queue)
+                    stream = blocker.stream
+                self._step(stream)
 
-    def _step(self, queue: Queue) -> None:
-        operation = queue.pending.popleft()
+    def _step(self, stream: SimulatedStream) -> None:
+        operation = stream.pending.popleft()
         self.n_steps += 1
-        self._schedule.note(f"{queue.name} {operation.label}")
+        self._schedule.note(f"{stream.name} {operation.label}")
         self._is_running = True
         try:
             with self._muted(), torch.inference_mode(False), torch.no_grad():

@@ -1,7 +1,7 @@
 """A device with a virtual clock: how long a run would take on a machine with these rates.
 
-Every operation's start and end are known when it is issued: it starts when its queue is free, the
-host has issued it and what its queue waits for has ended. Nothing is moved, so full-size passes
+Every operation's start and end are known when it is issued: it starts when its stream is free, the
+host has issued it and what its stream waits for has ended. Nothing is moved, so full-size passes
 cost nothing; values mean nothing either. The host's clock advances by what the host does: issuing,
 waiting and copying.
 """
@@ -54,7 +54,7 @@ class Costs:
 
 @dataclass(slots=True, eq=False)
 class Timeline:
-    """A queue, and when it is free again, in seconds."""
+    """A stream, and when it is free again, in seconds."""
 
     free_at: float = 0.0
 
@@ -66,7 +66,7 @@ class Timeline:
 
 @dataclass(slots=True, eq=False)
 class Moment:
-    """A fence: the time at which the work before its last mark ends."""
+    """A event: the time at which the work before its last mark ends."""
 
     at: float = 0.0
 
@@ -105,7 +105,7 @@ class TimedDevice(Device[Timeline, Moment]):
         self._reaches_all = reaches_all
         self.host_secs = 0.0
         self.n_read_bytes = 0
-        self.compute, self.copy_queue = Timeline(), Timeline()
+        self.compute, self.copy_stream = Timeline(), Timeline()
         self.workers = [Timeline() for _ in range(self.costs.n_workers)]
 
     # The model's side
@@ -123,27 +123,27 @@ class TimedDevice(Device[Timeline, Moment]):
     def now(self) -> float:
         return self.host_secs
 
-    # Queues and fences
+    # Streams and events
 
-    def current_queue(self) -> Timeline:
+    def current_stream(self) -> Timeline:
         return self.compute
 
-    def fence(self) -> Moment:
-        self.counters.fences += 1
+    def event(self) -> Moment:
+        self.counters.events += 1
         return Moment()
 
-    def mark(self, fence: Moment, queue: Timeline) -> None:
-        fence.at = max(queue.free_at, self.host_secs)
+    def record(self, event: Moment, stream: Timeline) -> None:
+        event.at = max(stream.free_at, self.host_secs)
 
-    def hold(self, queue: Timeline, fence: Moment) -> None:
-        self.counters.holds += 1
-        queue.free_at = max(queue.free_at, fence.at)
+    def wait_event(self, stream: Timeline, event: Moment) -> None:
+        self.counters.stream_waits += 1
+        stream.free_at = max(stream.free_at, event.at)
 
-    def done(self, fence: Moment) -> bool:
-        return fence.at <= self.host_secs
+    def query(self, event: Moment) -> bool:
+        return event.at <= self.host_secs
 
-    def wait(self, fence: Moment) -> None:
-        self._wait_until(fence.at)
+    def synchronize(self, event: Moment) -> None:
+        self._wait_until(event.at)
 
     def join(self, ticket: Ticket) -> None:
         assert isinstance(ticket, TimedTicket)
@@ -202,11 +202,11 @@ class TimedDevice(Device[Timeline, Moment]):
         then: Iterable[Moment],
         offset: int = 0,
     ) -> None:
-        ready = max([self.host_secs, *(fence.at for fence in after)])
+        ready = max([self.host_secs, *(event.at for event in after)])
         secs = self.costs.copy_latency_secs + n_bytes / self.costs.link_bytes_per_sec
-        end = self.copy_queue.run(ready, secs)
-        for fence in then:
-            fence.at = end
+        end = self.copy_stream.run(ready, secs)
+        for event in then:
+            event.at = end
         self.counters.copies += 1
         self.counters.copied_bytes += n_bytes
 
@@ -226,8 +226,8 @@ class TimedDevice(Device[Timeline, Moment]):
         ready = self.host_secs if after is None else max(self.host_secs, after.at)
         secs = target.nbytes / self.costs.host_bytes_per_sec
         self.counters.delivery_secs += secs
-        queue = self.workers[worker % len(self.workers)]
-        return TimedTicket(self, queue.run(ready, secs))
+        stream = self.workers[worker % len(self.workers)]
+        return TimedTicket(self, stream.run(ready, secs))
 
     def place(self, value: Tensor, dtype: torch.dtype, target: Tensor | None = None) -> Tensor:
         """What a synchronous hook does: wait for the model, then copy while it stands still."""
@@ -244,5 +244,5 @@ class TimedDevice(Device[Timeline, Moment]):
         """Nothing to do."""
 
     def close(self) -> None:
-        for queue in self.workers:
-            self._wait_until(queue.free_at)
+        for stream in self.workers:
+            self._wait_until(stream.free_at)

@@ -1,0 +1,135 @@
+"""Rows of a result that copies can reach: from staging to where they stay, with no slot between.
+
+A chunk holds pieces that go straight, or pieces for a slot, and never both: the first kind is
+copied piece by piece, the second kind all at once.
+"""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcap.devices.base import AnyDevice, HostBuffer, Ticket
+from fastcap.host_memory import normal_mode
+from fastcap.transfer.base import Capture
+from fastcap.transfer.pool import Chunk, Piece, Slot, StagingRing
+
+STRAIGHT_BYTES = 1 << 20
+"""Below this a copy of its own takes the link longer than its bytes do."""
+
+MANY_PIECES = 8
+"""A record of which a chunk holds more does not go straight, either."""
+
+
+class PinnedRows:
+    """Rows in pinned memory: a `fastcap.devices.base.Destination` that copies can write."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def numel(self) -> int:
+        return self.tensor.numel()
+
+    def copy_(self, values: Tensor) -> None:
+        self.tensor.copy_(values)
+
+    def segment(self, first: int, last: int) -> PinnedRows:
+        with normal_mode():
+            return PinnedRows(self.tensor.view(-1)[first:last])
+
+    def part(self, piece: Piece) -> HostBuffer:
+        """The memory that a piece's bytes become."""
+        with normal_mode():
+            memory = self.tensor.view(-1).view(torch.uint8)
+            return HostBuffer(memory[piece.start : piece.start + piece.n_bytes])
+
+
+class Landing:
+    """A ticket for what a copy brings straight to its rows; see `fastcap.devices.base.Ticket`."""
+
+    __slots__ = ("_device", "_spare", "event")
+
+    def __init__(self, device: AnyDevice, event: Any, spare: queue.SimpleQueue[Any]) -> None:
+        self._device = device
+        self._spare = spare
+        self.event = event
+
+    def done(self) -> bool:
+        return self._device.query(self.event)
+
+    def error(self) -> None:
+        return None
+
+    def __del__(self) -> None:
+        # Nobody holds the ticket, so nobody will wait for its event: another copy may mark it. As
+        # every finalizer it may run at any moment, and only puts (R6).
+        self._spare.put(self.event)
+
+
+class Landings:
+    """Tickets for copies that go straight. A event is made only while all others are in use."""
+
+    def __init__(self, device: AnyDevice) -> None:
+        self._device = device
+        self._spare: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def copy(self, chunk: Chunk) -> Landing:
+        """Copy the pieces of a chunk to their rows; they are delivered when the landing is done."""
+        try:
+            event = self._spare.get_nowait()
+        except queue.Empty:
+            event = self._device.event()
+        copy_straight(self._device, chunk, event)
+        return Landing(self._device, event, self._spare)
+
+
+def choose_way(capture: Capture, ring: StagingRing) -> None:
+    """Settle how a capture will travel, by its size, its target and the chunks there are."""
+    if isinstance(capture.target, PinnedRows):
+        is_large = capture.n_bytes >= min(STRAIGHT_BYTES, ring.chunk_bytes // MANY_PIECES)
+        capture.is_straight = is_large and capture.dtype == capture.wire_dtype
+        if not capture.is_straight:
+            capture.target = capture.target.tensor
+    # By the bytes that are delivered: all calls whose rows are the same go one way, in order.
+    capture.is_small = capture.shape.numel() * capture.dtype.itemsize < ring.small_bytes
+    capture.is_lendable = ring.chunk_bytes <= 2 * capture.n_bytes <= 2 * ring.chunk_bytes
+
+
+def copy_straight(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
+    """Copy the pieces of a chunk to their rows, and mark a event when they are there."""
+    pieces = list(chunk.pieces)
+    after = chunk.record_packed()
+    for piece in pieces:
+        target = piece.owner.target
+        assert isinstance(target, PinnedRows)
+        then = (landed, chunk.copied) if piece is pieces[-1] else ()
+        device.copy(chunk.staging, target.part(piece), piece.n_bytes, after, then, piece.offset)
+        after = []  # the others come after this one
+
+
+def wait_for_copies(device: AnyDevice, chunk: Chunk, slot: Slot) -> None:
+    """Block the host until no copy is under way, also where an interrupt came before its mark."""
+    event = device.event()
+    device.copy(chunk.staging, slot.buffer, 0, after=(), then=(event,))
+    device.synchronize(event)
+
+
+def wait_for(device: AnyDevice, ticket: Ticket) -> None:
+    """Block the host until a delivery is done, whoever makes it."""
+    if isinstance(ticket, Landing):
+        device.synchronize(ticket.event)
+    else:
+        device.join(ticket)
