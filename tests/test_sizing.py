@@ -101,7 +101,7 @@ def test_passes_of_other_lengths(widths: tuple[int, ...], budget: dict[str, Any]
 @pytest.mark.parametrize("budget", [{}, SMALL], ids=["default", "small"])
 def test_a_site_that_first_fires_in_pass_five(budget: dict[str, Any]) -> None:
     model, sites = model_of(0.1, 0.1, 1.0)
-    model[2].from_pass = 4
+    model[2] = Cut(1.0, from_pass=4)
     device = SimulatedDevice(Schedule("random", seed=1), patience=10_000)
     with pytest.warns(fastcap.FastcapWarning, match=r"Nothing is captured at site '2\.inner'"):
         must_be_exact(model, sites, batches_of(*[4000] * 7), device, **budget)

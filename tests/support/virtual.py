@@ -138,13 +138,14 @@ def run_extraction(load: Load, device: TimedDevice, is_pinned: bool = False) -> 
     dataset = [{"input_ids": torch.zeros(1)}] * load.n_passes
     shape = (load.n_passes, load.site_bytes)
     rows = {site: torch.empty(shape, dtype=torch.uint8) for site in load.sites}
-    most = [0, 0]
+    slot_bytes = staging_bytes = 0
     n_read_before = device.n_read_bytes
 
     def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        nonlocal slot_bytes, staging_bytes
         result: Tensor = model(batch["input_ids"])
-        held = device.counters.host_bytes, device.counters.device_bytes
-        most[:] = map(max, most, held)
+        slot_bytes = max(slot_bytes, device.counters.host_bytes)
+        staging_bytes = max(staging_bytes, device.counters.device_bytes)
         return result
 
     with running_on(device), budget_of(load):
@@ -160,7 +161,8 @@ def run_extraction(load: Load, device: TimedDevice, is_pinned: bool = False) -> 
             check_memory=False,
         )
     # With its rows known in the hook, no value of this size is read by the calling thread.
-    return Outcome(device.synchronise(), *most, device.n_read_bytes - n_read_before)
+    n_read_bytes = device.n_read_bytes - n_read_before
+    return Outcome(device.synchronise(), slot_bytes, staging_bytes, n_read_bytes)
 
 
 def run(load: Load, device: TimedDevice) -> float:
