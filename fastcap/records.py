@@ -108,7 +108,7 @@ class Statistics:
     """The part of `waited_secs` that was for host workers, and not for copies."""
     delivery_secs: float = 0.0
     """Seconds that host workers have moved bytes, added up over them."""
-    holds: int = 0
+    stream_waits: int = 0
     """Times a compute stream was made to wait (without the host) before staging is rewritten."""
     spills: int = 0
     """Values moved out of a slot to make room for the next copy."""

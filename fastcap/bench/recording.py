@@ -178,9 +178,9 @@ class RecordingAccelerator(AcceleratorDevice):
         stream = name.removeprefix("fastcap-").removesuffix("_0").replace("-", " ")
         self._recorder.note(start, _now(), stream, DELIVER, target.nbytes)
 
-    def wait(self, event: Any) -> None:
+    def synchronize(self, event: Any) -> None:
         start = _now()
-        super().wait(event)
+        super().synchronize(event)
         self._recorder.note(start, _now(), HOST, WAIT)
 
 

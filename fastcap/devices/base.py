@@ -136,7 +136,7 @@ class Counters:
     waited_secs: float = 0.0
     joined_secs: float = 0.0
     delivery_secs: float = 0.0
-    holds: int = 0
+    stream_waits: int = 0
     device_allocations: int = 0
     device_bytes: int = 0
     host_allocations: int = 0

@@ -1,1 +1,1 @@
-"""Everything that touches the user's `nn.Module`: sites, hooks, parts, calling it, ending a pass early."""
+"""Everything that touches the user's `nn.Module`: sites, parts, hooks, and calling it."""

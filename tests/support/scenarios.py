@@ -200,9 +200,9 @@ class _WaitWatched(SimulatedDevice):
         self.n_waits += 1
         assert not any(lock.locked() for lock in self.locks), "a wait under the lane's lock"
 
-    def wait(self, event: SimulatedEvent) -> None:
+    def synchronize(self, event: SimulatedEvent) -> None:
         self._check()
-        super().wait(event)
+        super().synchronize(event)
 
     def join(self, ticket: Ticket) -> None:
         self._check()
