@@ -18,7 +18,7 @@ import torch
 from benchmarks.checkout import Checkout, describe_checkout
 from fastcap.bench.hardware import Machine, describe_machine
 from fastcap.bench.timing import FEWEST_ROUNDS
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 CANNOT_START = 2
 

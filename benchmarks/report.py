@@ -16,9 +16,9 @@ from benchmarks.programs import Origin
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT
 from benchmarks.workloads import Workload
 from fastcap.bench.floors import Floors, Prediction, predict
-from fastcap.bench.report import INTERVAL, aligned, floor_text
+from fastcap.bench.report import INTERVAL, floor_text
 from fastcap.bench.timing import Ratio, paired_ratio
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes, markdown_table
 
 PEAK = "Peak added: the high-water mark over that of hookless, freed memory being returned at once."
 
@@ -107,7 +107,7 @@ def _token_text(workload: Workload) -> str:
 
 
 def table(setting: Setting, outcome: Outcome) -> str:
-    """One row per way, as an aligned Markdown table."""
+    """One row per way, as an markdown_table Markdown table."""
     header = ("way", "median s", "x hookless", "x incumbent", "peak added", "x result", "equal")
     ratios, shares = outcome.to_hookless(), outcome.peak_over_result(setting)
     added = over_hookless(outcome.peaks) if outcome.peaks else {}
@@ -123,7 +123,7 @@ def table(setting: Setting, outcome: Outcome) -> str:
         )
         for way, secs in outcome.secs.items()
     ]
-    return aligned([header, *rows])
+    return markdown_table([header, *rows])
 
 
 def remarks(setting: Setting, outcome: Outcome) -> list[str]:

@@ -29,14 +29,7 @@ from benchmarks.workloads import Workload, build_case
 from fastcap.bench import Case, Floors, Overhead, measure_floors, predict
 from fastcap.bench.floors import predict_archive
 from fastcap.bench.overhead import N_ROUNDS, measure
-from fastcap.bench.report import (
-    INTERVAL,
-    aligned,
-    choose_passes,
-    floor_text,
-    point_fields,
-    repeated,
-)
+from fastcap.bench.report import INTERVAL, choose_passes, floor_text, point_fields, repeated
 from fastcap.bench.ways import (
     ARCHIVE,
     FASTCAP,
@@ -46,7 +39,7 @@ from fastcap.bench.ways import (
     archived_in,
     ways_for,
 )
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes, markdown_table
 
 HIDDEN_STATES = "output_hidden_states"
 
@@ -137,7 +130,7 @@ def _run(name: str, make: Callable[[], tuple[Case, dict[str, Way]]], rounds: int
     found = measure(case, ways, rounds)
     del case
     gc.collect()
-    say(f"{name}\n{aligned([HEADER, *_rows(Outcome(name, found))])}\n")
+    say(f"{name}\n{markdown_table([HEADER, *_rows(Outcome(name, found))])}\n")
     return Outcome(name, found)
 
 
@@ -202,8 +195,8 @@ def markdown(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     parts = [
         f"# The suite on {setting.origin.machine.tag}, {setting.origin.day}",
         f"```\n{card}\n```",
-        aligned([HEADER, *rows]),
-        aligned([FLOOR_HEADER, *_floor_rows(setting, outcomes)]),
+        markdown_table([HEADER, *rows]),
+        markdown_table([FLOOR_HEADER, *_floor_rows(setting, outcomes)]),
         notes,
     ]
     parts += [

@@ -74,7 +74,7 @@ from benchmarks.gpu.subjects import GPT2, LLAMA, THIN, Subject, build, tiny
 from benchmarks.gpu.toolbox import TINY, Gpu
 from fastcap.bench import Machine, make_case, ways
 from fastcap.bench.case import Values
-from fastcap.transfer import staged, straight
+from fastcap.transfer import pinned_out
 
 GB = 10**9
 MiB = 1 << 20
@@ -472,13 +472,11 @@ def test_a_pinned_result_is_pinned_once_outside_its_time(
     assert report.document(made)["cells"][0]["prepare_secs"] == cell.prepare_secs
 
 
-def test_copies_go_straight_into_a_pinned_result(
-    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_go_straight_into_a_pinned_result(gpu: StandIn, tmp_path: Path) -> None:
     subject = tiny(THIN)
     wide = replace(subject, shape=replace(subject.shape, width=4096))
-    with mock.patch.object(straight, "copy_straight", side_effect=straight.copy_straight) as copied:
-        monkeypatch.setattr(staged, "copy_straight", copied, raising=True)
+    copy = pinned_out.Landings.copy
+    with mock.patch.object(pinned_out.Landings, "copy", autospec=True, side_effect=copy) as copied:
         cell = measured_pinned(gpu, tmp_path, wide)
     assert copied.call_count
     assert cell.is_equal

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import programs
 from fastcap.devices.simulated import Costs, TimedDevice
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 from tests.support.virtual import (
     Load,
     Outcome,

@@ -13,6 +13,7 @@ stream                     records batch by batch, while the next batch runs
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastcap._version import __version__ as __version__
 from fastcap.activations import ActivationStore as ActivationStore
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
@@ -49,8 +50,6 @@ __all__ = [
     "save_activations",
     "stream",
 ]
-
-__version__ = "0.1.0"
 
 _LOADED_WHEN_NAMED = {
     "Archive": "fastcap.archive.reader",

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.devices import open_device
 from fastcap.devices.base import Destination
+from fastcap.host_memory import HostBuffers
 from fastcap.model.early_stop import Firings
 from fastcap.model.hooks import attach, detach, modes_are_on, modes_off
 from fastcap.model.parts import check_capturable, describe_miss, is_fake, take_part
@@ -34,7 +35,6 @@ from fastcap.spec import Selection, Site
 from fastcap.transfer.base import Capture, Lane
 from fastcap.transfer.budget import Limits
 from fastcap.transfer.pinned_out import wait_for
-from fastcap.transfer.pool import HostBuffers
 from fastcap.transfer.staged import StagedLane
 from fastcap.transfer.synchronous import DirectLane
 from fastcap.warn import warn

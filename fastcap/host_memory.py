@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastcap.errors import HostMemoryError
+from fastcap.formatting import format_bytes
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
@@ -115,10 +122,83 @@ def normal_mode() -> AbstractContextManager[Any]:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
 
 
-def format_bytes(n_bytes: float) -> str:
-    """Bytes for people, in powers of 1000: `format_bytes(2_150_000_000) == "2.15 GB"`."""
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB", "EB"):
-        if n_bytes < 999.5 or unit == "EB":  # 999.5 would be shown as 1000
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:,.0f} {unit}" if unit == "B" or n_bytes >= 999.5 else f"{n_bytes:.3g} {unit}"
+def _give_back(buffers_ref: weakref.ref[HostBuffers], memory: Tensor) -> None:
+    buffers = buffers_ref()
+    if buffers is not None:
+        buffers.take_returned(memory)
+
+
+class HostBuffers:
+    """Ordinary host memory for owned results, used again when nobody holds it.
+
+    Fresh memory costs a page fault per page on first touch, several times the copy itself, so what
+    comes back is kept, up to `limit_bytes`, for later values of about its size. Safe to call from
+    any thread.
+
+    Attributes:
+        limit_bytes: Most that is kept.
+        keeps: Whether what comes back is kept; set it to `False` when no more is asked for.
+    """
+
+    SMALLEST_BYTES = 1 << 18  # guessed: below this an allocation is cheaper than the bookkeeping
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.keeps = True
+        self._lock = threading.Lock()
+        self._returned: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._idle: deque[Tensor] = deque()
+        self._idle_bytes = 0
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised, contiguous CPU tensor whose storage is exactly its own.
+
+        Raises:
+            HostMemoryError: The operating system refused the memory.
+        """
+        n_bytes = prod(shape) * dtype.itemsize
+        with normal_mode():  # R10
+            if n_bytes < self.SMALLEST_BYTES:
+                return torch.empty(shape, dtype=dtype, device="cpu")
+            memory = self._take(n_bytes)
+            array = memory.numpy()[:n_bytes]
+            weakref.finalize(array, _give_back, weakref.ref(self), memory).atexit = False
+            return bytes_tensor(array).view(dtype).view(shape)
+
+    def take_returned(self, memory: Tensor) -> None:
+        """Runs in a finalizer, on any thread and at any moment: no lock. When many are dropped at
+        once, most go to the system.
+        """
+        if self.keeps and self._returned.qsize() * memory.numel() < self.limit_bytes:
+            self._returned.put(memory)
+
+    def _take(self, n_bytes: int) -> Tensor:
+        with self._lock:
+            self._collect_returned()
+            for memory in self._idle:
+                if n_bytes <= memory.numel() <= n_bytes + n_bytes // 4:
+                    self._idle = deque(other for other in self._idle if other is not memory)
+                    self._idle_bytes -= memory.numel()
+                    return memory
+        return empty_bytes(n_bytes)
+
+    def _collect_returned(self) -> None:
+        while not self._returned.empty():
+            memory = self._returned.get()
+            self._idle.append(memory)
+            self._idle_bytes += memory.numel()
+        while self._idle_bytes > self.limit_bytes:
+            self._idle_bytes -= self._idle.popleft().numel()
+
+    def idle_bytes(self) -> int:
+        """Memory that is kept for later."""
+        with self._lock:
+            self._collect_returned()
+            return self._idle_bytes
+
+    def trim(self) -> None:
+        """Give all idle memory back to the system."""
+        with self._lock:
+            self._collect_returned()
+            self._idle.clear()
+            self._idle_bytes = 0

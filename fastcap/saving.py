@@ -26,7 +26,7 @@ from fastcap.errors import (
     SaveError,
     UnsupportedTensorError,
 )
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 from fastcap.warn import warn
 
 NUMPY_DTYPES = frozenset(

@@ -192,7 +192,7 @@ def test_workers_begin_on_the_device_of_their_events(streams: LoggedStreams) -> 
         device.close()
 
 
-@pytest.mark.parametrize("verb", ["done", "_block_until", "is_capturing"])
+@pytest.mark.parametrize("verb", ["query", "_block_until", "is_capturing"])
 @pytest.mark.parametrize("current_index", [0, 1])
 def test_a_device_is_asked_while_it_is_the_current_one(
     streams: LoggedStreams, verb: str, current_index: int

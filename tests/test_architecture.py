@@ -17,25 +17,16 @@ from fastcap import errors
 
 PACKAGE = Path(fastcap.__file__).parent
 LEVELS = [
-    {"errors"},
-    {"spec", "records", "host_memory", "warn", "rates"},
-    {"arguments", "patterns", "locate", "out"},
-    {"suggestions"},
-    {"budget", "reference", "sites", "progress", "saving", "devices"},
-    {"fingerprint"},
-    {"archive"},
-    {"hooks", "parts", "pool"},
-    {"tokens", "forward", "padding", "passes"},
-    {"gather", "masks", "listing"},
-    {"rows", "selector", "silence", "stopping"},
-    {"lanes"},
-    {"engine"},
-    {"results"},
-    {"streams"},
-    {"activations", "representations"},
-    {"extraction"},
-    {"bench", "demo", "huggingface", "planning", "site_tree"},
-    {"datasets"},
+    {"_version", "errors", "formatting", "rates", "records"},
+    {"host_memory", "progress", "spec", "warn"},
+    {"devices", "reference", "saving"},
+    {"model", "transfer"},
+    {"fingerprint", "selection"},
+    {"archive", "engine"},
+    {"activations", "consumers", "streaming"},
+    {"planning", "representations"},
+    {"demo", "extraction", "huggingface"},
+    {"bench", "datasets"},
     {"cli"},
 ]
 """Lowest first. A module imports from lower levels only (docs/design/architecture.md)."""
@@ -100,7 +91,7 @@ def needed(tree: ast.Module, known: Container[str]) -> Iterator[str]:
 def test_the_import_check_sees_an_upward_import() -> None:
     tree = ast.parse("from fastcap.engine import Engine\nfrom fastcap import cli")
     assert list(imported(tree)) == ["engine", "cli"]
-    assert level_of("engine") > level_of("pool")
+    assert level_of("engine") > level_of("transfer")
 
 
 def test_only_the_accelerator_names_accelerators() -> None:
@@ -119,7 +110,7 @@ def test_only_the_accelerator_names_accelerators() -> None:
 
 def test_engine_and_lanes_do_not_ask_what_kind_of_device_it_is() -> None:
     kinds = ("AcceleratorDevice", "SimulatedDevice", "SynchronousDevice")
-    rooms = ("engine", "pool", "lanes", "results", "streams", "activations")
+    rooms = ("engine", "transfer", "consumers", "streaming", "activations")
     asking = [
         f"{name}:{node.lineno}"
         for name, tree in modules()
@@ -192,7 +183,7 @@ OPTIONAL = [
 ]
 
 
-LOADED_WHEN_NAMED = ["archive", "extraction", "listing", "planning"]
+LOADED_WHEN_NAMED = ["archive", "extraction", "model.listing", "planning"]
 
 
 def test_importing_fastcap_starts_no_device_and_imports_no_extra() -> None:

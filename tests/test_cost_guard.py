@@ -159,9 +159,9 @@ def test_a_hook_asks_the_device_three_things() -> None:
     calls = cost_of_stream(simulated(), positions=-1).calls
     per_hook = {name: n_calls / N_SITES for name, n_calls in calls.items()}
     assert {name: n for name, n in per_hook.items() if name in PER_HOOK} == PER_HOOK
-    reading = {"wait", "read"}
+    reading = {"synchronize", "read"}
     per_pass = {n: calls[n] for n in calls if n not in PER_HOOK and n not in reading}
-    assert per_pass == {"copy": 1, "hold": 1, "lasts": 1, "mark": 1, "done": 1}
+    assert per_pass == {"copy": 1, "wait_event": 1, "lasts": 1, "record": 1, "query": 1}
     assert {name: calls[name] for name in reading} == dict.fromkeys(reading, N_SITES)
 
 
@@ -170,7 +170,7 @@ def test_large_values_go_to_workers_and_each_is_joined_once() -> None:
     calls = cost_of_stream(simulated(), device_bytes=1 << 13).calls
     assert {name: calls.pop(name) / N_SITES for name in PER_HOOK} == PER_HOOK
     assert calls == {
-        **dict.fromkeys(("copy", "hold", "lasts", "mark", "done"), N_SITES // 2),
+        **dict.fromkeys(("copy", "wait_event", "lasts", "record", "query"), N_SITES // 2),
         **dict.fromkeys(("deliver", "join"), N_SITES),
     }
 

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 import fastcap
 from fastcap.archive.writer import Commit
-from fastcap.consumers.column_specs import allow_open_files
+from fastcap.consumers.archive import allow_open_files
 from fastcap.errors import ArchiveConfigError, ArgumentError, ResultError
 
 

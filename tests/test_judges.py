@@ -265,7 +265,7 @@ def test_a_seed_replays_a_run_exactly() -> None:
 
 
 def test_a_failure_names_its_seed_and_a_smaller_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SimulatedDevice, "wait", lambda self, event: None)
+    monkeypatch.setattr(SimulatedDevice, "synchronize", lambda self, event: None)
     failure = search(range(0, 30, 3), 1)
     assert failure is not None
     report = failure.report()

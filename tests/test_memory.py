@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastcap.errors import ArgumentError, ArgumentTypeError, HostMemoryError
-from fastcap.host_memory import available_bytes, empty_bytes, format_bytes
+from fastcap.formatting import format_bytes
+from fastcap.host_memory import HostBuffers, available_bytes, empty_bytes
 from fastcap.transfer.budget import (
     ALIGNMENT_BYTES,
     LARGEST_CHUNK_BYTES,
@@ -23,7 +24,6 @@ from fastcap.transfer.budget import (
     make_limits,
     plan_budget,
 )
-from fastcap.transfer.pool import HostBuffers
 
 GiB = 1 << 30
 

@@ -341,8 +341,8 @@ def test_positions_are_uploaded_once_for_each_length_and_stream() -> None:
     device, streams = Uploading(), ["first", "second"]
     selector, site, tokens = Selector(make_selection([0, -1])), Site("0", "0"), TokenCounter()
     for _ in range(3):
-        for stream in streams:
-            device.current_stream = lambda stream=stream: stream  # type: ignore[method-assign,misc]
+        for each in streams:
+            device.current_stream = lambda each=each: each  # type: ignore[method-assign,misc]
             for length in (3, 5):
                 value = torch.arange(2 * length).view(2, length, 1)
                 taken = selector(value, site, tokens, device=device)

@@ -11,8 +11,8 @@ import torch
 
 import fastcap
 from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.formatting import format_secs
 from fastcap.planning import Machine, Plan
-from fastcap.planning.costs import format_secs
 from fastcap.planning.examples import ID_BYTES
 from fastcap.planning.measure import measure_machine
 from tests.support.runs import running_on

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from benchmarks.figures.results import Result
 from benchmarks.figures.text import comparison, interval, paragraphs, table
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 HOOK = "documented hook (`.detach().cpu()`, then `cat`)"
 

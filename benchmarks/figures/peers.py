@@ -14,7 +14,7 @@ from benchmarks.peers.questions import GPT2
 from benchmarks.peers.report import TIME_BAR, Comparison, secs_of, ways_of
 from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS
 from fastcap.bench.floors import Floors
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 PICTURE = "peers.svg"
 NAMES = {"nnsight": "nnsight", "transformer-lens": "TransformerLens", "sae-lens": "SAELens"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcap.bench.hardware import Machine
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 Content = Mapping[str, Any]
 

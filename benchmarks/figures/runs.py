@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from benchmarks.figures.results import Result
 from benchmarks.figures.text import interval, paragraphs, table
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 PLAIN, SAVEZ, ARCHIVE = "plain write", "np.savez", "archive"
 ARCHIVE_NAMES = {

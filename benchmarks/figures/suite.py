@@ -14,7 +14,7 @@ from fastcap.bench.floors import Floors, Prediction, predict, predict_archive
 from fastcap.bench.report import brief as ratio_fields
 from fastcap.bench.timing import paired_ratio
 from fastcap.bench.ways import ARCHIVE, FASTCAP, HOOK, HOOKLESS
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 PICTURE = "overhead.svg"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastcap.bench.report import aligned
+from fastcap.formatting import markdown_table
 
 KiB, MiB = 1 << 10, 1 << 20
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table. Cells may not hold a bar."""
-    return aligned([header, *rows])
+    return markdown_table([header, *rows])
 
 
 def paragraphs(*parts: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.figures.results import Result
 from benchmarks.figures.text import paragraphs, table
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 GB = 1e9
 

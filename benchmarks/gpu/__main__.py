@@ -30,7 +30,7 @@ from benchmarks.gpu.report import cell_line
 from benchmarks.gpu.session import NOT_REACHED, Clock
 from benchmarks.gpu.subjects import Built, Subject, build, tiny
 from benchmarks.programs import say
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 LIMIT_SECS = 480.0  # nothing is begun that would end later, as far as can be told
 

@@ -25,7 +25,7 @@ from benchmarks.gpu.toolbox import Gpu, MiB
 from fastcap.bench import Case
 from fastcap.bench.case import Values
 from fastcap.bench.ways import Way, archived_in, hookless, in_memory
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 SCRIBBLE = 0xAB
 SMALLEST_CHUNK, LARGEST_CHUNK = 8 * MiB, 64 * MiB

@@ -16,7 +16,8 @@ from benchmarks.gpu.figures import finite
 from benchmarks.gpu.floors import Floors
 from benchmarks.gpu.session import FAILED, MEASURED, Entry
 from fastcap.bench import Machine, Ratio
-from fastcap.bench.report import INTERVAL, aligned
+from fastcap.bench.report import INTERVAL
+from fastcap.formatting import markdown_table
 
 
 @dataclass(slots=True)
@@ -205,7 +206,7 @@ def _goals(report: Report) -> Iterator[str]:
             rows.append((text, name, bound, verdict.reached, met))
         if not of_goal:
             rows.append((text, "not measured", "", "", "unknown"))
-    yield aligned(rows)
+    yield markdown_table(rows)
 
 
 def _not_run(report: Report) -> Iterator[str]:

@@ -18,9 +18,8 @@ from benchmarks.gpu.destinations import (
     SLOTS,
 )
 from benchmarks.gpu.floors import ARCHIVE, FRESH
-from fastcap.bench.report import aligned
 from fastcap.devices.simulated import Costs, TimedDevice
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes, markdown_table
 from fastcap.transfer.pinned_out import STRAIGHT_BYTES
 from tests.support.virtual import (
     Load,
@@ -141,7 +140,7 @@ def page(cells: Sequence[VirtualCell], origin: str) -> str:
         "fastcap's engine on a virtual clock, beside the cost model, in ms per pass.",
         f"From {origin}.",
         assumed,
-        aligned([HEADER, *_rows(cells)]),
+        markdown_table([HEADER, *_rows(cells)]),
         LENDING,
     ]
     return "\n\n".join(parts) + "\n"

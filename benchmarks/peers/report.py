@@ -17,7 +17,7 @@ from benchmarks.programs import Origin
 from fastcap.bench.floors import Floors
 from fastcap.bench.report import INTERVAL
 from fastcap.bench.timing import Ratio, paired_ratio
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 TIME_BAR = 1.03
 """The most that the upper end of the interval of fastcap's time over a peer's may be."""

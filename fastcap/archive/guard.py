@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastcap.archive.files import Files
 from fastcap.errors import ArchiveError, ArchiveWriteError
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 
 class Guard:

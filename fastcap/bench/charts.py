@@ -13,9 +13,8 @@ from fastcap.bench.report import Report
 from fastcap.bench.timeline import COPY, DELIVER, FORWARD, PACK, WAIT, Span, Timeline
 from fastcap.bench.timing import Ratio
 from fastcap.bench.ways import FASTCAP, HOOK
-from fastcap.bench.words import counted, format_secs
 from fastcap.errors import MissingExtraError
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import counted, format_bytes, format_secs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

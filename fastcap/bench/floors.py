@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastcap.bench.timing import synchroniser
 from fastcap.errors import SaveError
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 COPY_BYTES = 256 << 20  # several times any cache, and what one site of a large result takes
 WRITE_BYTES = 8 << 20  # of one call to the operating system

@@ -10,8 +10,7 @@ from fastcap.bench import charts
 from fastcap.bench.files import write_text
 from fastcap.bench.report import TABLE_HEADER, Report, card_rows, remarks, table_rows
 from fastcap.bench.ways import FASTCAP
-from fastcap.bench.words import counted
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import counted, format_bytes
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;

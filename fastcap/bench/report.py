@@ -31,8 +31,8 @@ from fastcap.bench.recording import record_timeline
 from fastcap.bench.timeline import Timeline
 from fastcap.bench.timing import Ratio, synchroniser
 from fastcap.bench.ways import FASTCAP, HOOK, HOOKLESS
-from fastcap.bench.words import counted, format_secs
-from fastcap.host_memory import available_bytes, format_bytes
+from fastcap.formatting import counted, format_bytes, format_secs, markdown_table
+from fastcap.host_memory import available_bytes
 from fastcap.model.forward import is_compiled
 from fastcap.records import Statistics
 
@@ -245,7 +245,7 @@ def card_rows(report: Report) -> Iterator[tuple[str, str]]:
     selection = ", ".join(f"{name}={given}" for name, given in settings["selection"].items())
     per_pass = format_bytes(whole.captured_bytes / whole.n_passes)
     n_samples = counted(settings["samples_per_run"], "sample")
-    run = f"{n_samples} in {counted(settings['passes_per_run'], 'pass', 'passes')}"
+    run = f"{n_samples} in {counted(settings['passes_per_run'], 'pass')}"
     yield "model", f"{report.model}, on {settings['device']}"
     n_sites = counted(len(whole.sites), "site")
     yield "capture", f"{n_sites}, {selection or 'whole values'}: {per_pass} per pass"
@@ -292,19 +292,6 @@ def table_rows(report: Report) -> Iterator[tuple[str, ...]]:
             )
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up; the first row is its header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
 def remarks(report: Report) -> list[str]:
     """What the table leaves open."""
     share = report.whole.median_secs(FASTCAP) / report.prediction.secs
@@ -346,7 +333,7 @@ def _differences(report: Report) -> Iterator[str]:
 
 def as_text(report: Report) -> str:
     """Card, table and remarks."""
-    table = aligned([TABLE_HEADER, *table_rows(report)])
+    table = markdown_table([TABLE_HEADER, *table_rows(report)])
     return "\n\n".join([card(report), table, "\n".join(remarks(report))])
 
 

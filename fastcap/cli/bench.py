@@ -15,12 +15,12 @@ from torch import nn
 from fastcap.bench import Case, charts, make_case, page, report
 from fastcap.bench.files import check_writable
 from fastcap.bench.ways import check_sites_fire
-from fastcap.bench.words import counted
 from fastcap.cli import locate
 from fastcap.cli.command import STATUS_ERROR, command, to_stderr
 from fastcap.cli.opening import vocabulary_size
 from fastcap.cli.options import Device, Inputs, Model, SiteNames, move, parse_positions
 from fastcap.errors import ArgumentError, FastcapError
+from fastcap.formatting import counted
 
 
 @command

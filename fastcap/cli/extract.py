@@ -32,7 +32,7 @@ from fastcap.cli.options import (
 from fastcap.datasets import LabelCollator, LineFile
 from fastcap.errors import ArgumentError
 from fastcap.extraction.run import extract as run
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 from fastcap.huggingface import Collator
 from fastcap.huggingface.loading import load_tokenizer
 

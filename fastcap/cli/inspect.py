@@ -14,7 +14,7 @@ from fastcap.archive.layout import StreamSpec
 from fastcap.archive.reader import Archive, Problem, open_archive
 from fastcap.archive.recovery import WriterState
 from fastcap.cli.command import STATUS_ERROR, command
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 MOST_RANGES = 5
 """Of missing samples that are shown; `--json` has all."""

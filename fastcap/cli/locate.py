@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from fastcap.errors import ArgumentError, MissingExtraError
+from fastcap.formatting import in_one_line
+from fastcap.huggingface.loading import dtype_argument
 
 FORM = "package.module:attribute"
-RENAMED_DTYPE = (4, 56)
-"""The release of transformers that renamed `torch_dtype` to `dtype`."""
 
 
 def load_attribute(text: str, what: str) -> Any:
@@ -188,15 +188,3 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def dtype_argument(transformers: Any) -> str:
-    """What `from_pretrained` calls the dtype to load in."""
-    release = tuple(int(number) for number in transformers.__version__.split(".")[:2])
-    return "dtype" if release >= RENAMED_DTYPE else "torch_dtype"
-
-
-def in_one_line(error: Exception) -> str:
-    """The class and the text of an error."""
-    text = " ".join(str(error).split()).removesuffix(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -7,6 +7,7 @@ waits, so there are never more than two.
 
 from __future__ import annotations
 
+import resource
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,8 @@ from fastcap.archive.reader import Archive
 from fastcap.archive.shards import Part
 from fastcap.archive.writer import Commit, Writer
 from fastcap.consumers.batch_columns import Beside, Values
-from fastcap.consumers.column_specs import allow_open_files
 from fastcap.engine import Pass
-from fastcap.errors import ResultError
+from fastcap.errors import ArgumentError, ResultError
 from fastcap.model.forward import count_rows
 from fastcap.transfer.base import Capture, Lane
 
@@ -372,3 +372,25 @@ def _check_rows(start: int, n_found: int, n_expected: int) -> None:
             f"Samples {start} to {start + n_expected - 1} became a batch of {n_found}, so its rows "
             "cannot be matched to them. collate_fn must keep every sample, as one row."
         )
+
+
+OTHER_DESCRIPTORS = 256
+"""Descriptors left for everything else in the process."""
+
+
+def allow_open_files(n_streams: int) -> None:
+    """Raise the process's limit to what it takes: a file per stream of up to three groups.
+
+    Raises:
+        ArgumentError: The limit that it may be raised to is too low.
+    """
+    needed = 3 * n_streams + OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ArgumentError(
+            f"{n_streams} sites and inputs need {needed} open files, and this process may have "
+            f"{hard}. Raise the limit (ulimit -Hn {needed}), or extract fewer sites at a time."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

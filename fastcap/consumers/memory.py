@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastcap.engine import Pass
 from fastcap.errors import HostMemoryError, ResultError, ResultTooLargeError
-from fastcap.host_memory import available_bytes, bytes_tensor, empty_bytes, format_bytes
+from fastcap.formatting import format_bytes
+from fastcap.host_memory import available_bytes, bytes_tensor, empty_bytes
 from fastcap.transfer.base import Capture, Lane
 from fastcap.transfer.pinned_out import PinnedRows
 

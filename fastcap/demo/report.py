@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcap.demo.probe import N_FOLDS, Scores
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

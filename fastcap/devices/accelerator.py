@@ -23,7 +23,7 @@ from torch import Tensor
 from fastcap.devices.base import Buffer, HostBuffer, Staging
 from fastcap.devices.threaded import ThreadedDevice
 from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 
 MOST_UPLOADED_BYTES = 64 << 20
 """Guessed. What is larger blocks the host: torch never gives pinned memory back to the system."""

@@ -12,7 +12,7 @@ from fastcap.archive.meta import check_config, read_meta
 from fastcap.archive.reader import Archive, reopen
 from fastcap.errors import ArchiveError
 from fastcap.fingerprint import hash_of
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 from fastcap.warn import warn
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcap.cli.locate import dtype_argument
 from fastcap.errors import LoadError, MissingExtraError
+
+RENAMED_DTYPE = (4, 56)
+"""The release of transformers that renamed `torch_dtype` to `dtype`."""
 
 Name = str | os.PathLike[str]
 """A model id, or the path of a folder."""
@@ -125,3 +127,9 @@ def _of_id(name: str, options: dict[str, Any]) -> str:
         f"There is no folder {name!r} either. Looked for the id in {where}: check its spelling, "
         f"or, where there is network, run 'hf download {name}' and pass the folder it prints."
     )
+
+
+def dtype_argument(transformers: Any) -> str:
+    """What `from_pretrained` calls the dtype to load in."""
+    release = tuple(int(number) for number in transformers.__version__.split(".")[:2])
+    return "dtype" if release >= RENAMED_DTYPE else "torch_dtype"

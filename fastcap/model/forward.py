@@ -279,6 +279,22 @@ def _modules_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+@contextlib.contextmanager
+def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode for the block; flags, values of buffers and random numbers as before afterwards."""
+    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
+    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
+    generators = [device] if device.type == "cuda" else []
+    try:
+        with evaluation_mode(model), torch.random.fork_rng(generators):
+            yield
+    finally:
+        for buffer, version, value in before:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether `torch.compile` wraps the model, one of its modules or the `forward` of one."""
     return any(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcap.errors import ArgumentTypeError, UnsupportedTensorError
-from fastcap.model.forward import BatchCaller, Forward, count_rows, evaluation_mode, uncompiled
+from fastcap.model.forward import BatchCaller, Forward, count_rows, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach
 from fastcap.model.parts import check_capturable, tensor_parts
 from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
@@ -165,19 +165,3 @@ def _is_capturable(tensor: Tensor, site: Site) -> bool:
     except UnsupportedTensorError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode for the block; flags, values of buffers and random numbers as before afterwards."""
-    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
-    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
-    generators = [device] if device.type == "cuda" else []
-    try:
-        with evaluation_mode(model), torch.random.fork_rng(generators):
-            yield
-    finally:
-        for buffer, version, value in before:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)

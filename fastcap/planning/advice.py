@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 from fastcap.planning.costs import Into
 from fastcap.planning.sizes import MemoryPlan, SitePlan, Size
 from fastcap.spec import Selection

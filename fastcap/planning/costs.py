@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import counted, format_bytes, format_secs
 from fastcap.planning.machine import Machine
 
 Into: TypeAlias = Literal["memory", "loop", "archive"]
@@ -177,26 +177,3 @@ def _drain_secs(load: Load, machine: Machine) -> float:
     elif load.into == "archive":
         rates.append(machine.disk_bytes_per_sec)
     return sum(load.last_bytes / rate for rate in rates if rate)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things: `counted(2000, "pass") == "2,000 passes"`."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
-def format_secs(secs: float) -> str:
-    """Seconds for people: `format_secs(0.0391) == "39.1 ms"`."""
-    if secs < 0.9995e-3:  # which is shown as 1 ms
-        return f"{secs * 1e6:.3g} us"
-    if secs < 0.9995:
-        return f"{secs * 1e3:.3g} ms"
-    if secs < 120:
-        return f"{secs:.3g} s"
-    minutes = round(secs / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    if minutes < 72 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    days = secs / 86_400
-    return f"{days:.1f} days" if days < 100 else f"{days:,.0f} days"

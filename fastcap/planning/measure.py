@@ -21,8 +21,7 @@ from fastcap.devices.base import AnyDevice, HostBuffer, Staging
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import HostMemoryError, SaveError
 from fastcap.host_memory import available_bytes, empty_bytes
-from fastcap.model.forward import BatchCaller, uncompiled
-from fastcap.model.listing import unchanged
+from fastcap.model.forward import BatchCaller, unchanged, uncompiled
 from fastcap.planning.machine import Machine
 from fastcap.streaming import stream
 from fastcap.transfer.budget import MiB

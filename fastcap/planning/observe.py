@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import DeviceError, FastcapError
-from fastcap.model.forward import BatchCaller, count_rows, uncompiled
+from fastcap.model.forward import BatchCaller, count_rows, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach, modes_off
-from fastcap.model.listing import unchanged
 from fastcap.model.parts import check_capturable, describe_miss, take_part
 from fastcap.model.sites import BoundSite
 from fastcap.model.unfired import explain_silence

@@ -6,8 +6,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from fastcap.host_memory import format_bytes
-from fastcap.planning.costs import Costs, Into, counted, format_secs
+from fastcap.formatting import GAP, WIDTH, columns, counted, format_bytes, format_secs
+from fastcap.planning.costs import Costs, Into
 from fastcap.planning.sizes import MemoryPlan, SitePlan, Size, dtype_name
 from fastcap.spec import Selection
 
@@ -17,10 +17,8 @@ MOST_LINES = 8
 FEWEST_CHARACTERS = 12
 """Of a site's name, however long its shape is."""
 
-WIDTH = 80
 _INTO = {"memory": "memory", "loop": "a loop", "archive": "an archive"}
 _NUMBER = re.compile(r"\d+")
-_GAP = "  "
 
 
 def page(*blocks: Iterable[str]) -> str:
@@ -35,7 +33,7 @@ def of_run(size: Size, selection: Selection, into: Into) -> Iterator[str]:
         f"{counted(size.n_samples, 'sample')} in {counted(size.n_passes, 'pass')} of "
         f"{size.batch_size:,}, {_chosen(selection)}, into {_INTO[into]}"
     )
-    yield from textwrap.wrap(line, WIDTH, subsequent_indent=_GAP)
+    yield from textwrap.wrap(line, WIDTH, subsequent_indent=GAP)
 
 
 def of_sites(sites: Sequence[SitePlan], size: Size, is_exact: bool) -> Iterator[str]:
@@ -51,12 +49,12 @@ def of_sites(sites: Sequence[SitePlan], size: Size, is_exact: bool) -> Iterator[
     hidden = [site for group in list(groups.values())[MOST_LINES:] for site in group]
     if hidden:
         rows.append(("", "", *_amounts(hidden, size)))
-    others = [len(_GAP) + max(map(len, column)) for column in zip(*rows, strict=True)]
+    others = [len(GAP) + max(map(len, column)) for column in zip(*rows, strict=True)]
     room = max(FEWEST_CHARACTERS, WIDTH - sum(others))
     names = ["site", *(_shortened(_label([site.name for site in g]), room) for g in shown)]
     if hidden:
         names.append(f"and {len(hidden)} more")
-    yield from _aligned([(name, *row) for name, row in zip(names, rows, strict=True)], "<<<>>>")
+    yield from columns([(name, *row) for name, row in zip(names, rows, strict=True)], "<<<>>>")
     per_sample = sum(site.pass_bytes for site in sites) / size.batch_size
     total_bytes = size.total(sum(site.pass_bytes for site in sites))
     sent_bytes = size.total(sum(site.link_bytes for site in sites))
@@ -65,7 +63,7 @@ def of_sites(sites: Sequence[SitePlan], size: Size, is_exact: bool) -> Iterator[
         f"In all: {sign}{per_sample:,.0f} B per sample, {sign}{total_bytes:,} B "
         f"({format_bytes(total_bytes)})"
     )
-    yield from textwrap.wrap(line, WIDTH, subsequent_indent=_GAP)
+    yield from textwrap.wrap(line, WIDTH, subsequent_indent=GAP)
     if sent_bytes != total_bytes:
         yield f"Leaving the model's device: {sign}{sent_bytes:,} B"
 
@@ -83,9 +81,9 @@ def of_memory(memory: MemoryPlan, into: Into) -> Iterator[str]:
     if memory.archive_bytes:
         rows += _parts(("values", values_bytes), ("ids and masks", memory.beside_bytes))
         rows.append(_needed("disk in all", memory.archive_bytes, memory.free_disk_bytes))
-    yield from _aligned(rows, "<>><")
+    yield from columns(rows, "<>><")
     for line in memory.chosen:
-        yield from textwrap.wrap(line, WIDTH, subsequent_indent=_GAP)
+        yield from textwrap.wrap(line, WIDTH, subsequent_indent=GAP)
 
 
 def of_time(costs: Costs, overhead: float | None) -> Iterator[str]:
@@ -94,9 +92,9 @@ def of_time(costs: Costs, overhead: float | None) -> Iterator[str]:
     rows = [("time", "at least", "work")]
     for term in costs.terms:
         secs = "not known" if term.secs is None else format_secs(term.secs)
-        mark = f"{_GAP}<- bound" if is_known and term.name == costs.bound else ""
+        mark = f"{GAP}<- bound" if is_known and term.name == costs.bound else ""
         rows.append((term.name, secs, term.work + mark))
-    yield from _aligned(rows, "<><")
+    yield from columns(rows, "<><")
     if costs.secs is not None:
         share = "" if overhead is None else f", {overhead:.2f} times the passes alone"
         yield f"The run: {format_secs(costs.secs)}{share}; {costs.bound} is the bound."
@@ -115,10 +113,8 @@ def of_notes(notes: Iterable[str]) -> Iterator[str]:
 def of_advice(lines: Iterable[str]) -> Iterator[str]:
     """What does not fit, and below it the ways out."""
     for line in lines:
-        indent = "" if line.startswith("Does not fit") else _GAP
-        yield from textwrap.wrap(
-            line, WIDTH, initial_indent=indent, subsequent_indent=indent + _GAP
-        )
+        indent = "" if line.startswith("Does not fit") else GAP
+        yield from textwrap.wrap(line, WIDTH, initial_indent=indent, subsequent_indent=indent + GAP)
 
 
 def of_comparison(rows: Sequence[tuple[str, float | None, float | None, str]]) -> Iterator[str]:
@@ -136,7 +132,7 @@ def of_comparison(rows: Sequence[tuple[str, float | None, float | None, str]]) -
                 ratio,
             )
         )
-    yield from _aligned(cells, "<>>>")
+    yield from columns(cells, "<>>>")
 
 
 def _chosen(selection: Selection) -> str:
@@ -218,18 +214,3 @@ def _needed(name: str, n_bytes: int, free_bytes: int | None) -> tuple[str, str, 
         return name, format_bytes(n_bytes), "not known", ""
     verdict = "fits" if n_bytes <= free_bytes else "DOES NOT FIT"
     return name, format_bytes(n_bytes), format_bytes(free_bytes), verdict
-
-
-def _aligned(rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
-    """Columns two spaces apart; `<` puts a cell left, `>` right. A long last cell is wrapped."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(sides))]
-    indent = " " * (sum(widths[:-1]) + len(_GAP) * (len(widths) - 1))
-    for row in rows:
-        cells = [
-            f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)
-        ]
-        line = _GAP.join(cells).rstrip()
-        if len(line) <= WIDTH or sides[-1] == ">":
-            yield line
-        else:
-            yield from textwrap.wrap(line, WIDTH, subsequent_indent=indent)

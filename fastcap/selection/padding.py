@@ -18,8 +18,8 @@ MOST_COPIES = 16  # guessed: streams that use one small tensor at a time
 class Uploaded:
     """A small host tensor and its copies, one for each device and stream that uses it.
 
-    Streams do not share a copy: nothing orders one stream's upload before another's use, nor its use
-    before the memory is used again, which happens in the order of the stream that uploaded it.
+    Streams do not share a copy: nothing orders one stream's upload before another's use, nor its
+    use before the memory is used again, in the order of the stream that uploaded it.
     """
 
     def __init__(self, host: Tensor) -> None:

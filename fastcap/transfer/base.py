@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol, TypeAlias
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
+from fastcap.host_memory import normal_mode
 from fastcap.records import Statistics
 from fastcap.transfer.pool import Piece
 
@@ -195,3 +197,29 @@ def without_frames(error: Exception) -> Exception:
 def narrower(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:
     """The dtype that crosses the link: narrowing happens before the copy, widening after."""
     return wanted if wanted is produced or wanted.itemsize <= produced.itemsize else produced
+
+
+def part_of(target: Target | None, piece: Piece) -> Target:
+    """The part of a capture's target that a piece's bytes become."""
+    assert target is not None
+    if piece.n_bytes == piece.owner.n_bytes:
+        return target
+    itemsize = piece.owner.wire_dtype.itemsize
+    first, last = piece.start // itemsize, (piece.start + piece.n_bytes) // itemsize
+    if not isinstance(target, Tensor):
+        return target.segment(first, last)
+    with normal_mode():
+        return target.view(-1)[first:last]
+
+
+def split(value: Tensor, capture: Capture, most_bytes: int) -> Iterator[tuple[Tensor, Piece]]:
+    """A value as pieces of at most `most_bytes`, in order."""
+    if capture.n_bytes <= most_bytes:
+        yield value, Piece(capture, 0, capture.n_bytes)
+        return
+    flat = value.reshape(-1)  # dense: a view where it can be, else a copy on the same stream
+    itemsize = capture.wire_dtype.itemsize
+    step = most_bytes // itemsize
+    for first in range(0, flat.numel(), step):
+        part = flat[first : first + step]
+        yield part, Piece(capture, first * itemsize, part.numel() * itemsize)

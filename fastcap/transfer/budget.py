@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fastcap.host_memory import format_bytes
+from fastcap.formatting import format_bytes
 from fastcap.spec import as_count
 
 MiB = 1 << 20

@@ -9,7 +9,8 @@ import torch
 
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import DeviceMemoryError, HostMemoryError
-from fastcap.host_memory import available_bytes, format_bytes
+from fastcap.formatting import format_bytes
+from fastcap.host_memory import available_bytes
 from fastcap.transfer.budget import Budget, Limits, halved, plan_budget, settled_budget
 from fastcap.transfer.pool import Piece, Slot, SlotPool, StagingRing
 

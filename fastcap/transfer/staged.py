@@ -20,14 +20,22 @@ from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
-from fastcap.host_memory import empty_bytes
+from fastcap.host_memory import HostBuffers, empty_bytes
 from fastcap.records import Statistics
-from fastcap.transfer.base import NO_GRAPHS, Capture, LaneCounters, Target, narrower, without_frames
+from fastcap.transfer.base import (
+    NO_GRAPHS,
+    Capture,
+    LaneCounters,
+    Target,
+    narrower,
+    part_of,
+    split,
+    without_frames,
+)
 from fastcap.transfer.budget import Limits
 from fastcap.transfer.memory import LaneMemory
-from fastcap.transfer.pieces import part_of, split
 from fastcap.transfer.pinned_out import Landings, choose_way, wait_for, wait_for_copies
-from fastcap.transfer.pool import Chunk, HostBuffers, Piece, Slot
+from fastcap.transfer.pool import Chunk, Piece, Slot
 
 
 class StagedLane:

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.errors import FastcapError
-from fastcap.host_memory import normal_mode
+from fastcap.host_memory import HostBuffers, normal_mode
 from fastcap.records import Statistics
 from fastcap.transfer.base import Capture, LaneCounters, Target, without_frames
 from fastcap.transfer.pinned_out import PinnedRows
-from fastcap.transfer.pool import HostBuffers
 
 QUEUED_BYTES = 256 << 20  # guessed: a second of a fast disk
 """How much may wait to be written to files."""

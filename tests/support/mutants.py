@@ -501,27 +501,27 @@ MUTANTS = [
 ]
 
 NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
-    "pool:Chunk.__init__ current_stream": scenarios.staging_may_be_allocated_on_any_stream,
-    "pool:SlotPool.next_to_land done": scenarios.a_consumer_that_keeps_up_needs_few_slots,
-    "pool:SlotPool.collect_returned take_back": scenarios.what_was_lent_is_told_to_the_device,
-    "pool:Chunk.abandon mark": scenarios.an_unwanted_chunk_changes_streams,
-    "pool:Chunk.open_to lasts": scenarios.a_stream_is_ended_before_its_values_are_asked_for,
-    "pool:Chunk.close_to mark": scenarios.a_stream_is_ended_before_its_values_are_asked_for,
-    "lanes.staged:StagedLane.refuse_graphs is_capturing": scenarios.a_graph_capture_is_refused,
-    "lanes.memory:LaneMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
+    "transfer.pool:Chunk.__init__ current_stream": scenarios.staging_may_be_allocated_on_any_stream,
+    "transfer.pool:SlotPool.next_to_land query": scenarios.a_consumer_that_keeps_up_needs_few_slots,
+    "transfer.pool:SlotPool.collect_returned take_back": scenarios.what_was_lent_is_taken_back,
+    "transfer.pool:Chunk.abandon record": scenarios.an_unwanted_chunk_changes_streams,
+    "transfer.pool:Chunk.open_to lasts": scenarios.a_stream_ends_before_its_values_are_read,
+    "transfer.pool:Chunk.close_to record": scenarios.a_stream_ends_before_its_values_are_read,
+    "transfer.staged:StagedLane.refuse_graphs is_capturing": scenarios.a_graph_capture_is_refused,
+    "transfer.memory:LaneMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
 }
 SURVIVING = {
-    "pool:SlotPool.is_reusable done": IN_ORDER,
-    "lanes.straight:Landing.done done": (
+    "transfer.pool:SlotPool.is_reusable query": IN_ORDER,
+    "transfer.pinned_out:Landing.done query": (
         "values that go straight are waited for all the same. Asking first only lets go of "
         "captures early."
     ),
-    "lanes.straight:wait_for wait": (
+    "transfer.pinned_out:wait_for synchronize": (
         "who waits for such a value now is about to close its lane, which waits for the last of "
         "them, unless a site is called on two devices in one pass (tests/test_out.py). Without the "
         "call a value would be called delivered that is not."
     ),
-    "lanes.staged:StagedLane._read_small done": (
+    "transfer.staged:StagedLane._read_small query": (
         "a small value is read behind its own event all the same. Asking first only keeps the "
         "thread that asks from waiting."
     ),

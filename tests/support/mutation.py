@@ -95,7 +95,7 @@ def _find_code(code: CodeType, function: FunctionType) -> CodeType:
 
 SEAM = {
     "current_stream": "{device}.__dict__.setdefault('first_stream', {call})",
-    "done": "True",
+    "query": "True",
     "is_capturing": "False",
     "lasts": "True",
     "free_bytes": "None",

@@ -287,7 +287,7 @@ def an_unwanted_chunk_changes_streams() -> None:
     assert not device.judge.violations, device.judge.violations[0]
 
 
-def a_stream_is_ended_before_its_values_are_asked_for() -> None:
+def a_stream_ends_before_its_values_are_read() -> None:
     """A model runs twice on a stream of its own, which its owner then ends."""
     for kind in ("early", "late"):
         device, model = SimulatedDevice(Schedule(kind)), nn.Sequential(nn.Identity(), nn.Identity())
@@ -305,7 +305,7 @@ def a_stream_is_ended_before_its_values_are_asked_for() -> None:
         assert not device.judge.violations, device.judge.violations[0]
 
 
-def what_was_lent_is_told_to_the_device() -> None:
+def what_was_lent_is_taken_back() -> None:
     """Values are lent and dropped more often than there are slots."""
     device, model = SimulatedDevice(Schedule("early")), echo()
     with (

@@ -107,7 +107,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "landing": _mutant(
         "R5",
-        "lanes.straight:wait_for wait (call 0)",
+        "transfer.pinned_out:wait_for synchronize (call 0)",
         f"{STRAIGHT}:wait_for",
         "device.synchronize(ticket.event)",
     ),

@@ -74,7 +74,7 @@ class Runner:
             for stream in self._schedule.order(runnable):
                 while stream.is_runnable and self._schedule.goes_on(stream):
                     self._step(stream)
-            # What one stream did may have unblocked another; a stream that paused is not asked again.
+            # What one stream did may have unblocked another; one that paused is not asked again.
             before, runnable = runnable, [stream for stream in self.streams if stream.is_runnable]
             if runnable == before:
                 return

@@ -14,8 +14,8 @@ EXTREMES = {
     "copies first": (0.0, 1.0, 0.0),
     "workers last": (1.0, 1.0, 0.0),
 }
-"""Eagerness of compute streams, copy stream and host workers, where bugs show first. Late means only
-what somebody waits for, and what that needs."""
+"""Eagerness of compute streams, copy stream and host workers, where bugs show first. Late means
+only what somebody waits for, and what that needs."""
 
 
 class Schedule:
