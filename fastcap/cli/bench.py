@@ -20,7 +20,7 @@ from fastcap.cli.command import STATUS_ERROR, command, to_stderr
 from fastcap.cli.opening import vocabulary_size
 from fastcap.cli.options import Device, Inputs, Model, SiteNames, move, parse_positions
 from fastcap.errors import ArgumentError, FastcapError
-from fastcap.formatting import counted
+from fastcap.formatting import counted, in_one_line
 
 
 @command
@@ -101,7 +101,7 @@ def _try_once(case: Case) -> None:
         raise
     except Exception as error:
         raise ArgumentError(
-            f"Running the model on its batch failed with {locate.in_one_line(error)}."
+            f"Running the model on its batch failed with {in_one_line(error)}."
         ) from error
 
 

@@ -9,8 +9,8 @@ import torch
 import typer
 from torch import nn
 
-from fastcap.cli import locate
 from fastcap.errors import ArgumentError
+from fastcap.formatting import in_one_line
 from fastcap.spec import Positions
 
 Model: TypeAlias = Annotated[
@@ -81,5 +81,5 @@ def move(model: nn.Module, device: str) -> nn.Module:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"--device {device!r}: the model cannot be moved there: {locate.in_one_line(error)}."
+            f"--device {device!r}: the model cannot be moved there: {in_one_line(error)}."
         ) from error

@@ -25,6 +25,7 @@ from fastcap.cli.options import (
     parse_positions,
 )
 from fastcap.errors import ArgumentError, FastcapError
+from fastcap.formatting import in_one_line
 
 
 @command
@@ -115,6 +116,6 @@ def _naming_the_model() -> Iterator[None]:
         raise
     except Exception as error:
         raise ArgumentError(
-            f"Running the model on the example failed with {locate.in_one_line(error)}. Give "
+            f"Running the model on the example failed with {in_one_line(error)}. Give "
             "--example a batch that it can be called with, and name its other keys with --inputs."
         ) from error

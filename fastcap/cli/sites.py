@@ -14,6 +14,7 @@ from fastcap.cli import locate, site_tree
 from fastcap.cli.command import command, to_stderr
 from fastcap.cli.options import Inputs, Model
 from fastcap.errors import ArgumentError, FastcapError
+from fastcap.formatting import in_one_line
 from fastcap.model.listing import SiteInfo, list_sites
 
 
@@ -65,5 +66,5 @@ def _list(
         raise
     except Exception as error:
         raise ArgumentError(
-            f"Running the model on --example failed with {locate.in_one_line(error)}."
+            f"Running the model on --example failed with {in_one_line(error)}."
         ) from error
