@@ -89,7 +89,7 @@ SITES = [f"layers.{index}" for index in range(N_SITES)]
 
 def write_archive(model: Source, n_bytes: int, folder: Path) -> fastcap.Archive:
     return fastcap.extract(
-        model, Ids(n_bytes), SITES, folder, batch_size=BATCH_SIZE, host_bytes=HOST_BYTES
+        model, Ids(n_bytes), SITES, folder, batch_size=BATCH_SIZE, pinned_bytes=HOST_BYTES
     )
 
 

@@ -36,7 +36,7 @@ def make_batches(n_batches: int, shape: tuple[int, int] = BATCH_SHAPE) -> list[T
 
 def run(model: Decoder, batches: Sequence[Tensor], stop: bool) -> tuple[float, list[Tensor]]:
     """Seconds for all batches but the first, from which fastcap learns, and every value."""
-    records = fastcap.stream(model, batches, [SITE], stop_after_last_site=stop, lookahead=0)
+    records = fastcap.stream(model, batches, [SITE], stop_after_last_site=stop, prefetch=0)
     values = [next(records)[SITE]]
     started = time.perf_counter()
     values += [record[SITE] for record in records]

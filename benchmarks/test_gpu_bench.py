@@ -651,7 +651,7 @@ def test_the_grid_is_what_bounds_in_every_destination() -> None:
 def test_slots_are_planned_for_two_passes(
     pass_bytes: int, n_sites: int, chunk_bytes: int, n_slots: int
 ) -> None:
-    expected = {"device_bytes": 4 * chunk_bytes, "host_bytes": n_slots * chunk_bytes}
+    expected = {"staging_bytes": 4 * chunk_bytes, "pinned_bytes": n_slots * chunk_bytes}
     assert slot_budget(pass_bytes, n_sites) == expected
 
 

@@ -72,7 +72,7 @@ def play() -> Iterator[Row]:
     for n_passes in PASSES:
         for rate in HOST_RATES:
             costs = Costs(host_bytes_per_sec=rate)
-            load = Load(n_passes=n_passes, host_bytes=HOST_BYTES, costs=costs)
+            load = Load(n_passes=n_passes, pinned_bytes=HOST_BYTES, costs=costs)
             for destination in LIMITS:
                 yield _row(replace(load, lends=destination != FRESH), destination)
 

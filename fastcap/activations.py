@@ -50,8 +50,8 @@ class ActivationStore:
             also those of loops, shared modules and steps of `generate()`: see `calls`.
         zero_copy: Lend values out of pinned slots where they fill at least half of one, instead of
             copying them; the slot is used again when the tensor and every view of it are gone.
-        device_bytes: Staging memory on the accelerator, in bytes.
-        host_bytes: Slot memory on the host, in bytes.
+        staging_bytes: Staging memory on the accelerator, in bytes.
+        pinned_bytes: Slot memory on the host, in bytes.
 
     Raises:
         ArgumentTypeError, ArgumentError: An argument of the wrong type or out of range. Names are
@@ -78,8 +78,8 @@ class ActivationStore:
         mask: MaskOf = None,
         calls: str = "last",
         zero_copy: bool = False,
-        device_bytes: int | None = None,
-        host_bytes: int | None = None,
+        staging_bytes: int | None = None,
+        pinned_bytes: int | None = None,
     ) -> None:
         self._model = model
         self._names = as_site_names(layers, model)
@@ -91,7 +91,7 @@ class ActivationStore:
                 "here, give one list of positions per sample."
             )
         self._rows = RowSource(self._selection, mask)
-        self._limits = make_limits(device_bytes, host_bytes)
+        self._limits = make_limits(staging_bytes, pinned_bytes)
         self._zero_copy = zero_copy
         self._latest = Pass(keeps_all=as_keeps_all(calls))
         self._engine: Engine | None = None

@@ -40,7 +40,7 @@ from fastcap.transfer.synchronous import DirectLane
 from fastcap.warn import warn
 
 IDLE_BYTES = 2 << 30
-"""Most of the memory of dropped results that is kept for later ones, unless `host_bytes` says."""
+"""Most of the memory of dropped results that is kept for later ones, unless `pinned_bytes` says."""
 
 
 class Place(Protocol):
@@ -207,7 +207,7 @@ class Engine:
         self._limits = limits
         self._always = always
         self._of_thread = threading.local()
-        self._buffers = HostBuffers(limits.host_bytes or IDLE_BYTES)
+        self._buffers = HostBuffers(limits.pinned_bytes or IDLE_BYTES)
         self._lanes: dict[torch.device, Lane] = {}
         self._lanes_lock = threading.Lock()
         self._fired: set[int] = set()

@@ -118,11 +118,11 @@ class Statistics:
     """Records lent out of a slot instead of copied (`zero_copy=True`)."""
     device_allocations: int = 0
     """Staging buffers allocated on the device."""
-    device_bytes: int = 0
+    staging_bytes: int = 0
     """Bytes of those buffers that are allocated now."""
     host_allocations: int = 0
     """Slots allocated (and pinned, where that means something)."""
-    host_bytes: int = 0
+    pinned_bytes: int = 0
     """Bytes of those slots that are allocated now."""
     mask_reads: int = 0
     """Attention masks that lived on the accelerator only: the host waited once for each."""

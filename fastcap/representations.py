@@ -24,7 +24,7 @@ from fastcap.streaming import Stream
 from fastcap.transfer.budget import make_limits
 from fastcap.warn import warn
 
-LOOKAHEAD = 1
+PREFETCH = 1
 
 
 def extract_representations(
@@ -43,8 +43,8 @@ def extract_representations(
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     stop_after_last_site: StopAfter = False,
-    device_bytes: int | None = None,
-    host_bytes: int | None = None,
+    staging_bytes: int | None = None,
+    pinned_bytes: int | None = None,
     progress: Progress = False,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -82,8 +82,8 @@ def extract_representations(
         stop_after_last_site: Whether to end passes once every site has fired as often as in the
             first, which runs whole; `"once"` where each fires once in a pass, and the first ends
             early too. For models that call the same modules in every pass.
-        device_bytes: Staging memory on the accelerator, in bytes.
-        host_bytes: Slot memory on the host, in bytes.
+        staging_bytes: Staging memory on the accelerator, in bytes.
+        pinned_bytes: Slot memory on the host, in bytes.
         progress: `True` for a bar on the terminal, or a callable that is given the number of
             samples done and the number expected (`None` if unknown).
         num_workers: Processes that load data, as in `torch.utils.data.DataLoader`.
@@ -136,7 +136,7 @@ def extract_representations(
             "samples. Receive it batch by batch with fastcap.stream(), or select one row per "
             "sample (positions='last', reduce='mean')."
         )
-    limits = make_limits(device_bytes, host_bytes)
+    limits = make_limits(staging_bytes, pinned_bytes)
     call = BatchCaller(model, device, inputs, forward)
     loader: DataLoader[Any] = DataLoader(
         as_dataset(dataset, num_workers),
@@ -162,7 +162,7 @@ def extract_representations(
             engine,
             call,
             model,
-            LOOKAHEAD,
+            PREFETCH,
             early_stop,
             consumer=result,
         ) as run,

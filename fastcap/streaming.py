@@ -67,7 +67,7 @@ class Stream(Iterator[BatchRecords]):
         engine: Engine,
         call: BatchCaller,
         model: nn.Module,
-        lookahead: int,
+        prefetch: int,
         early_stop: EarlyStop,
         zero_copy: bool = False,
         consumer: Consumer | None = None,
@@ -77,7 +77,7 @@ class Stream(Iterator[BatchRecords]):
         self._engine = engine
         self._call = call
         self._model = model
-        self._lookahead = lookahead
+        self._prefetch = prefetch
         self._zero_copy = zero_copy
         self._consumer = consumer
         self._early_stop = early_stop
@@ -92,7 +92,7 @@ class Stream(Iterator[BatchRecords]):
 
     def __next__(self) -> BatchRecords:
         try:
-            while not self._ended and len(self._running) <= self._lookahead:
+            while not self._ended and len(self._running) <= self._prefetch:
                 self._run_next()
             if not self._running:
                 self._raise_postponed()
@@ -241,9 +241,9 @@ def stream(
     calls: str = "last",
     stop_after_last_site: StopAfter = False,
     zero_copy: bool = False,
-    device_bytes: int | None = None,
-    host_bytes: int | None = None,
-    lookahead: int = 1,
+    staging_bytes: int | None = None,
+    pinned_bytes: int | None = None,
+    prefetch: int = 1,
 ) -> Stream:
     """Run the model over batches and hand out what its sites produced, batch by batch.
 
@@ -278,9 +278,9 @@ def stream(
             copying them; the slot is used again when the tensor and every view of it are gone. A
             slot is pinned memory: if you copy from one with `non_blocking=True` on another stream
             or to another device, synchronise that before you drop the tensor.
-        device_bytes: Staging memory on the accelerator, in bytes.
-        host_bytes: Slot memory on the host, in bytes.
-        lookahead: Passes run ahead of the batch handed out. 0 if your loop changes the model.
+        staging_bytes: Staging memory on the accelerator, in bytes.
+        pinned_bytes: Slot memory on the host, in bytes.
+        prefetch: Passes run ahead of the batch handed out. 0 if your loop changes the model.
 
     Returns:
         An iterator of `BatchRecords`, which also is a context manager.
@@ -304,8 +304,8 @@ def stream(
     if not names:
         raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     selection = make_selection(positions, reduce, dtype, seq_dim)
-    limits = make_limits(device_bytes, host_bytes, zero_copy)
-    lookahead = as_count("lookahead", lookahead, at_least=0)
+    limits = make_limits(staging_bytes, pinned_bytes, zero_copy)
+    prefetch = as_count("prefetch", prefetch, at_least=0)
     keeps_all = as_keeps_all(calls)
     call = BatchCaller(model, device, inputs, forward)
     bound = bind_sites(model, names)
@@ -317,7 +317,7 @@ def stream(
         engine,
         call,
         model,
-        lookahead,
+        prefetch,
         early_stop,
         zero_copy,
         keeps_all=keeps_all,

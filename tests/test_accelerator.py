@@ -101,9 +101,9 @@ def test_memory_that_cannot_be_pinned_says_what_to_do(streams: LoggedStreams) ->
         raise RuntimeError("CUDA error: out of memory")
 
     with logged_accelerator(streams):
-        accelerator.ABILITIES["cpu"] = replace(streams.abilities(), pinned_bytes=refuse)
+        accelerator.ABILITIES["cpu"] = replace(streams.abilities(), new_pinned=refuse)
         device = AcceleratorDevice(CPU)
-        with pytest.raises(HostMemoryError, match=r"Cannot pin 1\.05 MB.*host_bytes=.*ulimit -l"):
+        with pytest.raises(HostMemoryError, match=r"Cannot pin 1\.05 MB.*pinned_bytes=.*ulimit -l"):
             device.host(1 << 20)
 
 
@@ -114,7 +114,7 @@ def test_the_engine_never_enters_the_copy_stream_around_anything_but_a_copy(
     model = torch.nn.ModuleList([ScriptedModel()])[0]
     assert isinstance(model, ScriptedModel)
     with logged_accelerator(streams) as device, devices.substitute(lambda _: device):
-        store = fastcap.ActivationStore(model, LEAVES, device_bytes=512, host_bytes=4096)
+        store = fastcap.ActivationStore(model, LEAVES, staging_bytes=512, pinned_bytes=4096)
         oracle = reference.ReferenceStore(model, LEAVES)
         with store, oracle:
             for leaf, value in zip(model.leaves, values, strict=True):
@@ -237,7 +237,7 @@ def test_an_error_of_earlier_work_is_not_called_a_lack_of_memory(streams: Logged
     with logged_accelerator(streams):
         accelerator.ABILITIES["cpu"] = replace(
             streams.abilities(),
-            pinned_bytes=refuse,
+            new_pinned=refuse,
             new_stream=lambda device: Broken("copy stream", streams.log),
         )
         message = message_of(DeviceError, lambda: device_at(2).host(1 << 20))
@@ -288,7 +288,7 @@ def test_what_cannot_go_through_pinned_memory_is_uploaded_all_the_same(
     if reason == "too large":
         monkeypatch.setattr(accelerator, "MOST_UPLOADED_BYTES", 7)
     with logged_accelerator(streams):
-        accelerator.ABILITIES["cpu"] = replace(streams.abilities(), pinned_bytes=refuse)
+        accelerator.ABILITIES["cpu"] = replace(streams.abilities(), new_pinned=refuse)
         assert AcceleratorDevice(CPU).upload(torch.ones(2)).equal(torch.ones(2))
 
 

@@ -99,7 +99,7 @@ def test_on_an_accelerator_packs_copies_and_deliveries_are_stamped(
     """Values that are small beside staging are read by the host, others by its workers."""
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
     case = make_case(model, [torch.randn(32, 64)] * 3, ["0", "1"])
-    case = replace(case, options={**case.options, "device_bytes": staging_bytes})
+    case = replace(case, options={**case.options, "staging_bytes": staging_bytes})
     monkeypatch.setattr(recording, "_open_recording", RecordingAccelerator)
     with logged_accelerator(LoggedStreams()):
         timeline, statistics = record_timeline(case)

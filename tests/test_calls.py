@@ -49,7 +49,7 @@ def test_a_store_keeps_every_call_in_order(kind: str, zero_copy: bool) -> None:
     with (
         running_on(SimulatedDevice(Schedule(kind))),
         fastcap.ActivationStore(
-            model, ["layer"], calls="all", zero_copy=zero_copy, device_bytes=512, host_bytes=512
+            model, ["layer"], calls="all", zero_copy=zero_copy, staging_bytes=512, pinned_bytes=512
         ) as store,
     ):
         model(IDS)

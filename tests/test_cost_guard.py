@@ -118,7 +118,7 @@ def cost_of_store(device: AnyDevice, **options: Any) -> Cost:
     return costs[0]
 
 
-ALLOCATING = {"device_allocations", "host_allocations", "device_bytes", "host_bytes", "events"}
+ALLOCATING = {"device_allocations", "host_allocations", "staging_bytes", "pinned_bytes", "events"}
 CREATING = {"staging", "host", "release", "event", "upload"}
 
 
@@ -167,7 +167,7 @@ def test_a_hook_asks_the_device_three_things() -> None:
 
 def test_large_values_go_to_workers_and_each_is_joined_once() -> None:
     """Two chunks of two values each: a copy, a mark and a hold for every two."""
-    calls = cost_of_stream(simulated(), device_bytes=1 << 13).calls
+    calls = cost_of_stream(simulated(), staging_bytes=1 << 13).calls
     assert {name: calls.pop(name) / N_SITES for name in PER_HOOK} == PER_HOOK
     assert calls == {
         **dict.fromkeys(("copy", "wait_event", "lasts", "record", "query"), N_SITES // 2),

@@ -248,12 +248,12 @@ def test_counters_count_memory_and_bytes(device: AnyDevice) -> None:
     device.synchronize(landed)
     counters = device.counters
     assert (counters.copies, counters.copied_bytes) == (1, 1000)
-    assert (counters.device_allocations, counters.device_bytes) == (1, SIZE)
-    assert (counters.host_allocations, counters.host_bytes) == (1, SIZE)
+    assert (counters.device_allocations, counters.staging_bytes) == (1, SIZE)
+    assert (counters.host_allocations, counters.pinned_bytes) == (1, SIZE)
     assert counters.events == 2
     device.release(staging, [landed])
     device.release(slot, [landed])
-    assert (counters.device_bytes, counters.host_bytes) == (0, 0)
+    assert (counters.staging_bytes, counters.pinned_bytes) == (0, 0)
 
 
 def test_slots_are_memory_that_copies_can_write_without_blocking(device: AnyDevice) -> None:

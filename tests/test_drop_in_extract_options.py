@@ -289,7 +289,7 @@ def test_progress_true_without_tqdm_says_what_to_install(monkeypatch: pytest.Mon
 # Budgets
 
 
-@pytest.mark.parametrize("options", [{"device_bytes": 1 << 20}, {"host_bytes": 256}])
+@pytest.mark.parametrize("options", [{"staging_bytes": 1 << 20}, {"pinned_bytes": 256}])
 def test_budgets_change_no_value(options: dict[str, int]) -> None:
     model = LanguageModel()
     found = extract_representations(model, SAMPLES, SITES, "cpu", 3, **options)  # type: ignore[arg-type]

@@ -45,10 +45,10 @@ def problems(
     ]
 
 
-@pytest.mark.parametrize("lookahead", [0, 1, 2, 10])
-def test_records_equal_the_oracle_at_every_lookahead(lookahead: int) -> None:
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 10])
+def test_records_equal_the_oracle_at_every_lookahead(prefetch: int) -> None:
     model = LanguageModel().eval()
-    found = list(stream(model, BATCHES, SITES, lookahead=lookahead))
+    found = list(stream(model, BATCHES, SITES, prefetch=prefetch))
     wanted = reference.stream(model, BATCHES, SITES, call_with_ids)
 
     assert [differences(a, b) for a, b in zip(wanted, found, strict=True)] == [[], [], []]
@@ -193,7 +193,7 @@ def test_the_loop_body_sees_the_model_as_the_caller_left_it() -> None:
 def test_without_lookahead_the_loop_body_may_change_the_model() -> None:
     model = LanguageModel().eval()
     twin = LanguageModel().eval()
-    for batch, records in zip(BATCHES, stream(model, BATCHES, ["norm"], lookahead=0), strict=True):
+    for batch, records in zip(BATCHES, stream(model, BATCHES, ["norm"], prefetch=0), strict=True):
         [wanted] = reference.stream(twin, [batch], ["norm"], call_with_ids)
         assert differences(wanted, records) == []
         for one in (model, twin):
@@ -241,7 +241,7 @@ def test_no_more_batches_are_read_than_lookahead_allows() -> None:
             read.append(index)
             yield {"input_ids": make_ids(2, seed=index)}
 
-    run = stream(LanguageModel(), batches(), SITES, lookahead=2)
+    run = stream(LanguageModel(), batches(), SITES, prefetch=2)
     assert read == []
     next(run)
     assert read == [0, 1, 2]
@@ -252,15 +252,15 @@ def test_no_more_batches_are_read_than_lookahead_allows() -> None:
 # Errors
 
 
-@pytest.mark.parametrize("lookahead", [0, 1, 2, 5])
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 5])
 @pytest.mark.parametrize("at_pass", [0, 1, 2])
 def test_batches_before_a_failing_one_are_delivered_before_its_error(
-    at_pass: int, lookahead: int
+    at_pass: int, prefetch: int
 ) -> None:
     model = FailsAt(RuntimeError("in the middle"), at_pass)
     found = []
     with pytest.raises(RuntimeError) as caught:  # noqa: PT012 - the loop is what raises
-        for records in stream(model, BATCHES, ["before", "after"], lookahead=lookahead):
+        for records in stream(model, BATCHES, ["before", "after"], prefetch=prefetch):
             found.append(records)  # noqa: PERF402 - what came before the error is kept
 
     assert caught.value is model.error

@@ -70,7 +70,7 @@ def test_a_value_that_an_interrupted_disable_left_behind_is_an_error_and_not_an_
     model = echoes()
     result = StagedLane.result
     with simulated():
-        store = fastcap.ActivationStore(model, SITES, device_bytes=1536, host_bytes=3072)
+        store = fastcap.ActivationStore(model, SITES, staging_bytes=1536, pinned_bytes=3072)
         store.enable()
         model(value())
 
@@ -113,7 +113,7 @@ def test_one_value_that_cannot_be_delivered_does_not_cost_the_others(
             found = store.get(site)
             assert found is not None
             assert found.eq(1).all()
-        assert device.counters.device_bytes == 0
+        assert device.counters.staging_bytes == 0
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
@@ -138,7 +138,7 @@ def test_a_lease_keeps_its_own_slot_and_no_other() -> None:
     model = echoes()
     with simulated():
         store = fastcap.ActivationStore(
-            model, SITES, zero_copy=True, device_bytes=512, host_bytes=4096
+            model, SITES, zero_copy=True, staging_bytes=512, pinned_bytes=4096
         )
         with store:
             model(value())
@@ -158,11 +158,11 @@ def test_a_store_that_is_dropped_gives_its_memory_back_behind_its_streams() -> N
         store = fastcap.ActivationStore(model, SITES)
         store.enable()
         model(value())
-        assert device.counters.device_bytes > 0
+        assert device.counters.staging_bytes > 0
         del store
         gc.collect()
         close_orphans()  # which the next capture does
-        assert (device.counters.device_bytes, device.counters.host_bytes) == (0, 0)
+        assert (device.counters.staging_bytes, device.counters.pinned_bytes) == (0, 0)
 
 
 def test_memory_that_cannot_be_resized_is_no_error_in_the_model(

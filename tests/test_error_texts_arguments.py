@@ -52,7 +52,7 @@ def test_the_number_of_workers_may_be_none_and_not_less() -> None:
     assert refused(ArgumentError, num_workers=-1) == "num_workers must be at least 0; got -1."
 
 
-@pytest.mark.parametrize("name", ["device_bytes", "host_bytes"])
+@pytest.mark.parametrize("name", ["staging_bytes", "pinned_bytes"])
 def test_budgets_are_whole_bytes_and_hold_one_record_at_least(name: str) -> None:
     for n_bytes in (0, -1, 255):
         expected = f"{name} must be at least 256; got {n_bytes}."
@@ -62,7 +62,7 @@ def test_budgets_are_whole_bytes_and_hold_one_record_at_least(name: str) -> None
         assert refused(ArgumentTypeError, **{name: value}) == expected
 
 
-@pytest.mark.parametrize("name", ["device_bytes", "host_bytes"])
+@pytest.mark.parametrize("name", ["staging_bytes", "pinned_bytes"])
 def test_a_store_and_a_stream_check_budgets_too(name: str) -> None:
     model, budget = LanguageModel(), {name: 1}
 
@@ -79,8 +79,8 @@ def test_lookahead_is_a_count_of_passes(value: Any) -> None:
     rule = "at least 0" if value == -1 else "an int"
 
     assert (
-        message_of(error, lambda: stream(LanguageModel(), [], ["norm"], lookahead=value))
-        == f"lookahead must be {rule}; got {value!r}."
+        message_of(error, lambda: stream(LanguageModel(), [], ["norm"], prefetch=value))
+        == f"prefetch must be {rule}; got {value!r}."
     )
 
 

@@ -209,16 +209,16 @@ def test_staging_that_does_not_fit_is_said_at_get_and_not_in_the_forward(
 ) -> None:
     model = LanguageModel()
     plain = model(make_ids(3))
-    with ActivationStore(model, ["norm"], device_bytes=1 << 20) as store:
+    with ActivationStore(model, ["norm"], staging_bytes=1 << 20) as store:
         assert torch.equal(model(make_ids(3)), plain)
 
         message = message_of(DeviceMemoryError, lambda: store.get("norm"))
 
     assert message == (
         "Staging does not fit on cpu, not even 524 kB of it. Free some memory there, use smaller "
-        "batches, or pass a smaller device_bytes=."
+        "batches, or pass a smaller staging_bytes=."
     )
-    assert tiny_device.counters.device_bytes == 0
+    assert tiny_device.counters.staging_bytes == 0
 
 
 def test_staging_that_does_not_fit_fails_an_extraction_and_cleans_up(
@@ -227,12 +227,12 @@ def test_staging_that_does_not_fit_fails_an_extraction_and_cleans_up(
     model = LanguageModel()
 
     message = message_of(
-        DeviceMemoryError, lambda: extract(model, SAMPLES, ["norm"], "cpu", device_bytes=1 << 20)
+        DeviceMemoryError, lambda: extract(model, SAMPLES, ["norm"], "cpu", staging_bytes=1 << 20)
     )
 
     assert message.startswith("Staging does not fit on cpu")
     assert (hooks_on(model), model.training) == (0, True)
-    assert tiny_device.counters.device_bytes == 0
+    assert tiny_device.counters.staging_bytes == 0
 
 
 def test_capturing_while_a_graph_is_recorded_is_refused() -> None:

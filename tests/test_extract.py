@@ -62,8 +62,8 @@ def test_accelerators_of_any_timing_and_memory_of_any_size(
             model,
             SAMPLES,
             tmp_path / "acts",
-            device_bytes=budget[0],
-            host_bytes=budget[1],
+            staging_bytes=budget[0],
+            pinned_bytes=budget[1],
             group_bytes=2500,
             **options,
         )
@@ -82,8 +82,8 @@ def test_random_schedules_and_groups(seed: int, tmp_path: Path) -> None:
             tmp_path / "acts",
             sites=sites,
             batch_size=seed % 4 + 1,
-            device_bytes=256 * (seed + 1),
-            host_bytes=256 * (seed + 1),
+            staging_bytes=256 * (seed + 1),
+            pinned_bytes=256 * (seed + 1),
             group_bytes=1000 * (seed % 5 + 1),
         )
     check(archive, model, samples, seed % 4 + 1)
@@ -148,7 +148,7 @@ def test_odd_models(model: nn.Module, sites: list[str], tmp_path: Path) -> None:
         device = None if place == "cpu" else SimulatedDevice(Schedule(place, seed=1))
         with running_on(device):
             archive = extract(
-                model, samples, tmp_path / place, sites=sites, host_bytes=500, device_bytes=500
+                model, samples, tmp_path / place, sites=sites, pinned_bytes=500, staging_bytes=500
             )
         assert archive.sites == sites
         check(archive, model, samples, 3)
@@ -236,8 +236,8 @@ def test_small_budgets_cut_records_into_pieces_and_wrap_slots_round(tmp_path: Pa
                 LanguageModel(),
                 SAMPLES,
                 tmp_path / str(n_bytes),
-                device_bytes=n_bytes,
-                host_bytes=n_bytes,
+                staging_bytes=n_bytes,
+                pinned_bytes=n_bytes,
                 **MASKED,
             )
         n_copies.append(device.counters.copies)

@@ -252,7 +252,7 @@ def test_ragged_values_and_labels_survive_any_sequence_of_errors(seed: int, tmp_
         "positions": "unpadded",
         "inputs": ["attention_mask"],
         "labels": ["text", "y"],
-        "host_bytes": draw.choice([256, 5000, 1 << 20]),
+        "pinned_bytes": draw.choice([256, 5000, 1 << 20]),
     }
     for _ in range(20):
         model.fail(draw.choice([RuntimeError("no"), KeyboardInterrupt()]), draw.randrange(3))

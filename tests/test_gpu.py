@@ -109,7 +109,7 @@ def test_values_are_exact_with_a_window_forced_open(
     """Late copies show memory that is reused too early, late packs copies that do not wait."""
     model = model_of(delay)
     with (
-        fastcap.ActivationStore(model, SITES, device_bytes=budget, host_bytes=budget) as store,
+        fastcap.ActivationStore(model, SITES, staging_bytes=budget, pinned_bytes=budget) as store,
         ReferenceStore(model, SITES) as oracle,
     ):
         for seed in range(6):

@@ -88,7 +88,7 @@ def test_small_records_of_a_long_run_need_no_worker(kind: str, delivered: list[A
     expected = fastcap.extract_representations(model, samples, names(model), "cpu", 1, positions=-1)
     with simulated(kind) as device:
         found = fastcap.extract_representations(
-            model, samples, names(model), "cpu", 1, positions=-1, host_bytes=3 << 23
+            model, samples, names(model), "cpu", 1, positions=-1, pinned_bytes=3 << 23
         )
         assert device.counters.copies == len(samples)
     assert delivered == []
@@ -111,7 +111,7 @@ def test_a_full_chunk_is_copied_before_the_next_record_comes() -> None:
     n_bytes = ids().numel() * WIDTH * 4
     with (
         simulated("early") as device,
-        fastcap.ActivationStore(model, names(model), device_bytes=2 * 2 * n_bytes) as store,
+        fastcap.ActivationStore(model, names(model), staging_bytes=2 * 2 * n_bytes) as store,
     ):
         copies = []
         for layer in model.layers:
@@ -172,7 +172,7 @@ def test_holding_everything_returned_never_blocks_with_one_slot_and_one_chunk(ki
     with (
         simulated(kind) as device,
         fastcap.ActivationStore(
-            model, names(model), zero_copy=True, device_bytes=256, host_bytes=256
+            model, names(model), zero_copy=True, staging_bytes=256, pinned_bytes=256
         ) as store,
         ReferenceStore(model, names(model)) as oracle,
     ):
@@ -217,9 +217,9 @@ def test_memory_is_given_back_on_disable() -> None:
     with simulated() as device:
         with fastcap.ActivationStore(model, names(model)) as store:
             model(ids())
-            assert device.counters.device_bytes > 0
-            assert device.counters.host_bytes > 0
-        assert (device.counters.device_bytes, device.counters.host_bytes) == (0, 0)
+            assert device.counters.staging_bytes > 0
+            assert device.counters.pinned_bytes > 0
+        assert (device.counters.staging_bytes, device.counters.pinned_bytes) == (0, 0)
         assert len(store.activations) == 4
 
 
@@ -227,7 +227,7 @@ def test_a_pass_larger_than_all_slots_spills_and_is_exact() -> None:
     model = Blocks(n_layers=8)
     with (
         simulated("late"),
-        fastcap.ActivationStore(model, names(model), device_bytes=512, host_bytes=512) as store,
+        fastcap.ActivationStore(model, names(model), staging_bytes=512, pinned_bytes=512) as store,
         ReferenceStore(model, names(model)) as oracle,
     ):
         model(ids(4, 8))
@@ -246,19 +246,19 @@ def test_staging_is_halved_until_it_fits() -> None:
     n_bytes = 5 * (1 << 20)
     with (
         simulated(device_capacity_bytes=n_bytes) as device,
-        fastcap.ActivationStore(model, names(model), device_bytes=1 << 25) as store,
+        fastcap.ActivationStore(model, names(model), staging_bytes=1 << 25) as store,
     ):
         model(ids())
         assert len(store.activations) == 4
-        assert 0 < device.counters.device_bytes <= n_bytes
+        assert 0 < device.counters.staging_bytes <= n_bytes
 
 
 def test_staging_that_never_fits_is_reported_by_get_and_not_to_the_model() -> None:
     model = Blocks()
     with simulated(device_capacity_bytes=1000):
-        with fastcap.ActivationStore(model, names(model), device_bytes=1 << 25) as store:
+        with fastcap.ActivationStore(model, names(model), staging_bytes=1 << 25) as store:
             assert model(ids()).shape == (2, 4, WIDTH)
-            with pytest.raises(DeviceMemoryError, match=r"does not fit .* smaller device_bytes="):
+            with pytest.raises(DeviceMemoryError, match=r"does not fit .* smaller staging_bytes="):
                 store.get("layers.0")
         assert not model.layers[0]._forward_hooks
 
@@ -267,7 +267,7 @@ def test_fewer_slots_do_when_not_all_can_be_pinned() -> None:
     model = Blocks()
     with (
         simulated(host_capacity_bytes=600) as device,
-        fastcap.ActivationStore(model, names(model), device_bytes=512, host_bytes=4096) as store,
+        fastcap.ActivationStore(model, names(model), staging_bytes=512, pinned_bytes=4096) as store,
         ReferenceStore(model, names(model)) as oracle,
     ):
         model(ids())
@@ -278,11 +278,11 @@ def test_fewer_slots_do_when_not_all_can_be_pinned() -> None:
 def test_memory_that_cannot_be_pinned_at_all_is_reported_by_get() -> None:
     model = Blocks()
     with simulated(host_capacity_bytes=10) as device:
-        with fastcap.ActivationStore(model, ["layers.0"], host_bytes=4096) as store:
+        with fastcap.ActivationStore(model, ["layers.0"], pinned_bytes=4096) as store:
             model(ids())
             with pytest.raises(HostMemoryError):
                 store.get("layers.0")
-        assert device.counters.device_bytes == 0
+        assert device.counters.staging_bytes == 0
 
 
 # Several at once
@@ -318,7 +318,7 @@ def test_values_on_two_devices_go_through_two_lanes(monkeypatch: pytest.MonkeyPa
 def test_two_stores_on_one_model_do_not_disturb_each_other() -> None:
     model = Blocks()
     with simulated():
-        first = fastcap.ActivationStore(model, names(model), device_bytes=512, host_bytes=512)
+        first = fastcap.ActivationStore(model, names(model), staging_bytes=512, pinned_bytes=512)
         second = fastcap.ActivationStore(model, ["layers.1"], positions=-1)
         with first, second, ReferenceStore(model, names(model)) as oracle:
             model(ids())
@@ -356,7 +356,7 @@ def test_threads_each_run_their_own_model(accelerated: bool) -> None:
     def work(number: int) -> None:
         torch.manual_seed(number)
         model = Blocks()
-        store = fastcap.ActivationStore(model, names(model), device_bytes=512, host_bytes=1024)
+        store = fastcap.ActivationStore(model, names(model), staging_bytes=512, pinned_bytes=1024)
         with store, ReferenceStore(model, names(model)) as oracle:
             for seed in range(10):
                 model(ids(seed=seed))
@@ -385,7 +385,7 @@ def test_threads_that_share_a_store_always_read_a_whole_value(accelerated: bool)
 
     with (
         devices.substitute(own_device),
-        fastcap.ActivationStore(model, ["0"], device_bytes=512, host_bytes=512) as store,
+        fastcap.ActivationStore(model, ["0"], staging_bytes=512, pinned_bytes=512) as store,
     ):
         run_threads(4, work)
 
@@ -499,7 +499,14 @@ def test_values_that_go_straight_make_no_more_events_the_more_there_are() -> Non
             for rows in out.values():
                 device.pin(rows)
             fastcap.extract_representations(
-                model, dataset, names(model), "cpu", 2, out=out, device_bytes=1024, host_bytes=2048
+                model,
+                dataset,
+                names(model),
+                "cpu",
+                2,
+                out=out,
+                staging_bytes=1024,
+                pinned_bytes=2048,
             )
             assert device.counters.copies >= n_samples
             assert not device.judge.violations

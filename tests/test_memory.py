@@ -155,7 +155,7 @@ def test_the_first_plan_is_two_small_chunks() -> None:
 
 
 def test_a_large_pass_gets_large_chunks_and_two_passes_of_slots() -> None:
-    budget = plan_budget(Limits(host_bytes=8 * GiB), 100 * GiB, 100 * GiB, GiB, 64 * MiB)
+    budget = plan_budget(Limits(pinned_bytes=8 * GiB), 100 * GiB, 100 * GiB, GiB, 64 * MiB)
     assert budget == Budget(64 * MiB, 4, 2 * GiB // (64 * MiB) + 6)
 
 
@@ -175,13 +175,13 @@ def test_memory_is_halved_down_to_one_chunk_of_a_megabyte() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 255])
 def test_a_budget_too_small_for_one_record_is_refused(value: int) -> None:
-    with pytest.raises(ArgumentError, match="device_bytes must be at least 256"):
+    with pytest.raises(ArgumentError, match="staging_bytes must be at least 256"):
         make_limits(value, None)
 
 
 @pytest.mark.parametrize("value", [True, 1e9, "1 GB"])
 def test_a_budget_that_is_no_int_is_refused(value: object) -> None:
-    with pytest.raises(ArgumentTypeError, match="host_bytes must be an int"):
+    with pytest.raises(ArgumentTypeError, match="pinned_bytes must be an int"):
         make_limits(None, value)  # type: ignore[arg-type]
 
 

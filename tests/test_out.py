@@ -25,7 +25,7 @@ from tests.support.runs import Endless, running_on
 
 WIDTH, N_TOKENS, N_SAMPLES = 16, 6, 11
 SITES = ["0", "1", "3"]
-BUDGETS = {"device_bytes": 4096, "host_bytes": 8192}
+BUDGETS = {"staging_bytes": 4096, "pinned_bytes": 8192}
 
 
 def make_model() -> nn.Sequential:
@@ -143,7 +143,7 @@ def test_pinned_rows_are_copied_to_without_a_slot(kind: str, seed: int) -> None:
     n_passes = -(-N_SAMPLES // 3)
     assert device.counters.copies >= n_passes * len(SITES)
     assert device.counters.copied_bytes == sum(value.nbytes for value in expected.values())
-    assert device.counters.host_bytes == 0
+    assert device.counters.pinned_bytes == 0
     assert device.judge.violations == []
 
 
@@ -154,7 +154,7 @@ def test_small_records_for_pinned_rows_share_copies() -> None:
     for rows in out.values():
         device.pin(rows)
     with running_on(device):
-        found = extract(positions=-1, out=out, device_bytes=1 << 20, host_bytes=1 << 20)
+        found = extract(positions=-1, out=out, staging_bytes=1 << 20, pinned_bytes=1 << 20)
     assert differences(expected, found) == []
     assert device.counters.copies == -(-N_SAMPLES // 3)
 
@@ -184,7 +184,7 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize("memory", ["", "plain", "pinned"])
-@pytest.mark.parametrize("device_bytes", [1 << 15, 1 << 16])  # a chunk holds one call, or several
+@pytest.mark.parametrize("staging_bytes", [1 << 15, 1 << 16])  # a chunk holds one call, or several
 @pytest.mark.parametrize(
     "schedule",
     [*((kind, 0) for kind in EXTREMES), *(("random", seed) for seed in range(4))],
@@ -202,7 +202,7 @@ class Twice(nn.Module):
 )
 def test_the_last_call_wins_whichever_way_each_goes(
     memory: str,
-    device_bytes: int,
+    staging_bytes: int,
     schedule: tuple[str, int],
     dtypes: tuple[torch.dtype, ...],
     monkeypatch: pytest.MonkeyPatch,
@@ -219,12 +219,12 @@ def test_the_last_call_wins_whichever_way_each_goes(
     if out is not None and memory == "pinned":
         device.pin(out["child"])
     with running_on(device):
-        found = extract_child(model, dataset, out, device_bytes)
+        found = extract_child(model, dataset, out, staging_bytes)
     assert differences({"child": expected}, found) == []
 
 
 def extract_child(
-    model: nn.Module, dataset: Any, out: dict[str, Tensor] | None, device_bytes: int
+    model: nn.Module, dataset: Any, out: dict[str, Tensor] | None, staging_bytes: int
 ) -> dict[str, Tensor]:
     return fastcap.extract_representations(
         model,
@@ -234,8 +234,8 @@ def extract_child(
         2,
         dtype=torch.float32,
         out=out,
-        device_bytes=device_bytes,
-        host_bytes=1 << 16,
+        staging_bytes=staging_bytes,
+        pinned_bytes=1 << 16,
     )
 
 
@@ -291,7 +291,7 @@ def test_the_last_call_wins_on_whichever_device_each_runs(memory: str, kinds: st
             if isinstance(device, SimulatedDevice):
                 device.pin(out["child"])
     with running_on(simulated), lanes_of(model):
-        found = extract_child(model, dataset, out, device_bytes=1 << 14)
+        found = extract_child(model, dataset, out, staging_bytes=1 << 14)
     assert differences({"child": expected}, found) == []
 
 
@@ -442,7 +442,7 @@ def test_nothing_is_written_after_an_interrupt_between_copies(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(device, "copy", interrupted)
-    budgets = {"device_bytes": 1 << 13, "host_bytes": 1 << 13}  # several copies of a chunk
+    budgets = {"staging_bytes": 1 << 13, "pinned_bytes": 1 << 13}  # several copies of a chunk
     with running_on(device), pytest.raises(KeyboardInterrupt):
         extract(out=out, **budgets)
     before = {site: rows.clone() for site, rows in out.items()}

@@ -61,9 +61,9 @@ def test_random_streams_with_padding_equal_the_oracle(schedule: str, seed: int) 
             sites,
             forward=call_model,
             zero_copy=draw.random() < 0.5,
-            lookahead=draw.randint(0, 2),
-            device_bytes=draw.choice(BUDGETS),
-            host_bytes=draw.choice(BUDGETS),
+            prefetch=draw.randint(0, 2),
+            staging_bytes=draw.choice(BUDGETS),
+            pinned_bytes=draw.choice(BUDGETS),
             **options,
         )
         held = []

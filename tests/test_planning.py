@@ -271,13 +271,13 @@ def within(share: float, planned: int, found: int) -> bool:
 
 def most(statistics: Iterable[Statistics]) -> tuple[int, int]:
     seen = list(statistics)
-    return max(s.device_bytes for s in seen), max(s.host_bytes for s in seen)
+    return max(s.staging_bytes for s in seen), max(s.pinned_bytes for s in seen)
 
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "small": {"device_bytes": 64 << 10, "host_bytes": 256 << 10},
-    "one chunk": {"device_bytes": 4096, "host_bytes": 4096},
+    "small": {"staging_bytes": 64 << 10, "pinned_bytes": 256 << 10},
+    "one chunk": {"staging_bytes": 4096, "pinned_bytes": 4096},
 }
 
 
@@ -295,10 +295,10 @@ def test_staging_and_slots_are_those_of_the_run(
             model, batch, ["0", "1"], n_samples=4 * n_passes, into="loop", **budget
         )
         with fastcap.stream(model, [batch] * n_passes, ["0", "1"], **budget) as stream:
-            device_bytes, host_bytes = most(stream.statistics() for _ in stream)
-    assert device_bytes > 0
-    assert found.memory.device_bytes == device_bytes
-    assert found.memory.first_slot_bytes <= host_bytes <= found.memory.slot_bytes
+            staging_bytes, pinned_bytes = most(stream.statistics() for _ in stream)
+    assert staging_bytes > 0
+    assert found.memory.staging_bytes == staging_bytes
+    assert found.memory.first_slot_bytes <= pinned_bytes <= found.memory.slot_bytes
 
 
 def test_a_result_takes_what_was_planned() -> None:
@@ -310,7 +310,7 @@ def test_a_result_takes_what_was_planned() -> None:
     assert found.memory.result_bytes == sum(
         value.untyped_storage().nbytes() for value in acts.values()
     )
-    assert (found.memory.device_bytes, found.memory.slot_bytes) == (0, 0)
+    assert (found.memory.staging_bytes, found.memory.slot_bytes) == (0, 0)
     assert [(row.name, row.ratio) for row in found.compare(acts).rows] == [
         ("result", 1.0),
         ("time", None),
@@ -418,9 +418,9 @@ def test_a_loop_takes_no_more_slots_than_planned(lends: bool) -> None:
     with running_on(SimulatedDevice(Schedule("late", seed=1))):
         found = fastcap.plan(model, batch, sites, n_samples=24, into="loop", zero_copy=lends)
         with fastcap.stream(model, [batch] * 6, sites, zero_copy=lends) as stream:
-            _, host_bytes = most(stream.statistics() for _ in stream)
+            _, pinned_bytes = most(stream.statistics() for _ in stream)
             assert stream.statistics().spilled_bytes == 0
-    assert found.memory.first_slot_bytes <= host_bytes <= found.memory.slot_bytes
+    assert found.memory.first_slot_bytes <= pinned_bytes <= found.memory.slot_bytes
 
 
 def test_a_plan_is_held_against_its_run() -> None:

@@ -48,7 +48,7 @@ def refusal(kind: type[FastcapError], **options: Any) -> str:
         ({"n_samples": 0}, "n_samples must be at least 1; got 0."),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0."),
         ({"n_tokens": 0}, "n_tokens must be at least 1; got 0."),
-        ({"device_bytes": 1}, "device_bytes must be at least 256; got 1."),
+        ({"staging_bytes": 1}, "staging_bytes must be at least 256; got 1."),
         (
             {"calls": "all"},
             (
@@ -310,13 +310,13 @@ def test_a_device_that_is_not_here_cannot_be_measured(monkeypatch: pytest.Monkey
         "measure= out."
     )
     found = fastcap.plan(model, BATCH, "", n_samples=2, device="xpu")
-    assert found.memory.device_bytes > 0
+    assert found.memory.staging_bytes > 0
 
 
 def test_a_model_without_data_can_be_planned_for_the_cpu() -> None:
     model = nn.Linear(4, 4, device="meta")
     found = fastcap.plan(model, BATCH, "", n_samples=2, device="cpu")
-    assert (found.memory.device_bytes, found.memory.slot_bytes) == (0, 0)
+    assert (found.memory.staging_bytes, found.memory.slot_bytes) == (0, 0)
     assert [term.name for term in found.costs.terms] == ["compute", "consumer", "hooks"]
     assert found.assumed == ("The model has no data, so its forward pass is not measured.",)
 
@@ -342,8 +342,8 @@ def test_a_disk_that_cannot_be_written_is_named(
 
 @pytest.fixture
 def advised(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def advise(host_bytes: int, disk_bytes: int | None = None, **options: Any) -> tuple[str, ...]:
-        monkeypatch.setattr("fastcap.planning.assemble.available_bytes", lambda: host_bytes)
+    def advise(pinned_bytes: int, disk_bytes: int | None = None, **options: Any) -> tuple[str, ...]:
+        monkeypatch.setattr("fastcap.planning.assemble.available_bytes", lambda: pinned_bytes)
         monkeypatch.setattr("fastcap.archive.files.LocalFiles.free_bytes", lambda *_: disk_bytes)
         ids = {"input_ids": torch.zeros(2, 8, dtype=torch.int64)}
         found = fastcap.plan(LanguageModel(), ids, "layers.*", n_samples=100, **options)
@@ -385,7 +385,7 @@ def test_a_disk_that_is_too_small_gets_advice_too(advised: Any) -> None:
 def test_a_loop_that_does_not_fit_needs_smaller_batches(advised: Any) -> None:
     assert advised(1000, 10**9, into="loop") == (
         "Does not fit: 6.14 kB of host memory, and there is 1 kB.",
-        "smaller: smaller batches, or host_bytes=",
+        "smaller: smaller batches, or pinned_bytes=",
     )
 
 
@@ -395,8 +395,8 @@ def test_staging_that_does_not_fit_needs_a_smaller_budget() -> None:
             return 1000
 
     with running_on(Full()):
-        found = fastcap.plan(nn.ReLU(), BATCH, "", n_samples=2, device_bytes=1 << 20)
+        found = fastcap.plan(nn.ReLU(), BATCH, "", n_samples=2, staging_bytes=1 << 20)
     assert found.advice == (
         "Does not fit: 1.05 MB of staging, and there is 1 kB.",
-        "smaller: device_bytes=, or smaller batches",
+        "smaller: staging_bytes=, or smaller batches",
     )

@@ -130,7 +130,7 @@ def test_rates_measured_through_the_device_are_those_of_the_machine() -> None:
     assert found.device_bytes_per_sec == pytest.approx(costs.memory_bytes_per_sec, rel=0.3)
     assert found.hook_secs == pytest.approx(8e-6, rel=0.01)
     assert found.disk_bytes_per_sec is None
-    assert (device.counters.device_bytes, device.counters.host_bytes) == (0, 0)
+    assert (device.counters.staging_bytes, device.counters.pinned_bytes) == (0, 0)
 
 
 @pytest.fixture
@@ -231,10 +231,10 @@ def test_a_record_larger_than_staging_stalls_the_model() -> None:
         "n_samples": 1,
         "machine": rates,
         "forward_secs": 1.0,
-        "device_bytes": 1 << 20,
+        "staging_bytes": 1 << 20,
     }
     found = fastcap.plan(model, torch.ones(1, 1 << 20), ":input", **options)
-    assert found.memory.device_bytes == 1 << 20
+    assert found.memory.staging_bytes == 1 << 20
     assert found.costs.terms[0].secs == pytest.approx(1.0 + 3 * (1 << 20) / 1e6, rel=0.01)
     assert found.costs.terms[0].work.endswith("and packs, and stalls")
 

@@ -89,10 +89,10 @@ def test_one_chunk_and_one_slot_suffice_while_everything_is_held(kind: str) -> N
     model = model_of()
     device = SimulatedDevice(Schedule(kind), patience=50_000)
     held: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-    options: dict[str, Any] = {"device_bytes": 256, "host_bytes": 256, "zero_copy": True}
+    options: dict[str, Any] = {"staging_bytes": 256, "pinned_bytes": 256, "zero_copy": True}
     batches = [torch.full((2, WIDTH), float(i)) for i in range(6)]
     with running_on(device), ReferenceStore(model, SITES) as oracle:
-        records = fastcap.stream(model, batches, SITES, lookahead=0, **options)
+        records = fastcap.stream(model, batches, SITES, prefetch=0, **options)
         held.extend((oracle.activations.copy(), dict(of_pass)) for of_pass in records)
     for expected, found in held:
         must_equal(expected, found)
@@ -140,4 +140,4 @@ def test_after_the_end_nothing_of_the_device_is_referenced(kind: str, raises: bo
     assert buffers
     assert not any(buffer() for buffer in buffers)
     assert not any(value() for value in values)
-    assert (device.counters.device_bytes, device.counters.host_bytes) == (0, 0)
+    assert (device.counters.staging_bytes, device.counters.pinned_bytes) == (0, 0)

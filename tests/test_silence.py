@@ -249,7 +249,7 @@ def test_a_function_inside_the_model_that_was_compiled_before_the_hooks() -> Non
 
 def test_every_site_is_reported_once_and_a_stream_says_it_after_its_first_pass() -> None:
     model = Branching()
-    records = fastcap.stream(model, [ACTS, ACTS, ACTS], ["taken", "not_taken"], lookahead=0)
+    records = fastcap.stream(model, [ACTS, ACTS, ACTS], ["taken", "not_taken"], prefetch=0)
     with pytest.warns(FastcapWarning, match="'not_taken': the forward pass") as said:
         next(records)
     assert len(said) == 1

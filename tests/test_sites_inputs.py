@@ -141,7 +141,7 @@ def test_inputs_equal_the_oracle_under_every_schedule(schedule: Schedule | None)
     with (
         running_on(device),
         torch.no_grad(),
-        ActivationStore(model, sites, host_bytes=4096) as store,
+        ActivationStore(model, sites, pinned_bytes=4096) as store,
         ReferenceStore(model, names) as oracle,
     ):
         for seed in range(4):

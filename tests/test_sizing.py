@@ -20,7 +20,7 @@ from tests.support.runs import running_on
 from tests.support.virtual import SEVEN_B, run_stream
 
 KiB = 1 << 10
-SMALL: dict[str, Any] = {"device_bytes": 16 * KiB, "host_bytes": 64 * KiB}
+SMALL: dict[str, Any] = {"staging_bytes": 16 * KiB, "pinned_bytes": 64 * KiB}
 
 
 class Cut(nn.Module):
@@ -71,9 +71,9 @@ def must_be_exact(
                     assert torch.equal(records[site], expected), site
     assert not device.judge.violations, device.judge.violations[0]
     if budget:
-        assert device.peak_device_bytes <= budget["device_bytes"]
-        assert device.peak_host_bytes <= budget["host_bytes"]
-    assert (device.counters.device_bytes, device.counters.host_bytes) == (0, 0)
+        assert device.peak_device_bytes <= budget["staging_bytes"]
+        assert device.peak_host_bytes <= budget["pinned_bytes"]
+    assert (device.counters.staging_bytes, device.counters.pinned_bytes) == (0, 0)
     return counted
 
 
@@ -119,10 +119,10 @@ def test_the_first_record_says_what_a_pass_takes() -> None:
 def test_what_was_chosen_is_said_with_its_reason() -> None:
     model, batch = nn.Sequential(nn.Identity(), nn.Identity()), torch.zeros(4, 4 * MiB)
     with running_on(SimulatedDevice(Schedule("early"))):
-        stream = fastcap.stream(model, [batch] * 2, ["0", "1"], host_bytes=160 * MiB)
+        stream = fastcap.stream(model, [batch] * 2, ["0", "1"], pinned_bytes=160 * MiB)
         next(stream)
         staging = "cpu: staging: 4 x 67.1 MB (2 passes of 134 MB)"
-        slots = "slots: 2 of at most 2 x 67.1 MB (host_bytes=)"
+        slots = "slots: 2 of at most 2 x 67.1 MB (pinned_bytes=)"
         assert stream.statistics().memory == (f"{staging}; {slots}",)
         stream.close()
         assert stream.statistics().memory == ()
@@ -133,7 +133,7 @@ def test_a_pass_that_was_underrated_gets_larger_chunks() -> None:
     model, batch = nn.Sequential(Cut(1e-6), nn.Identity()), torch.zeros(4, 16 * MiB)
     with (
         running_on(SimulatedDevice(Schedule("early"))),
-        fastcap.stream(model, [batch] * 3, ["0.inner", "1"], lookahead=0) as stream,
+        fastcap.stream(model, [batch] * 3, ["0.inner", "1"], prefetch=0) as stream,
     ):
         memory = [stream.statistics().memory[0] for _ in stream]
     assert "staging: 2 x 8.39 MB (the least)" in memory[0]
@@ -168,7 +168,7 @@ def test_slots_are_pinned_instead_of_spilling_values() -> None:
 
 
 def test_values_are_spilled_where_the_budget_ends() -> None:
-    load = replace(SEVEN_B, host_bytes=2 << 30)
+    load = replace(SEVEN_B, pinned_bytes=2 << 30)
     outcome = run_stream(load, TimedDevice(load.costs))
     assert outcome.spilled_bytes
     assert outcome.slot_bytes == 2 << 30
@@ -185,7 +185,7 @@ def test_slots_are_pinned_while_a_consumer_is_behind() -> None:
 def test_a_system_that_refuses_to_pin_more_makes_values_spill() -> None:
     model, sites = model_of(1.0, 1.0, 1.0, 1.0)
     device = SimulatedDevice(Schedule("random", 1), host_capacity_bytes=8 * KiB, patience=10_000)
-    budget: dict[str, Any] = {"device_bytes": 8 * KiB, "host_bytes": 64 * KiB}
+    budget: dict[str, Any] = {"staging_bytes": 8 * KiB, "pinned_bytes": 64 * KiB}
     counted = must_be_exact(model, sites, batches_of(400, 400, 400), device, **budget)
     assert counted.spilled_bytes
 
@@ -193,7 +193,7 @@ def test_a_system_that_refuses_to_pin_more_makes_values_spill() -> None:
 def test_the_last_slot_is_lent_once_there_is_another() -> None:
     model, sites = model_of(1.0, 1.0, 1.0)
     batch = torch.zeros(4, 64)
-    budget: dict[str, Any] = {"device_bytes": 2 * KiB, "host_bytes": 64 * KiB}
+    budget: dict[str, Any] = {"staging_bytes": 2 * KiB, "pinned_bytes": 64 * KiB}
     with (
         running_on(SimulatedDevice(Schedule("early"))),
         fastcap.stream(model, [batch] * 3, sites, zero_copy=True, **budget) as stream,

@@ -41,8 +41,8 @@ class Zipped:
                 self.batches,
                 LEAVES[:2],
                 zero_copy=zero_copy,
-                device_bytes=budget,
-                host_bytes=budget,
+                staging_bytes=budget,
+                pinned_bytes=budget,
             )
             for model in self.models
         ]
@@ -180,7 +180,7 @@ class Captures(RuleBasedStateMachine):
                 model = TableModel(random.Random(seed + number))
                 with (
                     fastcap.ActivationStore(
-                        model, LEAVES, device_bytes=512, host_bytes=512
+                        model, LEAVES, staging_bytes=512, pinned_bytes=512
                     ) as store,
                     ReferenceStore(model, LEAVES) as oracle,
                 ):
@@ -215,7 +215,7 @@ class Captures(RuleBasedStateMachine):
                 self.streams.close()
         gc.collect()
         assert not self.device.judge.violations, self.device.judge.violations[0]
-        assert (self.device.counters.device_bytes, self.device.counters.host_bytes) == (0, 0)
+        assert (self.device.counters.staging_bytes, self.device.counters.pinned_bytes) == (0, 0)
 
 
 TestCaptures = Captures.TestCase

@@ -86,7 +86,7 @@ def slot_budget(pass_bytes: int, n_sites: int) -> dict[str, int]:
         n_per_pass = n_sites * -(-record_bytes // chunk_bytes)
     else:
         n_per_pass = -(-n_sites // (chunk_bytes // record_bytes))
-    return {"device_bytes": 4 * chunk_bytes, "host_bytes": (2 * n_per_pass + 6) * chunk_bytes}
+    return {"staging_bytes": 4 * chunk_bytes, "pinned_bytes": (2 * n_per_pass + 6) * chunk_bytes}
 
 
 def slots(question: Question) -> Iterator[Values]:

@@ -144,7 +144,7 @@ class StandIn(Gpu):
             current_index=lambda: 0,
             set_index=lambda index: None,
             use_index=lambda index: contextlib.nullcontext(),
-            pinned_bytes=lambda n_bytes: torch.empty(n_bytes, dtype=torch.uint8),
+            new_pinned=lambda n_bytes: torch.empty(n_bytes, dtype=torch.uint8),
             free_bytes=lambda device: self.free_bytes(),
             is_capturing=lambda: False,
         )

@@ -73,7 +73,7 @@ def load_of(group: Group, destination: str) -> Load:
         site_bytes=site_bytes,
         forward_secs=subject.likely_forward_secs,
         launch_secs=subject.likely_launch_secs,
-        host_bytes=HOST_BYTES,
+        pinned_bytes=HOST_BYTES,
         lends=destination in (SLOTS, LOOP)
         or (destination == PINNED and site_bytes >= STRAIGHT_BYTES),
         costs=costs,

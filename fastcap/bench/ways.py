@@ -92,7 +92,7 @@ def collect_pinned(case: Case, can: Abilities) -> Values:
     def take(value: Tensor) -> Tensor:
         value = value.detach()
         sources.append(value)  # so that its memory is not used again before the copy is done
-        target = can.pinned_bytes(value.nbytes).view(value.dtype).view(value.shape)
+        target = can.new_pinned(value.nbytes).view(value.dtype).view(value.shape)
         produced = can.new_event(case.device)
         produced.record(can.current_stream(case.device))
         side.wait_event(produced)

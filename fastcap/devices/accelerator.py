@@ -46,7 +46,7 @@ class Abilities:
     current_index: Callable[[], int]
     set_index: Callable[[int], None]
     use_index: Callable[[int], AbstractContextManager[Any]]
-    pinned_bytes: Callable[[int], Tensor]
+    new_pinned: Callable[[int], Tensor]
     free_bytes: Callable[[torch.device], int | None]
     is_capturing: Callable[[], bool]
 
@@ -137,7 +137,7 @@ def _use_generic_stream(stream: Stream) -> Any:
             torch.accelerator.set_stream(earlier)
 
 
-def _pinned_bytes(n_bytes: int) -> Tensor:
+def _new_pinned(n_bytes: int) -> Tensor:
     return torch.empty(n_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
@@ -157,7 +157,7 @@ GENERIC: Abilities = Abilities(
     current_index=lambda: torch.accelerator.current_device_index(),
     set_index=lambda index: torch.accelerator.set_device_index(index),
     use_index=_use_generic_index,
-    pinned_bytes=_pinned_bytes,
+    new_pinned=_new_pinned,
     free_bytes=lambda device: None,
     is_capturing=lambda: False,
 )
@@ -177,7 +177,7 @@ ABILITIES: dict[str, Abilities] = {
         current_index=getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device),
         set_index=lambda index: torch.cuda.set_device(index),
         use_index=lambda index: torch.cuda.device(index),
-        pinned_bytes=_pinned_bytes,
+        new_pinned=_new_pinned,
         free_bytes=lambda device: torch.cuda.mem_get_info(device)[0],
         is_capturing=getattr(
             torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing
@@ -258,28 +258,28 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"Cannot allocate {format_bytes(n_bytes)} of staging on {self.torch_device}. Free "
-                "some memory there, use smaller batches, or pass a smaller device_bytes=."
+                "some memory there, use smaller batches, or pass a smaller staging_bytes=."
             ) from error
         if not is_there:  # what used the memory before may be at it still
             allocated = self._can.new_event(self.torch_device)
             allocated.record(lasting)
             stream.wait_event(allocated)
         self.counters.device_allocations += 1
-        self.counters.device_bytes += n_bytes
+        self.counters.staging_bytes += n_bytes
         return Staging(memory)
 
     def host(self, n_bytes: int) -> HostBuffer:
         try:
             with torch.inference_mode(False):
-                memory = self._can.pinned_bytes(n_bytes)
+                memory = self._can.new_pinned(n_bytes)
         except (RuntimeError, MemoryError) as error:
             self._raise_if_broken(error)
             raise HostMemoryError(
-                f"Cannot pin {format_bytes(n_bytes)} of host memory. Pass a smaller host_bytes=, "
+                f"Cannot pin {format_bytes(n_bytes)} of host memory. Pass a smaller pinned_bytes=, "
                 "or raise the limit on locked memory (ulimit -l, or the container's memory limit)."
             ) from error
         self.counters.host_allocations += 1
-        self.counters.host_bytes += n_bytes
+        self.counters.pinned_bytes += n_bytes
         return HostBuffer(memory)
 
     def _raise_if_broken(self, failure: Exception) -> None:
@@ -300,12 +300,12 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
     def release(self, buffer: Buffer, after: Iterable[Event] = ()) -> None:
         if not isinstance(buffer, Staging):
             # torch's pinned allocator recorded every copy that used the block, and waits for them.
-            self.counters.host_bytes -= buffer.n_bytes
+            self.counters.pinned_bytes -= buffer.n_bytes
             return
         # The allocator reuses a block in the order of the stream it was allocated on.
         for event in after:
             self._lasting_stream.wait_event(event)
-        self.counters.device_bytes -= buffer.n_bytes
+        self.counters.staging_bytes -= buffer.n_bytes
 
     def reaches(self, memory: Tensor) -> bool:
         return memory.is_pinned()
@@ -314,7 +314,7 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         if not 0 < value.nbytes <= MOST_UPLOADED_BYTES:
             return value.to(self.torch_device)
         try:
-            memory = self._can.pinned_bytes(value.nbytes)
+            memory = self._can.new_pinned(value.nbytes)
         except (RuntimeError, MemoryError):  # slower, and as exact; an error of the device's own
             return value.to(self.torch_device)  # is raised here as what it is
         # In the layout that `.to` gives.

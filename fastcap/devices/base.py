@@ -138,9 +138,9 @@ class Counters:
     delivery_secs: float = 0.0
     stream_waits: int = 0
     device_allocations: int = 0
-    device_bytes: int = 0
+    staging_bytes: int = 0
     host_allocations: int = 0
-    host_bytes: int = 0
+    pinned_bytes: int = 0
     events: int = 0
 
 

@@ -44,21 +44,21 @@ class SynchronousDevice(ThreadedDevice[None, None]):
 
     def staging(self, n_bytes: int) -> Staging:
         self.counters.device_allocations += 1
-        self.counters.device_bytes += n_bytes
+        self.counters.staging_bytes += n_bytes
         with torch.inference_mode(False):
             memory = torch.empty(n_bytes, dtype=torch.uint8, device=self.torch_device)
         return Staging(memory)
 
     def host(self, n_bytes: int) -> HostBuffer:
         self.counters.host_allocations += 1
-        self.counters.host_bytes += n_bytes
+        self.counters.pinned_bytes += n_bytes
         return HostBuffer(empty_bytes(n_bytes))
 
     def release(self, buffer: Buffer, after: Iterable[None] = ()) -> None:
         if isinstance(buffer, Staging):
-            self.counters.device_bytes -= buffer.n_bytes
+            self.counters.staging_bytes -= buffer.n_bytes
         else:
-            self.counters.host_bytes -= buffer.n_bytes
+            self.counters.pinned_bytes -= buffer.n_bytes
 
     def pack(self, value: Tensor, staging: Staging, offset: int, dtype: torch.dtype) -> None:
         staging.view(dtype, offset, value.shape).copy_(value)

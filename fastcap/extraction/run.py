@@ -64,8 +64,8 @@ def extract(
     world_size: int = 1,
     group_bytes: int | None = None,
     group_secs: float = GROUP_SECS,
-    device_bytes: int | None = None,
-    host_bytes: int | None = None,
+    staging_bytes: int | None = None,
+    pinned_bytes: int | None = None,
 ) -> Archive:
     """Run a dataset through the model and write what its sites produce to an archive on disk.
 
@@ -107,8 +107,8 @@ def extract(
         world_size: How many processes share the batches.
         group_bytes: Bytes after which a group is committed; 1 GiB, or 32 MiB per stream if more.
         group_secs: Seconds after which it is committed anyway.
-        device_bytes: Staging memory on the accelerator, in bytes.
-        host_bytes: Slot memory on the host, in bytes.
+        staging_bytes: Staging memory on the accelerator, in bytes.
+        pinned_bytes: Slot memory on the host, in bytes.
 
     Returns:
         The archive, open for reading.
@@ -134,7 +134,7 @@ def extract(
     if not names:
         raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     selection = make_selection(positions, reduce, dtype, seq_dim)
-    limits = make_limits(device_bytes, host_bytes)
+    limits = make_limits(staging_bytes, pinned_bytes)
     share = make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
     grid = make_grid(dataset, batch_size, max_samples)

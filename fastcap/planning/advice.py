@@ -20,9 +20,9 @@ def ways_out(
 ) -> tuple[str, ...]:
     """First what does not fit, then the ways out, each with what it would take."""
     lines: list[str] = []
-    if _is_over(memory.device_bytes, memory.free_device_bytes):
-        lines.append(_over("of staging", memory.device_bytes, memory.free_device_bytes))
-        lines.append("smaller: device_bytes=, or smaller batches")
+    if _is_over(memory.staging_bytes, memory.free_device_bytes):
+        lines.append(_over("of staging", memory.staging_bytes, memory.free_device_bytes))
+        lines.append("smaller: staging_bytes=, or smaller batches")
     pass_bytes = sum(site.pass_bytes for site in sites)
     smaller = [] if into == "loop" else list(_smaller(sites, size, selection))
     if _is_over(memory.host_bytes, memory.available_host_bytes):
@@ -33,7 +33,7 @@ def ways_out(
             lines += _fewer(size, pass_bytes, free_bytes - memory.first_slot_bytes)
             lines += _elsewhere(size, pass_bytes, memory)
         else:
-            lines.append("smaller: smaller batches, or host_bytes=")
+            lines.append("smaller: smaller batches, or pinned_bytes=")
     if _is_over(memory.archive_bytes, memory.free_disk_bytes):
         free_bytes = memory.free_disk_bytes or 0
         lines.append(_over("on disk", memory.archive_bytes, free_bytes))

@@ -216,7 +216,7 @@ def _memory(
     known = [n_bytes for n_bytes in free_bytes if n_bytes is not None]
     folder = run.archive_folder
     return MemoryPlan(
-        device_bytes=sum(budget.staging_bytes for budget in budgets),
+        staging_bytes=sum(budget.staging_bytes for budget in budgets),
         slot_bytes=sum(budget.slot_bytes for budget in budgets),
         first_slot_bytes=sum(budget.chunk_bytes * budget.n_first_slots for budget in budgets),
         result_bytes=_result_bytes(run, lanes, size, pass_bytes),

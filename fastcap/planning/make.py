@@ -45,8 +45,8 @@ def plan(
     zero_copy: bool = False,
     folder: str | Path = ".",
     device: torch.device | str | int | None = None,
-    device_bytes: int | None = None,
-    host_bytes: int | None = None,
+    staging_bytes: int | None = None,
+    pinned_bytes: int | None = None,
     machine: Machine | None = None,
     forward_secs: float | None = None,
     measure: bool = False,
@@ -82,8 +82,8 @@ def plan(
         device: Where the run will be; by default where the model is. A model on the meta device is
             planned for an accelerator unless this is `"cpu"`; for another place than where the
             model is, plan it there (`copy.deepcopy(model).to("meta")`).
-        device_bytes: Staging memory on the accelerator, in bytes, as given to the run.
-        host_bytes: Slot memory on the host, likewise.
+        staging_bytes: Staging memory on the accelerator, in bytes, as given to the run.
+        pinned_bytes: Slot memory on the host, likewise.
         machine: Rates that are known. They go before measured ones.
         forward_secs: Seconds of one pass without hooks, if known; likewise.
         measure: Whether to measure this machine's rates, and the forward pass of a model that has
@@ -131,7 +131,7 @@ def plan(
         lends=zero_copy,
         keeps_all=as_keeps_all(calls),
         folder=_as_folder(folder),
-        limits=make_limits(device_bytes, host_bytes, zero_copy),
+        limits=make_limits(staging_bytes, pinned_bytes, zero_copy),
     )
     _check(run, forward_secs, machine)
     call = BatchCaller(model, device, inputs, forward, may_be_meta=True)

@@ -184,7 +184,7 @@ def _pass_secs(device: AnyDevice, n_sites: int) -> float:
     sites = [str(index) for index in range(n_sites)]
     with torch.no_grad():
         plain = [_secs(lambda: model(value), device) for _ in range(N_HOOK_PASSES)]
-    with stream(model, [value] * N_HOOK_PASSES, sites, lookahead=0) as records:
+    with stream(model, [value] * N_HOOK_PASSES, sites, prefetch=0) as records:
         hooked = [_secs(lambda: next(records), device) for _ in range(N_HOOK_PASSES)]
     return min(hooked) - min(plain)
 

@@ -111,8 +111,8 @@ class Plan:
         if isinstance(found, Statistics):
             rows = [
                 Compared("captured", self.captured_bytes, found.captured_bytes),
-                _held("staging", self.memory.device_bytes, found.device_bytes),
-                _held("slots", self.memory.slot_bytes, found.host_bytes),
+                _held("staging", self.memory.staging_bytes, found.staging_bytes),
+                _held("slots", self.memory.slot_bytes, found.pinned_bytes),
             ]
         elif isinstance(found, Archive):
             groups = [group for writer in found.writers for group in writer.groups]

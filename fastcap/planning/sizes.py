@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 PASSES_UNDER_WAY = 3
-"""Of a stream with `lookahead=1`: two that run or have run, and one that the loop holds."""
+"""Of a stream with `prefetch=1`: two that run or have run, and one that the loop holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class MemoryPlan:
     """Bytes that fastcap will take, and that there are; `None` where that is not known.
 
     Attributes:
-        device_bytes: Staging on the accelerator.
+        staging_bytes: Staging on the accelerator.
         slot_bytes: Slots in (pinned) host memory, at most.
         first_slot_bytes: The slots that a run begins with. It pins more where a value would have
             to be spilled, or the consumer is behind.
@@ -83,7 +83,7 @@ class MemoryPlan:
         chosen: Staging and slots of each accelerator, and what set their sizes.
     """
 
-    device_bytes: int
+    staging_bytes: int
     slot_bytes: int
     first_slot_bytes: int
     result_bytes: int
@@ -103,7 +103,7 @@ class MemoryPlan:
     def fits(self) -> bool | None:
         """Whether all of it fits; `None` where nothing says no and something is not known."""
         pairs = [
-            (self.device_bytes, self.free_device_bytes),
+            (self.staging_bytes, self.free_device_bytes),
             (self.host_bytes, self.available_host_bytes),
             (self.archive_bytes, self.free_disk_bytes),
         ]

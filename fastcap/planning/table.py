@@ -73,8 +73,8 @@ def of_memory(memory: MemoryPlan, into: Into) -> Iterator[str]:
     results = "result" if into == "memory" else "records under way"
     values_bytes = memory.archive_bytes - memory.beside_bytes
     rows = [("memory", "needed", "there is", "")]
-    if memory.device_bytes:
-        staging = memory.device_bytes, memory.free_device_bytes
+    if memory.staging_bytes:
+        staging = memory.staging_bytes, memory.free_device_bytes
         rows.append(_needed("staging, on the device", *staging))
     rows += _parts(("slots at first", memory.first_slot_bytes), (results, memory.result_bytes))
     rows.append(_needed("host memory in all", memory.host_bytes, memory.available_host_bytes))

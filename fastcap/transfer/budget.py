@@ -12,7 +12,7 @@ ALIGNMENT_BYTES = 256  # where a record starts in a chunk: what device allocator
 SMALLEST_CHUNK_BYTES = 8 * MiB  # past the knee of the link: a copy this large runs at full speed
 LARGEST_CHUNK_BYTES = 64 * MiB
 MOST_SMALL_CHUNKS = 16  # beyond this, more chunks hid nothing more (docs/design/cost-model.md)
-DEFAULT_DEVICE_BYTES = 256 * MiB
+DEFAULT_STAGING_BYTES = 256 * MiB
 UNKNOWN_HOST_BYTES = 4096 * MiB  # assumed to be available where the system does not say
 
 
@@ -64,19 +64,19 @@ class Limits:
     """What the user allows; `None` leaves it to fastcap.
 
     Attributes:
-        device_bytes: Staging on the accelerator, in bytes.
-        host_bytes: Slots in (pinned) host memory, in bytes.
+        staging_bytes: Staging on the accelerator, in bytes.
+        pinned_bytes: Slots in (pinned) host memory, in bytes.
         n_passes: Passes that slots may hold at once: one that lands while one is delivered, and
             another where slots are lent to a loop that keeps one while it asks for the next.
     """
 
-    device_bytes: int | None = None
-    host_bytes: int | None = None
+    staging_bytes: int | None = None
+    pinned_bytes: int | None = None
     n_passes: int = 2
 
 
 def make_limits(
-    device_bytes: int | None, host_bytes: int | None, zero_copy: bool = False
+    staging_bytes: int | None, pinned_bytes: int | None, zero_copy: bool = False
 ) -> Limits:
     """Check a user's budgets.
 
@@ -85,8 +85,10 @@ def make_limits(
         ArgumentError: Less than one aligned record (256 bytes).
     """
     return Limits(
-        None if device_bytes is None else as_count("device_bytes", device_bytes, ALIGNMENT_BYTES),
-        None if host_bytes is None else as_count("host_bytes", host_bytes, ALIGNMENT_BYTES),
+        None
+        if staging_bytes is None
+        else as_count("staging_bytes", staging_bytes, ALIGNMENT_BYTES),
+        None if pinned_bytes is None else as_count("pinned_bytes", pinned_bytes, ALIGNMENT_BYTES),
         n_passes=3 if zero_copy else 2,
     )
 
@@ -103,25 +105,27 @@ def plan_budget(
     Staging of twice the largest burst hides the copy behind compute entirely; less costs a stall
     (docs/design/cost-model.md). Slots hold the passes that are in host memory at once.
     """
-    device_bytes, device_reason = _device_limit(limits, free_device_bytes, largest_bytes)
-    host_bytes, host_reason = _host_limit(limits, available_host_bytes)
+    most_staging_bytes, staging_reason = _staging_limit(limits, free_device_bytes, largest_bytes)
+    most_pinned_bytes, pinned_reason = _pinned_limit(limits, available_host_bytes)
     wanted_bytes = max(2 * pass_bytes, 2 * SMALLEST_CHUNK_BYTES)
-    staging_bytes = min(device_bytes, wanted_bytes)
+    staging_bytes = min(most_staging_bytes, wanted_bytes)
     chunk_bytes = min(max(staging_bytes // 4, SMALLEST_CHUNK_BYTES), LARGEST_CHUNK_BYTES)
-    half_bytes = max(device_bytes // 2, ALIGNMENT_BYTES)  # a ring of one chunk overlaps nothing
-    chunk_bytes = _round_down(min(chunk_bytes, half_bytes, host_bytes))
+    half_bytes = max(
+        most_staging_bytes // 2, ALIGNMENT_BYTES
+    )  # a ring of one chunk overlaps nothing
+    chunk_bytes = _round_down(min(chunk_bytes, half_bytes, most_pinned_bytes))
     n_chunks = staging_bytes // chunk_bytes
     if chunk_bytes < SMALLEST_CHUNK_BYTES:
         n_chunks = min(n_chunks, MOST_SMALL_CHUNKS)
     wanted_slots = -(-limits.n_passes * pass_bytes // chunk_bytes) + n_chunks + 2
-    most_slots = max(1, host_bytes // chunk_bytes)
-    if wanted_bytes <= device_bytes:
+    most_slots = max(1, most_pinned_bytes // chunk_bytes)
+    if wanted_bytes <= most_staging_bytes:
         is_smallest = 2 * pass_bytes < wanted_bytes
-        device_reason = "the least" if is_smallest else f"2 passes of {format_bytes(pass_bytes)}"
+        staging_reason = "the least" if is_smallest else f"2 passes of {format_bytes(pass_bytes)}"
     if wanted_slots <= most_slots:
-        host_reason = f"{limits.n_passes} passes of {format_bytes(pass_bytes)} + copies in flight"
+        pinned_reason = f"{limits.n_passes} passes of {format_bytes(pass_bytes)} + copies in flight"
     n_slots = min(wanted_slots, most_slots)
-    return Budget(chunk_bytes, n_chunks, n_slots, device_reason, host_reason)
+    return Budget(chunk_bytes, n_chunks, n_slots, staging_reason, pinned_reason)
 
 
 def settled_budget(first: Budget, better: Budget) -> Budget:
@@ -143,11 +147,11 @@ def settled_budget(first: Budget, better: Budget) -> Budget:
     )
 
 
-def _device_limit(limits: Limits, free_bytes: int | None, largest_bytes: int) -> tuple[int, str]:
+def _staging_limit(limits: Limits, free_bytes: int | None, largest_bytes: int) -> tuple[int, str]:
     """The most that staging may take, and why."""
-    if limits.device_bytes is not None:
-        return limits.device_bytes, "device_bytes="
-    limit_bytes, reason = DEFAULT_DEVICE_BYTES, "256 MiB, the default"
+    if limits.staging_bytes is not None:
+        return limits.staging_bytes, "staging_bytes="
+    limit_bytes, reason = DEFAULT_STAGING_BYTES, "256 MiB, the default"
     if free_bytes is not None and free_bytes // 20 < limit_bytes:
         limit_bytes, reason = free_bytes // 20, "5 % of free device memory"
     if 2 * largest_bytes > limit_bytes:
@@ -155,10 +159,10 @@ def _device_limit(limits: Limits, free_bytes: int | None, largest_bytes: int) ->
     return max(limit_bytes, ALIGNMENT_BYTES), reason
 
 
-def _host_limit(limits: Limits, available_bytes: int | None) -> tuple[int, str]:
+def _pinned_limit(limits: Limits, available_bytes: int | None) -> tuple[int, str]:
     """The most that slots may take, and why."""
-    if limits.host_bytes is not None:
-        return limits.host_bytes, "host_bytes="
+    if limits.pinned_bytes is not None:
+        return limits.pinned_bytes, "pinned_bytes="
     if available_bytes is None:
         return UNKNOWN_HOST_BYTES // 4, "available host memory is unknown"
     return max(available_bytes // 4, ALIGNMENT_BYTES), "1/4 of available host memory"

@@ -118,7 +118,7 @@ class LaneMemory:
         if not (self._may_pin and self.is_open and len(self.slots) < self._most_slots()):
             return False
         chunk_bytes = self.ring.chunk_bytes
-        if self._limits.host_bytes is None and (left_bytes := available_bytes()) is not None:
+        if self._limits.pinned_bytes is None and (left_bytes := available_bytes()) is not None:
             held_bytes = len(self.slots) * chunk_bytes
             if held_bytes + chunk_bytes > (held_bytes + left_bytes) // 4:
                 return False
@@ -164,7 +164,7 @@ class LaneMemory:
         raise DeviceMemoryError(
             f"Staging does not fit on {self._device.torch_device}, not even "
             f"{format_bytes(budget.chunk_bytes)} of it. Free some memory there, use smaller "
-            "batches, or pass a smaller device_bytes=."
+            "batches, or pass a smaller staging_bytes=."
         ) from reason
 
     def chosen(self) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ class LoggedStreams:
             current_index=lambda: self.current_index,
             set_index=lambda index: self.log.append(f"thread begins on device {index}"),
             use_index=self._use_index,
-            pinned_bytes=lambda n_bytes: torch.empty(n_bytes, dtype=torch.uint8),
+            new_pinned=lambda n_bytes: torch.empty(n_bytes, dtype=torch.uint8),
             free_bytes=lambda device: 1 << 30,
             is_capturing=lambda: False,
         )

@@ -91,8 +91,8 @@ def _clear_up() -> None:
 def _excess(program: Program | RunProgram, device: SimulatedDevice) -> str:
     """Memory beyond what was allowed, or still allocated at the end, in words."""
     for kind, peak, limit, left in (
-        ("staging", device.peak_device_bytes, program.device_bytes, device.counters.device_bytes),
-        ("slots", device.peak_host_bytes, program.host_bytes, device.counters.host_bytes),
+        ("staging", device.peak_device_bytes, program.staging_bytes, device.counters.staging_bytes),
+        ("slots", device.peak_host_bytes, program.pinned_bytes, device.counters.pinned_bytes),
     ):
         if peak > limit * program.n_engines:
             return f"{peak} bytes of {kind} at once, and {limit} were allowed"

@@ -53,8 +53,8 @@ class Program:
     sites: tuple[str, ...]
     steps: tuple[Step, ...]
     zero_copy: bool = False
-    device_bytes: int = 256
-    host_bytes: int = 256
+    staging_bytes: int = 256
+    pinned_bytes: int = 256
     seq_dim: int | None = None
     positions: Any = None
     reduce: str = "none"
@@ -99,16 +99,16 @@ def draw_program(draw: random.Random, with_selection: bool | None = None) -> Pro
     if with_selection is None:
         with_selection = draw.random() < 0.4
     is_small = draw.random() < 0.3
-    device_bytes = draw.choice((1024, 2048) if is_small else BUDGETS)
-    host_bytes = draw.choice((*BUDGETS, BUDGETS[-1]))
-    chunk_bytes = 0 if is_small else min(device_bytes // 2, host_bytes)
+    staging_bytes = draw.choice((1024, 2048) if is_small else BUDGETS)
+    pinned_bytes = draw.choice((*BUDGETS, BUDGETS[-1]))
+    chunk_bytes = 0 if is_small else min(staging_bytes // 2, pinned_bytes)
     maker = _Maker(draw, (3,) if with_selection else (0, 1, 2, 3, 4), chunk_bytes)
     program = Program(
         sites=tuple(draw.sample(LEAVES, draw.choice((1, 2, 3, 4, 4)))),
         steps=tuple(maker.step() for _ in range(draw.randint(5, 16))),
         zero_copy=draw.random() < 0.75,
-        device_bytes=device_bytes,
-        host_bytes=host_bytes,
+        staging_bytes=staging_bytes,
+        pinned_bytes=pinned_bytes,
         calls=draw.choice(("last", "last", "all")),
     )
     if not with_selection:

@@ -87,8 +87,8 @@ class StoreRun:
             self.model,
             program.sites,
             zero_copy=program.zero_copy,
-            device_bytes=program.device_bytes,
-            host_bytes=program.host_bytes,
+            staging_bytes=program.staging_bytes,
+            pinned_bytes=program.pinned_bytes,
             calls=program.calls,
             **selection,
         )
@@ -271,9 +271,9 @@ class RunProgram:
     zero_copy: bool
     zips: bool
     ends_after: int | None
-    lookahead: int
-    device_bytes: int
-    host_bytes: int
+    prefetch: int
+    staging_bytes: int
+    pinned_bytes: int
     out: str = ""
     place: str = "cpu"
 
@@ -324,7 +324,7 @@ class RunProgram:
 
     @property
     def budgets(self) -> dict[str, Any]:
-        return {"device_bytes": self.device_bytes, "host_bytes": self.host_bytes}
+        return {"staging_bytes": self.staging_bytes, "pinned_bytes": self.pinned_bytes}
 
     def call(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Any:
         return call_model(model, batch, self.place)
@@ -408,7 +408,7 @@ class RunProgram:
             self.batches(),
             self.sites,
             zero_copy=self.zero_copy,
-            lookahead=self.lookahead,
+            prefetch=self.prefetch,
             device=self.place,
             **self.selection,
             **self.budgets,
@@ -467,8 +467,8 @@ def draw_run(draw: random.Random) -> RunProgram:
         zero_copy=draw.random() < 0.5,
         zips=draw.random() < 0.3,
         ends_after=draw.choice((None, 1, 2)),
-        lookahead=draw.randint(0, 2),
-        device_bytes=draw.choice(BUDGETS),
-        host_bytes=draw.choice(BUDGETS),
+        prefetch=draw.randint(0, 2),
+        staging_bytes=draw.choice(BUDGETS),
+        pinned_bytes=draw.choice(BUDGETS),
         out=draw.choice(("", "", "plain", "pinned", "pinned")),
     )

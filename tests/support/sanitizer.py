@@ -16,7 +16,7 @@ change = Change(
 )
 model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4))).cuda()
 with change.applied() if is_broken else nullcontext():
-    with fastcap.ActivationStore(model, ["0", "1", "2"], device_bytes=16384) as store:
+    with fastcap.ActivationStore(model, ["0", "1", "2"], staging_bytes=16384) as store:
         for _ in range(4):
             model(torch.randn(64, 64, device="cuda"))
         store.activations

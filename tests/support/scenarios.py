@@ -70,7 +70,7 @@ def a_reader_keeps_its_slot() -> None:
     device, model = _ReadInterrupted(), echo()
     with (
         running_on(device),
-        fastcap.ActivationStore(model, ["0"], device_bytes=512, host_bytes=768) as store,
+        fastcap.ActivationStore(model, ["0"], staging_bytes=512, pinned_bytes=768) as store,
     ):
         model(number(1))
 
@@ -171,7 +171,7 @@ def a_capture_is_one_step() -> None:
     model = nn.Sequential(nn.Identity(), nn.Identity())
     with (
         running_on(device),
-        fastcap.ActivationStore(model, ["0", "1"], device_bytes=256, host_bytes=1024) as store,
+        fastcap.ActivationStore(model, ["0", "1"], staging_bytes=256, pinned_bytes=1024) as store,
     ):
 
         def capture_others() -> None:
@@ -216,7 +216,7 @@ def nothing_waits_under_the_lock() -> None:
         with (
             running_on(device),
             fastcap.ActivationStore(
-                model, ["0", "1"], zero_copy=zero_copy, device_bytes=256, host_bytes=512
+                model, ["0", "1"], zero_copy=zero_copy, staging_bytes=256, pinned_bytes=512
             ) as store,
         ):
             for value in range(6):
@@ -260,7 +260,7 @@ def staging_may_be_allocated_on_any_stream() -> None:
     """A store that is enabled again while the model uses another stream."""
     device, model = SimulatedDevice(Schedule("late")), echo()
     with running_on(device):
-        store = fastcap.ActivationStore(model, ["0"], device_bytes=4096, host_bytes=4096)
+        store = fastcap.ActivationStore(model, ["0"], staging_bytes=4096, pinned_bytes=4096)
         for stream in (device.compute, device.new_stream("other")):
             device.use_stream(stream)
             with store:
@@ -276,7 +276,7 @@ def an_unwanted_chunk_changes_streams() -> None:
     device, model = SimulatedDevice(Schedule("late")), echo()
     with (
         running_on(device),
-        fastcap.ActivationStore(model, ["0"], device_bytes=2048, host_bytes=1024) as store,
+        fastcap.ActivationStore(model, ["0"], staging_bytes=2048, pinned_bytes=1024) as store,
     ):
         model(number(0))
         store.clear()
@@ -294,7 +294,9 @@ def a_stream_ends_before_its_values_are_read() -> None:
         with running_on(device):
             theirs = device.new_stream("theirs", lasts=False)
             device.use_stream(theirs)
-            store = fastcap.ActivationStore(model, ["0", "1"], device_bytes=4096, host_bytes=4096)
+            store = fastcap.ActivationStore(
+                model, ["0", "1"], staging_bytes=4096, pinned_bytes=4096
+            )
             store.enable()
             for value in (1, 2):
                 model(number(value))
@@ -311,7 +313,7 @@ def what_was_lent_is_taken_back() -> None:
     with (
         running_on(device),
         fastcap.ActivationStore(
-            model, ["0"], zero_copy=True, device_bytes=512, host_bytes=1024
+            model, ["0"], zero_copy=True, staging_bytes=512, pinned_bytes=1024
         ) as store,
     ):
         for value in range(8):
@@ -334,7 +336,7 @@ def several_values_of_a_chunk_go_straight() -> None:
             device.pin(rows)
         with running_on(device):
             fastcap.extract_representations(
-                model, dataset, names, "cpu", 1, out=out, device_bytes=1024, host_bytes=1024
+                model, dataset, names, "cpu", 1, out=out, staging_bytes=1024, pinned_bytes=1024
             )
         assert device.counters.copies == 8 * 4
         assert not device.judge.violations, device.judge.violations[0]
@@ -433,7 +435,7 @@ def a_consumer_that_pauses_does_not_hold_up_the_model() -> None:
     found = run_extraction(load, _Pausing(load.costs, secs=0.4))
     assert found.secs <= 1.03 * plain_secs, f"{found.secs:.3f} s, and {plain_secs:.3f} s without"
     assert few_bytes < found.slot_bytes <= 2 * load.pass_bytes + few_bytes
-    cramped = replace(load, host_bytes=few_bytes)
+    cramped = replace(load, pinned_bytes=few_bytes)
     assert run_extraction(cramped, _Pausing(load.costs, secs=0.4)).secs > 1.1 * plain_secs
 
 

@@ -31,7 +31,7 @@ class Load:
         launch_secs: Of one pass on the host, without hooks.
         is_bursty: Whether all the computing is in the first layer, so that sites fire together.
         budget: Staging and slots; `None` for what fastcap chooses.
-        host_bytes: What slots may take; `None` for what fastcap chooses.
+        pinned_bytes: What slots may take; `None` for what fastcap chooses.
         lends: Whether results stay in slots instead of being copied into fresh memory.
         costs: The machine.
     """
@@ -43,7 +43,7 @@ class Load:
     launch_secs: float = 2 * MS
     is_bursty: bool = False
     budget: Budget | None = None
-    host_bytes: int | None = None
+    pinned_bytes: int | None = None
     lends: bool = False
     costs: Costs = field(default_factory=Costs)
 
@@ -117,13 +117,13 @@ def run_stream(load: Load, device: TimedDevice, keeps_batch: bool = True) -> Out
     counted = fastcap.Statistics()
     with running_on(device), budget_of(load):
         stream = fastcap.stream(
-            model, batches, load.sites, zero_copy=load.lends, host_bytes=load.host_bytes
+            model, batches, load.sites, zero_copy=load.lends, pinned_bytes=load.pinned_bytes
         )
         while (records := next(stream, None)) is not None:
             counted = stream.statistics()
             if not keeps_batch:
                 del records
-    sizes = counted.host_bytes, counted.device_bytes
+    sizes = counted.pinned_bytes, counted.staging_bytes
     return Outcome(device.synchronise(), *sizes, counted.spilled_bytes)
 
 
@@ -144,8 +144,8 @@ def run_extraction(load: Load, device: TimedDevice, is_pinned: bool = False) -> 
     def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         nonlocal slot_bytes, staging_bytes
         result: Tensor = model(batch["input_ids"])
-        slot_bytes = max(slot_bytes, device.counters.host_bytes)
-        staging_bytes = max(staging_bytes, device.counters.device_bytes)
+        slot_bytes = max(slot_bytes, device.counters.pinned_bytes)
+        staging_bytes = max(staging_bytes, device.counters.staging_bytes)
         return result
 
     with running_on(device), budget_of(load):
@@ -157,7 +157,7 @@ def run_extraction(load: Load, device: TimedDevice, is_pinned: bool = False) -> 
             1,
             forward=forward,
             out=rows if is_pinned else None,
-            host_bytes=load.host_bytes,
+            pinned_bytes=load.pinned_bytes,
             check_memory=False,
         )
     # With its rows known in the hook, no value of this size is read by the calling thread.
@@ -248,5 +248,5 @@ BURSTY = Load(
 )
 """All 32 sites at once into staging for half of them: do packs wait for one copy each?"""
 
-SEVEN_B = Load(n_passes=4, lends=True, host_bytes=32 << 30)
+SEVEN_B = Load(n_passes=4, lends=True, pinned_bytes=32 << 30)
 """32 layers of width 4096 in bfloat16, 8 x 1,024 tokens: 64 MiB each, in 290 ms."""

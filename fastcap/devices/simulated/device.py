@@ -195,15 +195,15 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
     def free_bytes(self) -> int | None:
         if self.device_capacity_bytes is None:
             return None
-        return self.device_capacity_bytes - self.counters.device_bytes
+        return self.device_capacity_bytes - self.counters.staging_bytes
 
     def staging(self, n_bytes: int) -> Staging:
         capacity = self.device_capacity_bytes
-        if capacity is not None and self.counters.device_bytes + n_bytes > capacity:
+        if capacity is not None and self.counters.staging_bytes + n_bytes > capacity:
             raise DeviceMemoryError(f"simulated: no {n_bytes} bytes left on the device")
         self.counters.device_allocations += 1
-        self.counters.device_bytes += n_bytes
-        self.peak_device_bytes = max(self.peak_device_bytes, self.counters.device_bytes)
+        self.counters.staging_bytes += n_bytes
+        self.peak_device_bytes = max(self.peak_device_bytes, self.counters.staging_bytes)
         staging = Staging(self._poisoned(n_bytes))
         self._name(staging, "staging")
         current = self.current_stream()
@@ -218,11 +218,11 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
 
     def host(self, n_bytes: int) -> HostBuffer:
         capacity = self.host_capacity_bytes
-        if capacity is not None and self.counters.host_bytes + n_bytes > capacity:
+        if capacity is not None and self.counters.pinned_bytes + n_bytes > capacity:
             raise HostMemoryError(f"simulated: no {n_bytes} bytes can be pinned")
         self.counters.host_allocations += 1
-        self.counters.host_bytes += n_bytes
-        self.peak_host_bytes = max(self.peak_host_bytes, self.counters.host_bytes)
+        self.counters.pinned_bytes += n_bytes
+        self.peak_host_bytes = max(self.peak_host_bytes, self.counters.pinned_bytes)
         slot = HostBuffer(self._poisoned(n_bytes))
         self._name(slot, "slot")
         return slot
@@ -262,7 +262,7 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
                 self._release_slot(buffer, after)
 
     def _release_staging(self, staging: Staging, after: Iterable[SimulatedEvent]) -> None:
-        self.counters.device_bytes -= staging.n_bytes
+        self.counters.staging_bytes -= staging.n_bytes
         # The stream it was allocated on gets the memory: what comes later there overwrites it.
         stream = self._allocated_on.pop(staging)
         for event in after:
@@ -272,7 +272,7 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
         self._runner.give(stream, "reuse", lambda: _poison(staging.bytes))
 
     def _release_slot(self, slot: Buffer, after: Iterable[SimulatedEvent]) -> None:
-        self.counters.host_bytes -= slot.n_bytes
+        self.counters.pinned_bytes -= slot.n_bytes
         owner = "pinned allocator"
         self.judge.issue(owner)
         for event in after:

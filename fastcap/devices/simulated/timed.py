@@ -167,19 +167,19 @@ class TimedDevice(Device[Timeline, Moment]):
 
     def staging(self, n_bytes: int) -> Staging:
         self.counters.device_allocations += 1
-        self.counters.device_bytes += n_bytes
+        self.counters.staging_bytes += n_bytes
         return Staging(torch.empty(n_bytes, dtype=torch.uint8, device="cpu"))
 
     def host(self, n_bytes: int) -> HostBuffer:
         self.counters.host_allocations += 1
-        self.counters.host_bytes += n_bytes
+        self.counters.pinned_bytes += n_bytes
         return HostBuffer(torch.empty(n_bytes, dtype=torch.uint8, device="cpu"))
 
     def release(self, buffer: Buffer, after: Iterable[Moment] = ()) -> None:
         if isinstance(buffer, Staging):
-            self.counters.device_bytes -= buffer.n_bytes
+            self.counters.staging_bytes -= buffer.n_bytes
         else:
-            self.counters.host_bytes -= buffer.n_bytes
+            self.counters.pinned_bytes -= buffer.n_bytes
 
     def reaches(self, memory: Tensor) -> bool:
         return self._reaches_all
