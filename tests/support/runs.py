@@ -241,13 +241,17 @@ class Endless(IterableDataset[Any]):
             raise self.raises("planned")
 
 
-def call_model(model: torch.nn.Module, batch: dict[str, Tensor]) -> Any:
-    return model(batch["input_ids"])
+def call_model(model: torch.nn.Module, batch: dict[str, Tensor], place: str = "cpu") -> Any:
+    return model(batch["input_ids"].to(place))
 
 
 @dataclass(frozen=True)
 class RunProgram:
-    """One dataset through `extract_representations` and through one or two streams."""
+    """One dataset through `extract_representations` and through one or two streams.
+
+    Attributes:
+        place: The torch device that the model runs on. It is not drawn: `replace` it.
+    """
 
     model_seed: int
     sites: tuple[str, ...]
@@ -264,6 +268,7 @@ class RunProgram:
     device_bytes: int
     host_bytes: int
     out: str = ""
+    place: str = "cpu"
 
     def run(self) -> Statistics:
         model = TableModel(random.Random(self.model_seed))
@@ -314,6 +319,9 @@ class RunProgram:
     def budgets(self) -> dict[str, Any]:
         return {"device_bytes": self.device_bytes, "host_bytes": self.host_bytes}
 
+    def call(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Any:
+        return call_model(model, batch, self.place)
+
     def samples(self) -> list[dict[str, Tensor]]:
         return [{"input_ids": torch.tensor([i, i + 1])} for i in range(self.n_samples)]
 
@@ -332,7 +340,7 @@ class RunProgram:
                 model,
                 dataset,
                 self.sites,
-                "cpu",
+                self.place,
                 self.batch_size,
                 out=out,
                 **self.selection,
@@ -344,7 +352,7 @@ class RunProgram:
     def expected(self, model: TableModel, max_samples: int | None) -> dict[str, Tensor]:
         selection = make_selection(**self.selection)
         return reference.extract(
-            model, self.batches(), self.sites, call_model, max_samples, selection
+            model, self.batches(), self.sites, self.call, max_samples, selection
         )
 
     def make_out(self, expected: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -355,8 +363,12 @@ class RunProgram:
             site: torch.ones((len(value) + 1, *value.shape[1:]), dtype=value.dtype)
             for site, value in expected.items()
         }
+        if self.out != "pinned":
+            return out
+        if self.place != "cpu":
+            return {site: value.pin_memory() for site, value in out.items()}
         device = devices.open_device(torch.device("cpu"))
-        if self.out == "pinned" and isinstance(device, SimulatedDevice):
+        if isinstance(device, SimulatedDevice):
             for value in out.values():
                 device.pin(value)
         return out
@@ -369,7 +381,7 @@ class RunProgram:
             model,
             dataset,
             self.sites,
-            "cpu",
+            self.place,
             self.batch_size,
             self.max_samples,
             out=out,
@@ -390,13 +402,14 @@ class RunProgram:
             self.sites,
             zero_copy=self.zero_copy,
             lookahead=self.lookahead,
+            device=self.place,
             **self.selection,
             **self.budgets,
         )
 
     def expected_stream(self, model: TableModel) -> list[dict[str, Tensor]]:
         selection = make_selection(**self.selection)
-        return list(reference.stream(model, self.batches(), self.sites, call_model, selection))
+        return list(reference.stream(model, self.batches(), self.sites, self.call, selection))
 
     def consume(self, *models: TableModel) -> Statistics:
         """Streams over these models, taken from in turn and perhaps left before their end."""
