@@ -13,13 +13,12 @@ import itertools
 import os
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
 
 from tests.standin_cuda.controls import library
 
@@ -101,7 +100,20 @@ def _is_cuda(item: object) -> bool:
 
 
 def _map(function: Callable[[Any], Any], tree: Any) -> Any:
-    return tree_map(function, tree, is_leaf=lambda item: isinstance(item, Tensor | _Memory))
+    """`tree_map` for what arguments and results of operators are made of, several times faster."""
+    if type(tree) in (tuple, list):
+        return type(tree)(_map(function, item) for item in tree)
+    if type(tree) is dict:
+        return {key: _map(function, item) for key, item in tree.items()}
+    return function(tree)
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if type(tree) in (tuple, list, dict):
+        for item in tree.values() if type(tree) is dict else tree:
+            yield from _leaves(item)
+    else:
+        yield tree
 
 
 def _to_memory(item: Any) -> Any:
@@ -129,7 +141,7 @@ def _to_meta(item: Any) -> Any:
 
 
 def _device_of(args: Any, kwargs: dict[str, Any]) -> torch.device:
-    for item in tree_flatten((args, kwargs))[0]:
+    for item in _leaves((args, kwargs)):
         if _is_cuda(item):
             device: torch.device = item.device
             return device
@@ -146,11 +158,11 @@ def _late(operator: Any) -> Callable[..., Any]:
         kept = _map(_to_memory, (args, kwargs))
         metas, meta_kwargs = _map(_to_meta, (args, kwargs))
         result = _map(lambda meta: _empty_like(meta, device), operator(*metas, **meta_kwargs))
-        targets = tree_flatten(_map(_to_memory, result), is_leaf=_is_memory)[0]
+        targets = list(_leaves(_map(_to_memory, result)))
 
         def compute() -> None:
             found_args, found_kwargs = _map(_from_memory, kept)
-            found = tree_flatten(operator(*found_args, **found_kwargs))[0]
+            found = _leaves(operator(*found_args, **found_kwargs))
             for target, value in zip(targets, found, strict=True):
                 if isinstance(target, _Memory):
                     target.as_cpu().copy_(value)
@@ -159,10 +171,6 @@ def _late(operator: Any) -> Callable[..., Any]:
         return result
 
     return call
-
-
-def _is_memory(item: object) -> bool:
-    return isinstance(item, _Memory)
 
 
 def _empty_like(meta: Any, device: torch.device) -> Any:

@@ -80,11 +80,11 @@ class Value:
         for size in shape:
             n_elements *= size
         if self.dtype == torch.bool:
-            return torch.randint(0, 2, tuple(shape), generator=generator).bool().to(place)
+            return _send(torch.randint(0, 2, tuple(shape), generator=generator).bool(), place)
         n_bytes = n_elements * self.dtype.itemsize
         # Any bit pattern: NaN payloads, infinities, subnormals.
         raw = torch.randint(0, 256, (n_bytes,), dtype=torch.uint8, generator=generator)
-        return raw.to(place).view(self.dtype).view(tuple(shape))
+        return _send(raw, place).view(self.dtype).view(tuple(shape))
 
     def _wrap(self, value: Tensor) -> Any:
         if self.wrapping == "tuple":
@@ -94,6 +94,13 @@ class Value:
         if self.wrapping == "dict":
             return {"hidden": value}
         return None if self.wrapping == "nothing" else value
+
+
+def _send(value: Tensor, place: torch.device) -> Tensor:
+    """A value on a device. No stream is waited for: a wait would hide what comes too late."""
+    if place.type == "cpu":
+        return value
+    return value.pin_memory().to(place, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor, nn
 
 from fastcap.engine import close_orphans
+from fastcap.reference import ReferenceStore
+from fastcap.spec import Selection, Site
 from tests.support.mutants import POOL, STAGED, STRAIGHT, Mutant
 from tests.support.mutation import Change
 from tests.support.programs import Program
@@ -133,13 +136,57 @@ def play(program: Program | RunProgram, place: str = "cuda") -> None:
         return
     device = torch.device(place)
     model = ScriptedModel(device)
-    run = StoreRun(program, None, model)
+    run = SoakRun(program, model)
     streams = Streams(device)
     model.world = World(run.get_and_compare, streams.switch, streams.join, run.collect)
     try:
         run.run()
     finally:
         streams.close()
+
+
+class LateOracle(ReferenceStore):
+    """The oracle with its copies to the host put off: its hook clones on the device instead.
+
+    A copy to the host in a hook waits for the model's stream, and so for the pack that was just
+    queued there: a missing wait of the engine's would have nothing to be too early for.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Iterable[str], selection: Selection | None = None
+    ) -> None:
+        super().__init__(model, layers, selection)
+        self._late: list[tuple[Site, Tensor]] = []
+
+    def _keep(self, site: Site, value: Tensor | None) -> None:
+        if value is not None:
+            with torch.no_grad(), torch.inference_mode(False):
+                self._late.append((site, value.detach().clone()))
+
+    def clear(self) -> None:
+        self._late.clear()
+        super().clear()
+
+    def settle(self) -> None:
+        """Wait for the device, and take what was put off."""
+        torch.accelerator.synchronize()
+        for site, value in self._late:
+            super()._keep(site, value)
+        self._late.clear()
+
+
+class SoakRun(StoreRun):
+    """A store on a real device, beside an oracle that does not wait for it before the store has."""
+
+    def __init__(self, program: Program, model: ScriptedModel) -> None:
+        super().__init__(program, None, model)
+        self.oracle: LateOracle = LateOracle(model, program.sites, self.oracle.selection)
+
+    def see(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.inference_mode(False):
+            seen = {site: value.clone() for site, value in found.items()}  # as it is before it waits
+        self.oracle.settle()
+        return seen
 
 
 class Streams:
