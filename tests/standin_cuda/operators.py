@@ -263,8 +263,11 @@ _registered: list[torch.library.Library] = []  # held: they end with their objec
 
 
 def install() -> None:
-    """Give torch the operators; called once torch has been imported."""
-    if _registered or not torch.cuda.is_available():
+    """Give torch the operators; called once torch has been imported.
+
+    It does not ask torch whether there is CUDA: that alone forbids CUDA in a forked process.
+    """
+    if _registered or torch.version.cuda is None:
         return
     registry = torch.library.Library("aten", "IMPL")
     _registered.append(registry)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from fastcap.engine import close_orphans
 from fastcap.reference import ReferenceStore
 from fastcap.spec import Selection, Site
-from tests.support.mutants import POOL, STAGED, STRAIGHT, Mutant
+from tests.support.mutants import MUTANTS as TABLE
+from tests.support.mutants import POOL, STAGED, STRAIGHT, Mutant, deletions
 from tests.support.mutation import Change
 from tests.support.programs import Program
 from tests.support.runs import RunProgram, StoreRun, draw_any
@@ -54,13 +55,13 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "wait": _mutant(
         "R5",
-        "the host reads a slot without its event",
+        "the host reads a slot without its fence",
         f"{STAGED}:StagedLane._read_piece",
         "self._device.wait(home.landed)",
     ),
     "worker": _mutant(
         "R5",
-        "a worker thread reads a slot without its event",
+        "a host worker reads a slot without its fence",
         f"{THREADED}._read_after",
         "self._block_until(after)",
     ),
@@ -79,7 +80,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "stream": _mutant(
         "R1",
-        "values are packed on the copy stream",
+        "the device packs on the copy queue",
         f"{ACCELERATOR}.pack",
         "staging.view(dtype, offset, value.shape).copy_(value, True)",
         "\n    with self._can.use_stream(self._copy_stream):"
@@ -87,14 +88,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "all streams": _mutant(
         "R2",
-        "a flush marks one of the streams that packed",
+        "a flush marks one of the queues that packed",
         f"{POOL}:Chunk.mark_packed",
         "in self.queues.items():",
         "in list(self.queues.items())[:1]:",
     ),
     "fresh": _mutant(
         "R3",
-        "fresh staging is used on a stream that knows nothing of its allocation",
+        "fresh staging is used on a queue that knows nothing of its allocation",
         f"{POOL}:Chunk.__init__",
         "device.mark(self.copied, device.current_queue())",
     ),
@@ -106,22 +107,30 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "landing": _mutant(
         "R5",
-        "a value that goes straight is called delivered before its copy has landed",
+        "lanes.straight:wait_for wait (call 0)",
         f"{STRAIGHT}:wait_for",
         "device.wait(ticket.fence)",
     ),
 }
-"""Engines with one wait left out, by a short name, in the rules' words (docs/exactness.md)."""
-
-RARE = {
-    "fresh": "needs packs on a second stream while the first is behind",
-    "free": "needs a chunk that is given back while nobody waits for its copy",
-    "landing": "is hidden by the wait at the lane's end",
-}
-"""Mutants that values may not show, and why. The simulated device's order judge, which needs no
-wrong value, is what sees the first two; `landing` survives there too, for the reason given in
-`tests/support/mutants.py`.
+"""Engines with one wait left out, by a short name. What they drop is in the words of the table in
+docs/exactness.md, which says what the simulated device's judges see of each.
 """
+
+def all_mutants() -> dict[str, Mutant]:
+    """Those above, and every one of the simulated device's that also breaks a real one: the rest
+    of `tests/support/mutants.py` that needs no situation of its own, and every deleted call into
+    the device.
+    """
+    found = dict(MUTANTS)
+    known = {mutant.drops for mutant in found.values()}
+    for mutant in (*TABLE, *deletions()):
+        if mutant.scenario is None and mutant.drops not in known and not _is_simulated(mutant):
+            found[f"{mutant.rule}: {mutant.drops}"] = mutant
+    return found
+
+
+def _is_simulated(mutant: Mutant) -> bool:
+    return any(change.target.startswith("fastcap.devices.simulated") for change in mutant.changes)
 
 
 def play(program: Program | RunProgram, place: str = "cuda") -> None:
