@@ -27,8 +27,8 @@ from tests.support.mutants import Mutant
 from tests.support.soak import Soak, all_mutants, soak
 
 MODES = ("random", "random", "random", "lazy", "eager")
-LONGEST_SECS = 60.0  # of one hunt
-MOST_PROGRAMS = 400
+LONGEST_SECS = 40.0  # of one hunt
+MOST_PROGRAMS = 250
 UNSOUND = 3  # exit status
 
 
