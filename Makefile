@@ -7,7 +7,7 @@ PEERS := .venv-peers
 REHEARSAL := .venv-rehearsal
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test gpu-bench gpu-rehearsal clean
+.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test gpu-bench gpu-rehearsal hook-cost-standin clean
 
 setup: $(SETUP)
 
@@ -77,6 +77,11 @@ ALONE := PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS=
 
 gpu-rehearsal: $(REHEARSAL)/.setup-done
 	$(REHEARSAL)/bin/python -m tests.rehearsal --out benchmarks/results
+
+# What hooks on a CUDA model cost the host, with a driver that costs nothing.
+hook-cost-standin: $(REHEARSAL)/.setup-done
+	STANDIN_CUDA_MODE=free STANDIN_CUDA_OPERATORS=0 STANDIN_CUDA_LOG=0 $(REHEARSAL)/bin/python -m tests.standin_cuda \
+		-m benchmarks.hook_cost --device cuda --rounds 1500 $(if $(OUT),--out $(OUT))
 
 # pip's own settings might put another build of torch first. typer's pydantic goes again: nothing here
 # may need it.
