@@ -70,7 +70,9 @@ class Rehearsal:
     @property
     def unexplained(self) -> list[str]:
         """Mutants that neither this nor any judge of the simulated device sees, with no reason."""
-        return [hunt["name"] for hunt in self.hunts if not (hunt["seen_by"] or hunt.get("elsewhere"))]
+        return [
+            hunt["name"] for hunt in self.hunts if not (hunt["seen_by"] or hunt.get("elsewhere"))
+        ]
 
     @property
     def is_good(self) -> bool:
@@ -107,7 +109,7 @@ class Rehearsal:
 
 
 def run_tests(*arguments: str, n_devices: int = 1) -> Tests:
-    """pytest on the stand-in."""
+    """Pytest on the stand-in."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
@@ -173,10 +175,10 @@ def seen_elsewhere(page: str) -> dict[str, str]:
     """By what is left out, who sees it on the simulated device: the table that `make mutants`
     writes.
     """
-    rows = re.findall(r"^\| (?:R\d+|seam) \| (.+?)(?: \(M\d+\))? \| (.+?) \| \S+ \|$", page, re.M)
+    row = r"^\| (?:R\d+|seam) \| (.+?)(?: \(M\d+\))? \| (.+?) \| \S+ \|$"
     return {
-        drops: f"simulated device, {seen}" if not seen.startswith("survives") else seen
-        for drops, seen in rows
+        drops: seen if seen.startswith("survives") else f"simulated device: {seen}"
+        for drops, seen in re.findall(row, page, re.MULTILINE)
     }
 
 

@@ -1,5 +1,5 @@
-"""What a real CUDA runtime would not tell a test: on the stand-in, whose calls are counted and whose
-devices can be two (`tests/standin_cuda/README.md`). One command: `make gpu-rehearsal`.
+"""What a real CUDA runtime would not tell a test: on the stand-in, whose calls are counted and
+whose devices can be two (`tests/standin_cuda/README.md`). One command: `make gpu-rehearsal`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from tests.standin_cuda.controls import library
 
 # Names, each with all its overloads. What is missing here is a kernel that the runtime reports.
-OPERATORS = """
+NAMES = """
 __and__ __or__ _fused_rms_norm _index_put_impl_ _log_softmax _safe_softmax
 _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention _softmax abs add add_
 addcdiv addcmul addmm all amax amin angle any arange argmax argsort baddbmm bernoulli_ bitwise_and
@@ -35,10 +35,11 @@ logical_or lt masked_fill masked_fill_ max maximum mean min minimum mm mul mul_ 
 native_dropout native_layer_norm ne neg norm normal_ pow prod random_ reciprocal relu relu_
 remainder roll round rsqrt rsub scatter_ sigmoid sign silu silu_ sin sort sqrt square std sub sub_
 sum tanh threshold topk tril tril_ triu triu_ uniform_ var where zero_
-""".split()
+"""
+OPERATORS = tuple(NAMES.split())
 
 # Those whose result's shape depends on values: they wait for their stream, as on a GPU.
-WAITING = "_unique2 equal is_nonzero masked_select nonzero unique2".split()
+WAITING = ["_unique2", "equal", "is_nonzero", "masked_select", "nonzero", "unique2"]
 
 _Task = Callable[[], object]
 _tasks: dict[int, _Task] = {}
@@ -220,13 +221,18 @@ def _copier(original: Any) -> Callable[..., Tensor]:
                 _enqueue(self.device, lambda: target.as_cpu().copy_(values.as_cpu()))
                 return self
         elif _is_cuda(source) and not _is_cuda(self) and self.dtype == source.dtype:
-            # Made dense on the device first, as torch's own does with a kernel.
-            if source.numel() and not source.is_contiguous():
-                source = source.expand(self.shape).contiguous()
+            source = _dense(source, self.shape)
         result: Tensor = original.call_boxed(cuda_keys, self, source, non_blocking)
         return result
 
     return copy_
+
+
+def _dense(source: Tensor, shape: torch.Size) -> Tensor:
+    """Made dense on the device before a copy to the host, as torch's own does with a kernel."""
+    if source.numel() == 0 or source.is_contiguous():
+        return source
+    return source.expand(shape).contiguous()
 
 
 def _is_copy_of_bytes(target: Tensor, source: Tensor) -> bool:

@@ -116,6 +116,7 @@ MUTANTS: dict[str, Mutant] = {
 docs/exactness.md, which says what the simulated device's judges see of each.
 """
 
+
 def all_mutants() -> dict[str, Mutant]:
     """Those above, and every one of the simulated device's that also breaks a real one: the rest
     of `tests/support/mutants.py` that needs no situation of its own, and every deleted call into
@@ -193,7 +194,9 @@ class SoakRun(StoreRun):
 
     def see(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode(False):
-            seen = {site: value.clone() for site, value in found.items()}  # as it is before it waits
+            seen = {
+                site: value.clone() for site, value in found.items()
+            }  # as it is before it waits
         self.oracle.settle()
         return seen
 
@@ -288,7 +291,7 @@ def clear_up() -> None:
     for _ in range(100):  # it is broken, and may refuse for as often as it has values
         try:
             close_orphans()
-        except Exception:  # noqa: BLE001, S112 - which has been said
+        except Exception:  # noqa: BLE001 - which has been said
             continue
         return
 
