@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkout import describe_checkout
+from benchmarks.checkout import Checkout, describe_checkout
 from fastcap.bench.machine import describe_machine
 
 PAGE = Path(__file__).parent.parent / "docs/exactness.md"
@@ -182,10 +182,9 @@ def seen_elsewhere(page: str) -> dict[str, str]:
     }
 
 
-def write(folder: Path, rehearsal: Rehearsal, secs: float) -> Path:
+def write(folder: Path, rehearsal: Rehearsal, checkout: Checkout, secs: float) -> Path:
     """One JSON file, named after the day."""
     path = folder / f"rehearsal-{datetime.now(UTC):%Y-%m-%d}.json"
-    checkout = describe_checkout()
     content = {
         "label": LABEL,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -211,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     if torch.version.cuda is None:
         sys.stderr.write("This torch has no CUDA in it. Run: make gpu-rehearsal\n")
         return 2
-    started = time.perf_counter()
+    checkout, started = describe_checkout(), time.perf_counter()
     rehearsal = Rehearsal(
         run_tests("-m", "gpu"),
         run_tests("-m", "gpu", *NEED_TWO_DEVICES, n_devices=2),
@@ -221,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     secs = time.perf_counter() - started
     sys.stdout.write(f"{rehearsal.table()}{secs:.0f} s\n")
     if options.out:
-        sys.stdout.write(f"written to {write(options.out, rehearsal, secs)}\n")
+        sys.stdout.write(f"written to {write(options.out, rehearsal, checkout, secs)}\n")
     return 0 if rehearsal.is_good else 1
 
 
