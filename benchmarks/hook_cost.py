@@ -9,9 +9,9 @@ device without one: its packs and copies are copies in host memory, or nothing a
 a launch costs is the driver's affair, and not in these figures.
 
 With `--device cuda` the device's own lane is measured, in CPU time of the model's thread. That
-needs no GPU: on the stand-in runtime (`tests/standin_cuda/README.md`), with a driver that does nothing
-and costs almost nothing, it is torch's and fastcap's host code alone. No kernels are in it: values
-are contiguous, so that a pack is one call of cudaMemcpyAsync. `make hook-cost-standin` does that.
+needs no GPU: on the stand-in runtime (`tests/standin_cuda/README.md`), with a driver that does
+nothing and costs almost nothing, it is torch's and fastcap's host code alone. No kernels are in it:
+values are contiguous, so that a pack is one cudaMemcpyAsync. `make hook-cost-standin` does that.
 """
 
 from __future__ import annotations

@@ -113,7 +113,9 @@ def run_tests(*arguments: str, n_devices: int = 1) -> Tests:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        options = ("-q", "-p", "no:cacheprovider", "-n", str(N_PROCESSES), f"--junitxml={report}")
+        # What ends a stuck test knows nothing of kernels in Python on a loaded machine.
+        options = ["-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=900"]
+        options += ["-n", str(N_PROCESSES), f"--junitxml={report}"]
         environment = {**os.environ, "STANDIN_CUDA_DEVICES": str(n_devices)}
         subprocess.run([*ON_STANDIN, "pytest", *options, *arguments], env=environment, check=False)
         secs = time.perf_counter() - started

@@ -48,7 +48,7 @@ _numbers = itertools.count(1)
 _dispatches = torch._C._dispatch_has_kernel_for_dispatch_key
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_long)
+@ctypes.CFUNCTYPE(None, ctypes.c_long)  # type: ignore[untyped-decorator]
 def _run(number: int) -> None:
     """Called by the runtime, in whichever thread advances the stream."""
     try:
@@ -275,7 +275,7 @@ def install() -> None:
     """
     if _registered or torch.version.cuda is None:
         return
-    registry = torch.library.Library("aten", "IMPL")
+    registry: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     _registered.append(registry)
     original = torch.library.get_kernel("aten::copy_", "CUDA")
     with warnings.catch_warnings():
