@@ -76,7 +76,7 @@ MUTANTS: dict[str, Mutant] = {
         "R12",
         "a run ends while a copy to the caller's rows is under way",
         f"{STRAIGHT}:wait_for_copies",
-        "device.wait(landing.fence)",
+        "device.wait(fence)",
     ),
     "stream": _mutant(
         "R1",
@@ -103,7 +103,7 @@ MUTANTS: dict[str, Mutant] = {
         "R3",
         "staging is given back before its last copy has read it",
         f"{ACCELERATOR}.release",
-        "queue.wait_event(fence)",
+        "self._lasting_stream.wait_event(fence)",
     ),
     "landing": _mutant(
         "R5",
