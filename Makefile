@@ -4,9 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 PEERS := .venv-peers
+REHEARSAL := .venv-rehearsal
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check bench bench-peers races mutants faults gpu-test gpu-bench gpu-peers clean
+.PHONY: setup demo test check bench bench-peers races mutants faults clean
+.PHONY: gpu-test gpu-bench gpu-peers gpu-rehearsal hook-cost-standin
 
 setup: $(SETUP)
 
@@ -75,5 +77,28 @@ gpu-peers:
 	failed=0; for program in soak timeline peers; do \
 		$(HERE) -m benchmarks.gpu.$$program $(GPU_OPTIONS) || failed=1; done; exit $$failed
 
+# The CUDA path on a stand-in runtime, without a GPU: 3 GB of torch, once, then ten minutes on two cores.
+# The environment is that of a GPU machine: torch 2.11 with CUDA, no greenlet, fastcap not installed.
+REHEARSAL_PYTHON ?= $(or $(shell command -v python3.12),$(PYTHON))
+REHEARSED := torch==2.11.0 numpy safetensors pytest pytest-benchmark pytest-xdist hypothesis transformers rich typer tqdm nvidia-cuda-crt
+ALONE := PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS=
+
+gpu-rehearsal: $(REHEARSAL)/.setup-done
+	$(REHEARSAL)/bin/python -m tests.rehearsal --out benchmarks/results
+
+# What hooks on a CUDA model cost the host, with a driver that costs nothing.
+hook-cost-standin: $(REHEARSAL)/.setup-done
+	STANDIN_CUDA_MODE=free STANDIN_CUDA_OPERATORS=0 STANDIN_CUDA_LOG=0 $(REHEARSAL)/bin/python -m tests.standin_cuda \
+		-m benchmarks.hook_cost --device cuda --rounds 1500 $(if $(OUT),--out $(OUT))
+
+# pip's own settings might put another build of torch first. typer's pydantic goes again: nothing here
+# may need it.
+$(REHEARSAL)/.setup-done: tests/standin_cuda/constraints.txt
+	$(REHEARSAL_PYTHON) -m venv --clear $(REHEARSAL)
+	$(ALONE) $(REHEARSAL)/bin/python -m pip install $(PIP_FLAGS) -c $< $(REHEARSED)
+	$(REHEARSAL)/bin/python -m pip uninstall --quiet --yes pydantic pydantic-core
+	$(REHEARSAL)/bin/python -c 'import sys, torch; sys.exit(None if torch.version.cuda else "this torch has no CUDA: an index or a cache in front of the ordinary one has another build")'
+	touch $@
+
 clean:
-	rm -rf .venv $(PEERS)
+	rm -rf .venv $(PEERS) $(REHEARSAL)

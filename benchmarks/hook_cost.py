@@ -1,18 +1,24 @@
 """What capturing costs the host: microseconds per site, above the same model without hooks.
 
-    python -m benchmarks.hook_cost [--rounds 300] [--out benchmarks/results]
+    python -m benchmarks.hook_cost [--rounds 300] [--out benchmarks/results] [--device cuda]
 
 The model is a row of modules that return what they are given, so that only hooks take time. All
 ways alternate, a few passes each, and each is held against the hookless passes of its own round.
-Values are tiny: what is left of a copy is its call. "staged" is the lane of accelerators on a
+Values are tiny: what is left of a copy is its call. "staged" is the transfer of accelerators on a
 device without one: its packs and copies are copies in host memory, or nothing at all ("free"). What
 a launch costs is the driver's affair, and not in these figures.
+
+With `--device cuda` the device's own transfer is measured, in CPU time of the model's thread. That
+needs no GPU: on the stand-in runtime (`tests/standin_cuda/README.md`), with a driver that does
+nothing and costs almost nothing, it is torch's and fastcap's host code alone. No kernels are in it:
+values are contiguous, so that a pack is one cudaMemcpyAsync. `make hook-cost-standin` does that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import statistics
 import sys
 import time
@@ -23,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.programs import CANNOT_START, begin, parser_of, write
+from benchmarks.programs import CANNOT_START, begin, parser_of, refuse, write
 from fastcap import ActivationStore, devices
 from fastcap.bench.timing import order_of_round
 from fastcap.devices.cpu import SynchronousDevice
@@ -98,10 +104,15 @@ def empty() -> Step:
     return model
 
 
+def real_device(_: torch.device) -> None:
+    """Nothing in the device's place."""
+
+
 def store(
-    device: type[SynchronousDevice] = SynchronousDevice,
+    device: Callable[[torch.device], SynchronousDevice | None] = SynchronousDevice,
     n_sites: int = N_SITES,
     is_read: bool = False,
+    place: str = "cpu",
     **options: Any,
 ) -> Step:
     """A store; whether every value is asked for after every pass."""
@@ -109,7 +120,7 @@ def store(
     found = ActivationStore(model, model.sites[:n_sites], **options)
     found.enable()
     with devices.substitute(device):
-        model(torch.zeros(SHAPE))  # opens the device
+        model(torch.zeros(SHAPE, device=place))  # opens the device
 
     def step(acts: Tensor) -> None:
         model(acts)
@@ -134,6 +145,19 @@ WAYS: Mapping[str, Callable[[], Step]] = {
     "store, staged, every value read": partial(store, Staging, is_read=True),
 }
 
+_cuda_store = partial(store, real_device, place="cuda")
+CUDA_WAYS: Mapping[str, Callable[[], Step]] = {
+    HOOKLESS: hookless,
+    EMPTY: empty,
+    "hook with .detach().cpu()": WAYS["hook with .detach().cpu()"],
+    "store, one site only": partial(_cuda_store, n_sites=1),
+    "store": _cuda_store,
+    "store, last position": partial(_cuda_store, positions=-1),
+    "store, every value read": partial(_cuda_store, is_read=True),
+}
+FREE_DRIVER = {"STANDIN_CUDA_MODE": "free", "STANDIN_CUDA_OPERATORS": "0"}
+STANDIN = "stand-in runtime: no GPU was used, and the driver costs nothing"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cost:
@@ -153,10 +177,12 @@ class Cost:
     least: float
 
 
-def measure(n_rounds: int) -> dict[str, Cost]:
+def measure(n_rounds: int, place: str = "cpu") -> dict[str, Cost]:
     """Every way's cost; rounds of all ways in turn, each starting with another."""
-    steps = {name: make() for name, make in WAYS.items()}
-    acts = torch.zeros(SHAPE)
+    is_cpu = place == "cpu"
+    steps = {name: make() for name, make in (WAYS if is_cpu else CUDA_WAYS).items()}
+    acts = torch.zeros(SHAPE, device=place)
+    clock = time.perf_counter if is_cpu else time.thread_time  # which leaves host workers out
     micros: dict[str, list[float]] = {name: [] for name in steps}
     gc.collect()
     gc.disable()
@@ -164,7 +190,7 @@ def measure(n_rounds: int) -> dict[str, Cost]:
         with torch.no_grad():
             for index in range(-1, n_rounds):  # the first warms up
                 for name in order_of_round(list(steps), index):
-                    taken = _time(steps[name], acts)
+                    taken = _time(steps[name], acts, clock)
                     if index >= 0:
                         micros[name].append(taken)
     finally:
@@ -172,12 +198,12 @@ def measure(n_rounds: int) -> dict[str, Cost]:
     return {name: _cost(micros, name) for name in steps}
 
 
-def _time(step: Step, acts: Tensor) -> float:
+def _time(step: Step, acts: Tensor, clock: Callable[[], float]) -> float:
     """Microseconds of one pass, divided by the sites that a pass has."""
-    started = time.perf_counter()
+    started = clock()
     for _ in range(PASSES_PER_TURN):
         step(acts)
-    return (time.perf_counter() - started) / PASSES_PER_TURN / N_SITES * 1e6
+    return (clock() - started) / PASSES_PER_TURN / N_SITES * 1e6
 
 
 def _cost(micros: Mapping[str, Sequence[float]], name: str) -> Cost:
@@ -209,11 +235,17 @@ def table(costs: Mapping[str, Cost]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser_of("benchmarks.hook_cost", __doc__, rounds=300).parse_args(arguments)
-    origin = begin(options)
+    parser = parser_of("benchmarks.hook_cost", __doc__, rounds=300)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args(arguments)
+    is_standin = "STANDIN_CUDA_LIBRARY" in os.environ
+    if is_standin and any(os.environ.get(name) != value for name, value in FREE_DRIVER.items()):
+        needed = " ".join(f"{name}={value}" for name, value in FREE_DRIVER.items())
+        return refuse(f"On the stand-in runtime this measures nothing without {needed}.")
+    origin = begin(options, options.device)
     if origin is None:
         return CANNOT_START
-    costs = measure(options.rounds)
+    costs = measure(options.rounds, options.device)
     sys.stdout.write(table(costs))
     if options.out:
         figures = {
@@ -222,7 +254,12 @@ def main(arguments: list[str] | None = None) -> int:
             "shape": SHAPE,
             "micros_per_site": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         }
-        write(options.out, "hook-cost", origin, figures)
+        name = "hook-cost"
+        if options.device != "cpu":
+            figures["clock"] = "CPU time of the model's thread"
+            figures["runtime"] = STANDIN if is_standin else "CUDA"
+            name = "standin-hook-cost" if is_standin else "cuda-hook-cost"
+        write(options.out, name, origin, figures)
     return 0
 
 

@@ -30,7 +30,7 @@ def test_every_way_is_measured_and_written(
     assert all(name in printed for name in WAYS)
 
 
-def test_staged_stores_use_the_lane_of_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staged_stores_use_the_transfers_of_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = []
     monkeypatch.setattr(Staging, "pack", lambda self, *args: packed.append(args))
     step = store(Staging)

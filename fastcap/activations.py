@@ -145,7 +145,7 @@ class ActivationStore:
     def _end_pass(self) -> None:
         engine = self._engine  # another thread may be disabling it
         if engine is not None:
-            engine.report_silence()
+            engine.report_unfired()
 
     def _retrace(self) -> None:
         # R14: graphs compiled before the hooks exist skip them, some only for some input shapes.
@@ -167,10 +167,10 @@ class ActivationStore:
         engine.detach()
         errors: list[Exception] = []
         try:
-            for lane, capture in self._latest.all():
+            for transfer, capture in self._latest.all():
                 try:
                     if capture.error is None:
-                        lane.result(capture)
+                        transfer.result(capture)
                 except Exception as error:  # noqa: BLE001 - raised below, after the other values
                     errors.append(error)
         finally:
@@ -198,8 +198,8 @@ class ActivationStore:
         """
         name = name.removesuffix(":output")  # the default part is in no key
         while (found := self._latest.captures.get(name)) is not None:
-            lane, capture = found
-            value = lane.result(capture, lend=self._zero_copy)
+            transfer, capture = found
+            value = transfer.result(capture, lend=self._zero_copy)
             if value is not None:
                 return value
             # Another thread's pass replaced the value while this one was reading: take the new one.
@@ -215,7 +215,7 @@ class ActivationStore:
             DeviceMemoryError, HostMemoryError: A value could not be captured for lack of memory.
         """
         found = self._latest.calls(name.removesuffix(":output"))
-        values = [lane.result(capture, lend=self._zero_copy) for lane, capture in found]
+        values = [transfer.result(capture, lend=self._zero_copy) for transfer, capture in found]
         if values == [None]:  # another thread's pass replaced it while this one was reading
             values = [self.get(name)]
         return [value for value in values if value is not None]

@@ -1,9 +1,9 @@
 """The engine: from hooks that fire to captures that are filed by pass and site.
 
-A capture goes captured → staged → copying → landed → delivered → free; the way from the hook to
-host memory is its lane's business (`fastcap.transfer`), one lane per device that the model's values
-live on. The engine decides whose pass a value belongs to, selects, and keeps the last call of each
-site. It knows no kind of device.
+A capture goes captured → staged → copying → landed → delivered → free. The way from the hook to
+host memory is a transfer's business (`fastcap.transfer`), one for each device that the model's
+values live on. The engine decides which pass a value belongs to, selects, and keeps the last call
+of each site. It knows no kind of device.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from torch.utils.hooks import RemovableHandle
 from fastcap.devices import open_device
 from fastcap.devices.base import Destination
 from fastcap.host_memory import HostBuffers
-from fastcap.model.early_stop import Firings
+from fastcap.model.early_stop import CallsSeen
 from fastcap.model.hooks import attach, detach, modes_are_on, modes_off
 from fastcap.model.parts import check_capturable, describe_miss, is_fake, take_part
 from fastcap.model.sites import BoundSite
-from fastcap.model.unfired import explain_silence
+from fastcap.model.unfired import explain_unfired
 from fastcap.records import Statistics
 from fastcap.selection.per_sample import Rows, RowSource
 from fastcap.selection.selector import Selector
 from fastcap.selection.token_count import TokenCounter
 from fastcap.spec import Selection, Site
-from fastcap.transfer.base import Capture, Lane
+from fastcap.transfer.base import Capture, Transfer
 from fastcap.transfer.budget import Limits
 from fastcap.transfer.pinned_out import wait_for
-from fastcap.transfer.staged import StagedLane
-from fastcap.transfer.synchronous import DirectLane
+from fastcap.transfer.staged import StagedTransfer
+from fastcap.transfer.synchronous import SynchronousTransfer
 from fastcap.warn import warn
 
 IDLE_BYTES = 2 << 30
@@ -64,7 +64,7 @@ class Pass:
 
     Args:
         place: The consumer's wish; `None` for owned memory.
-        firings: Told of every site that fires; may end the pass.
+        calls_seen: Told of every site that fires; may end the pass.
         keeps_all: Whether earlier calls of a site are kept beside the last.
         rows: What the batch says of its samples; `None` where the model's call has to.
 
@@ -79,10 +79,10 @@ class Pass:
     __slots__ = (
         "_lock",
         "_superseded",
+        "calls_seen",
         "captured_in",
         "captures",
         "earlier",
-        "firings",
         "keeps_all",
         "n_calls",
         "number",
@@ -93,40 +93,42 @@ class Pass:
     def __init__(
         self,
         place: Place | None = None,
-        firings: Firings | None = None,
+        calls_seen: CallsSeen | None = None,
         keeps_all: bool = False,
         rows: Rows | None = None,
     ) -> None:
-        self.captures: dict[str, tuple[Lane, Capture]] = {}
-        self.earlier: dict[str, list[tuple[Lane, Capture]]] = {}
+        self.captures: dict[str, tuple[Transfer, Capture]] = {}
+        self.earlier: dict[str, list[tuple[Transfer, Capture]]] = {}
         self.n_calls: dict[str, int] = {}
         self.captured_in: dict[str, int] = {}
         self.number = 0
         self.place = place
-        self.firings = firings
+        self.calls_seen = calls_seen
         self.keeps_all = keeps_all
         self._lock = threading.Lock()
-        self._superseded: dict[str, list[tuple[Lane, Capture]]] = {}
+        self._superseded: dict[str, list[tuple[Transfer, Capture]]] = {}
         self.rows = rows
 
-    def calls(self, site: str) -> list[tuple[Lane, Capture]]:
+    def calls(self, site: str) -> list[tuple[Transfer, Capture]]:
         """The captures of a site that are kept, in the order of its calls."""
         with self._lock:
             return self._calls(site)
 
-    def _calls(self, site: str) -> list[tuple[Lane, Capture]]:
+    def _calls(self, site: str) -> list[tuple[Transfer, Capture]]:
         last = self.captures.get(site)
         return [] if last is None else [*self.earlier.get(site, ()), last]
 
-    def all(self) -> list[tuple[Lane, Capture]]:
+    def all(self) -> list[tuple[Transfer, Capture]]:
         """Every capture that is kept."""
         return [found for site in list(self.captures) for found in self.calls(site)]
 
-    def file(self, site: str, lane: Lane, capture: Capture) -> tuple[Lane, Capture] | None:
+    def file(
+        self, site: str, transfer: Transfer, capture: Capture
+    ) -> tuple[Transfer, Capture] | None:
         """Make it the last capture of its site; returns the one that nobody keeps any more."""
         with self._lock:
             previous = self.captures.get(site)
-            self.captures[site] = (lane, capture)
+            self.captures[site] = (transfer, capture)
             self.n_calls[site] = self.n_calls.get(site, 0) + 1
             self.captured_in[site] = self.number
             if previous is not None and self.keeps_all:
@@ -136,13 +138,13 @@ class Pass:
                 self._superseded.setdefault(site, []).append(previous)
             return previous
 
-    def finish_elsewhere(self, site: str, lane: Lane) -> None:
-        """Wait for the site's earlier calls, where another lane may still write their rows.
+    def finish_elsewhere(self, site: str, transfer: Transfer) -> None:
+        """Wait for the site's earlier calls, where another transfer may still write their rows.
 
-        What that lane has not begun to write it never will: the call before is about to be dropped.
+        What that transfer has not begun to write it never will: the call before is being dropped.
         """
         last = self.captures.get(site)
-        if last is None or last[0] is lane:
+        if last is None or last[0] is transfer:
             return
         for other, capture in [*self._superseded.pop(site, ()), last]:
             for ticket in capture.tickets:  # its error is nobody's any more
@@ -153,11 +155,11 @@ class Pass:
             dropped = [found for site in self.captures for found in self._calls(site)]
             for kept in (self.captures, self.earlier, self.n_calls, self.captured_in):
                 kept.clear()
-        for lane, capture in dropped:
-            lane.drop(capture)
+        for transfer, capture in dropped:
+            transfer.drop(capture)
 
 
-_orphans: queue.SimpleQueue[dict[torch.device, Lane]] = queue.SimpleQueue()
+_orphans: queue.SimpleQueue[dict[torch.device, Transfer]] = queue.SimpleQueue()
 """Lanes of engines that were dropped without `close`. A finalizer may not touch a device, and
 memory that is freed while streams still use it would be handed to the model."""
 
@@ -165,8 +167,8 @@ memory that is freed while streams still use it would be handed to the model."""
 def close_orphans() -> None:
     """Give back the memory of engines that were dropped while attached."""
     while not _orphans.empty():
-        for lane in _orphans.get().values():
-            lane.close()
+        for transfer in _orphans.get().values():
+            transfer.close()
 
 
 class Engine:
@@ -176,7 +178,7 @@ class Engine:
         model: The root module, whose calls are passes.
         sites: Where.
         selection: What.
-        limits: How much memory lanes may use.
+        limits: How much memory transfers may use.
         always: The pass that every call belongs to which is not `running` one; `None`
             captures nothing outside of one.
         rows: Where passes learn what to take of each sample.
@@ -208,14 +210,14 @@ class Engine:
         self._always = always
         self._of_thread = threading.local()
         self._buffers = HostBuffers(limits.pinned_bytes or IDLE_BYTES)
-        self._lanes: dict[torch.device, Lane] = {}
-        self._lanes_lock = threading.Lock()
+        self._transfers: dict[torch.device, Transfer] = {}
+        self._transfers_lock = threading.Lock()
         self._fired: set[int] = set()
         self._closed = Statistics()
         self._n_reads_before = 0 if rows is None else rows.n_mask_reads
         self._reported: set[str] = set()
         self.handles: list[RemovableHandle] = []
-        weakref.finalize(self, _orphans.put, self._lanes).atexit = False
+        weakref.finalize(self, _orphans.put, self._transfers).atexit = False
 
     # Hooks
 
@@ -234,7 +236,7 @@ class Engine:
         except BaseException:
             detach(first)
             raise
-        self.handles += first  # behind the sites' own, which `report_silence` counts on
+        self.handles += first  # behind the sites' own, which `report_unfired` counts on
         for reader in readers:
             self.handles += reader.after(self._model)
 
@@ -244,7 +246,7 @@ class Engine:
     def receive(self, index: int, output: Any) -> None:
         """A hook has fired; see `fastcap.model.hooks.Receiver`."""
         current: Pass | None = getattr(self._of_thread, "current", self._always)
-        if current is None or (current.firings is not None and current.firings.is_stopped):
+        if current is None or (current.calls_seen is not None and current.calls_seen.is_stopped):
             return
         site = self._sites[index]
         value = take_part(output, site)
@@ -258,31 +260,31 @@ class Engine:
         else:
             self._capture(current, site, index, value)
         self._fired.add(index)
-        if current.firings is not None:
-            current.firings.note(index)
+        if current.calls_seen is not None:
+            current.calls_seen.note(index)
 
     def _capture(self, current: Pass, site: Site, index: int, value: Tensor) -> None:
         check_capturable(value, site)
-        lane = self._lane(value.device)
-        lane.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
+        transfer = self._transfer(value.device)
+        transfer.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
         rows = lengths = None
         if self._rows.is_asked:
             rows = self._rows(current.rows, site)
             lengths = self._rows.lengths(rows)
-        value = self._selector(value, site, self._tokens, rows, lane.device)
+        value = self._selector(value, site, self._tokens, rows, transfer.device)
         if self._may_move:
-            lane = self._lane(value.device)
-            lane.refuse_graphs()
+            transfer = self._transfer(value.device)
+            transfer.refuse_graphs()
         dtype = self._dtype or value.dtype
         target: Tensor | Destination | None = None
         if current.place is not None:
-            current.finish_elsewhere(site.name, lane)
+            current.finish_elsewhere(site.name, transfer)
             value, target = current.place(site.name, value, dtype, lengths)
         if current is self._always and index in self._fired:
-            lane.replan()  # its second call: one pass, or one turn of a loop, is known
-        capture = lane.capture(value, dtype, target, index)
+            transfer.replan()  # its second call: one pass, or one turn of a loop, is known
+        capture = transfer.capture(value, dtype, target, index)
         capture.lengths = lengths
-        previous = current.file(site.name, lane, capture)
+        previous = current.file(site.name, transfer, capture)
         if previous is not None:
             previous[0].drop(previous[1])
 
@@ -291,7 +293,7 @@ class Engine:
             self._reported.add(site.name)
             warn(message)
 
-    def report_silence(self) -> None:
+    def report_unfired(self) -> None:
         """A pass is over: say once of each site that has not fired yet why that is."""
         if len(self._fired) == len(self._bound):
             return
@@ -299,28 +301,28 @@ class Engine:
             if index not in self._fired and bound.site.name not in self._reported:
                 hooks = bound.module._forward_hooks, bound.module._forward_pre_hooks
                 is_hooked = any(handle.id in each for each in hooks)
-                self._report(bound.site, explain_silence(self._model, bound, is_hooked))
+                self._report(bound.site, explain_unfired(self._model, bound, is_hooked))
 
     # Lanes
 
-    def _lane(self, torch_device: torch.device) -> Lane:
-        return self._lanes.get(torch_device) or self._open_lane(torch_device)
+    def _transfer(self, torch_device: torch.device) -> Transfer:
+        return self._transfers.get(torch_device) or self._open_transfer(torch_device)
 
-    def _open_lane(self, torch_device: torch.device) -> Lane:
+    def _open_transfer(self, torch_device: torch.device) -> Transfer:
         close_orphans()
-        with self._lanes_lock:
-            if torch_device not in self._lanes:
+        with self._transfers_lock:
+            if torch_device not in self._transfers:
                 device = open_device(torch_device)
-                self._lanes[torch_device] = (
-                    DirectLane(device, self._buffers)
+                self._transfers[torch_device] = (
+                    SynchronousTransfer(device, self._buffers)
                     if device.direct
-                    else StagedLane(device, self._limits, self._buffers, len(self._sites))
+                    else StagedTransfer(device, self._limits, self._buffers, len(self._sites))
                 )
-            return self._lanes[torch_device]
+            return self._transfers[torch_device]
 
-    def lanes(self) -> list[Lane]:
-        with self._lanes_lock:
-            return list(self._lanes.values())
+    def transfers(self) -> list[Transfer]:
+        with self._transfers_lock:
+            return list(self._transfers.values())
 
     # Passes that fastcap runs itself
 
@@ -334,9 +336,9 @@ class Engine:
             del self._of_thread.current
 
     def replan(self) -> None:
-        """A whole pass has been seen: size every lane's memory for the next ones."""
-        for lane in self.lanes():
-            lane.replan()
+        """A whole pass has been seen: size every transfer's memory for the next ones."""
+        for transfer in self.transfers():
+            transfer.replan()
 
     @property
     def site_names(self) -> list[str]:
@@ -348,7 +350,7 @@ class Engine:
         counted = self._closed + Statistics(
             mask_reads=self._rows.n_mask_reads - self._n_reads_before
         )
-        return sum((lane.statistics() for lane in self.lanes()), counted)
+        return sum((transfer.statistics() for transfer in self.transfers()), counted)
 
     def rows_of(self, batch: Any) -> Rows | None:
         """What a batch says of its samples, for its `Pass`; see `RowSource.of_batch`."""
@@ -357,11 +359,11 @@ class Engine:
     def close(self) -> None:
         """Off first, then drain, then give memory back (R12). The engine can be attached again."""
         self.detach()
-        for lane in self.lanes():
-            lane.close()
-        with self._lanes_lock:
-            for lane in self._lanes.values():
-                self._closed += lane.statistics()
-            self._lanes.clear()
+        for transfer in self.transfers():
+            transfer.close()
+        with self._transfers_lock:
+            for transfer in self._transfers.values():
+                self._closed += transfer.statistics()
+            self._transfers.clear()
         self._buffers.keeps = False
         self._buffers.trim()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastcap.devices.base import Destination
 from fastcap.engine import Engine, Pass
 from fastcap.errors import ArgumentError, BatchError
-from fastcap.model.early_stop import EarlyStop, Firings, StopAfter
+from fastcap.model.early_stop import CallsSeen, EarlyStop, StopAfter
 from fastcap.model.forward import (
     BatchCaller,
     Forward,
@@ -144,46 +144,45 @@ class Stream(Iterator[BatchRecords]):
             place = self._consumer.place
         if self._n_passes:
             self._engine.replan()
-        firings = self._early_stop.begin()
-        captured = Pass(place, firings, self._keeps_all, self._engine.rows_of(batch))
+        calls_seen = self._early_stop.begin()
+        captured = Pass(place, calls_seen, self._keeps_all, self._engine.rows_of(batch))
         try:
             with self._engine.running(captured):
-                self._forward(prepared, firings)
+                self._forward(prepared, calls_seen)
             self._send(captured)
         except BaseException:
             captured.clear()  # a failed pass is not delivered
             raise
-        self._engine.report_silence()
+        self._engine.report_unfired()
         samples = range(self._n_samples, self._n_samples + (n_rows or 0))
         finished = _Finished(batch, self._n_passes, samples, captured)
         self._n_passes += 1
         self._n_samples = samples.stop
         return finished
 
-    def _forward(self, prepared: Any, firings: Firings | None) -> None:
+    def _forward(self, prepared: Any, calls_seen: CallsSeen | None) -> None:
         try:
             with evaluation_mode(self._model), uncompiled(), torch.no_grad():
                 self._call(prepared)
         except Exception:
-            if firings is None or not firings.is_stopped:
+            if calls_seen is None or not calls_seen.is_stopped:
                 raise
             return  # the stop, or what the model made of it
-        if firings is not None and self._early_stop.learn(firings):
+        if calls_seen is not None and self._early_stop.learn(calls_seen):
             warn(
                 "stop_after_last_site: the model caught the exception that ends a pass, and "
-                "ran on. Values are those of the sites' firings before it; passes run whole from "
-                "here on."
+                "ran on. Values are those of the calls before it; passes run whole from here on."
             )
 
     def _send(self, captured: Pass) -> None:
         """Put everything on its way, so that it travels while the next pass runs."""
-        for lane in self._engine.lanes():
-            lane.flush()
+        for transfer in self._engine.transfers():
+            transfer.flush()
         if self._consumer is not None:
             self._consumer.end(captured)
         else:
-            for lane, capture in captured.all():
-                lane.deliver(capture, lend=self._zero_copy)
+            for transfer, capture in captured.all():
+                transfer.deliver(capture, lend=self._zero_copy)
 
     def _deliver(self, finished: _Finished) -> BatchRecords:
         captured = finished.captured
@@ -193,8 +192,8 @@ class Stream(Iterator[BatchRecords]):
         for site in self._engine.site_names:
             kept = captured.calls(site)
             first = captured.n_calls.get(site, 0) - len(kept)
-            for call_index, (lane, capture) in enumerate(kept, first):
-                tensor = lane.result(capture, lend=self._zero_copy)
+            for call_index, (transfer, capture) in enumerate(kept, first):
+                tensor = transfer.result(capture, lend=self._zero_copy)
                 assert tensor is not None  # this pass's captures are nobody else's to drop
                 records.append(
                     Record(

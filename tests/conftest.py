@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 from collections.abc import Callable, Iterator
 
@@ -49,3 +50,9 @@ def deterministic() -> Iterator[None]:
     torch.set_num_threads(n_threads)
     if has_compiled():  # what one test compiled is not the next one's affair
         forget_compiled()
+
+
+@pytest.fixture
+def own_timeout() -> None:
+    """For a test whose subprocess has a timeout of its own, longer than what ends a stuck test."""
+    faulthandler.cancel_dump_traceback_later()

@@ -61,7 +61,7 @@ def test_the_current_stream_is_asked_for_every_time(
     assert device.current_stream() is other
 
 
-def test_one_copy_stream_serves_all_lanes_of_a_device(
+def test_one_copy_stream_serves_all_transfers_of_a_device(
     device: AcceleratorDevice, streams: LoggedStreams
 ) -> None:
     another = AcceleratorDevice(CPU)

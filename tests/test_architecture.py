@@ -108,7 +108,7 @@ def test_only_the_accelerator_names_accelerators() -> None:
     assert not naming
 
 
-def test_engine_and_lanes_do_not_ask_what_kind_of_device_it_is() -> None:
+def test_engine_and_transfers_do_not_ask_what_kind_of_device_it_is() -> None:
     kinds = ("AcceleratorDevice", "SimulatedDevice", "SynchronousDevice")
     rooms = ("engine", "transfer", "consumers", "streaming", "activations")
     asking = [

@@ -145,7 +145,10 @@ def test_main_runs_the_command_line(
 
 
 def test_the_installed_script_is_main() -> None:
-    (script,) = entry_points(group="console_scripts", name="fastcap")
+    scripts = entry_points(group="console_scripts", name="fastcap")
+    if not scripts:
+        pytest.skip("fastcap is not installed here")
+    (script,) = scripts
     assert script.load() is cli.main
 
 

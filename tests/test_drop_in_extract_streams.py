@@ -65,7 +65,7 @@ def test_records_equal_the_oracle_at_every_lookahead(prefetch: int) -> None:
         {"dtype": torch.float64},
         {"positions": 0, "seq_dim": 2},
     ],
-    ids=["int", "slice", "list", "reduce", "narrower", "wider", "seq_dim"],
+    ids=["int", "slice", "list", "reduce", "wire_dtype_for", "wider", "seq_dim"],
 )
 def test_selections_equal_the_oracle(options: dict[str, Any]) -> None:
     assert problems(LanguageModel(), BATCHES, SITES, **options) == []

@@ -19,8 +19,8 @@ from fastcap.devices.simulated import Schedule, SimulatedDevice
 from fastcap.engine import close_orphans
 from fastcap.errors import ArgumentError, DeviceMemoryError, FastcapError, HostMemoryError
 from fastcap.model.forward import is_compiled
-from fastcap.transfer.memory import LaneMemory
-from fastcap.transfer.staged import StagedLane
+from fastcap.transfer.memory import TransferMemory
+from fastcap.transfer.staged import StagedTransfer
 
 N_SITES = 4
 SITES = [str(site) for site in range(N_SITES)]
@@ -38,11 +38,11 @@ def echoes() -> nn.Module:
     return nn.Sequential(*(nn.Identity() for _ in range(N_SITES)))
 
 
-def lane_of(store: fastcap.ActivationStore) -> StagedLane:
+def transfer_of(store: fastcap.ActivationStore) -> StagedTransfer:
     assert store._engine is not None
-    [lane] = store._engine.lanes()
-    assert isinstance(lane, StagedLane)
-    return lane
+    [transfer] = store._engine.transfers()
+    assert isinstance(transfer, StagedTransfer)
+    return transfer
 
 
 def value(number: float = 1.0, n_elements: int = 64) -> Tensor:
@@ -68,7 +68,7 @@ def test_a_value_that_an_interrupted_disable_left_behind_is_an_error_and_not_an_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = echoes()
-    result = StagedLane.result
+    result = StagedTransfer.result
     with simulated():
         store = fastcap.ActivationStore(model, SITES, staging_bytes=1536, pinned_bytes=3072)
         store.enable()
@@ -77,10 +77,10 @@ def test_a_value_that_an_interrupted_disable_left_behind_is_an_error_and_not_an_
         def interrupted(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(StagedLane, "result", interrupted)
+        monkeypatch.setattr(StagedTransfer, "result", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.disable()
-        monkeypatch.setattr(StagedLane, "result", result)
+        monkeypatch.setattr(StagedTransfer, "result", result)
         first = store.get("0")
         assert first is not None
         assert first.eq(1).all()
@@ -93,20 +93,20 @@ def test_one_value_that_cannot_be_delivered_does_not_cost_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = echoes()
-    result, n_calls = StagedLane.result, 0
+    result, n_calls = StagedTransfer.result, 0
 
-    def failing_first(lane: StagedLane, capture: Any, lend: bool = False) -> Tensor | None:
+    def failing_first(transfer: StagedTransfer, capture: Any, lend: bool = False) -> Tensor | None:
         nonlocal n_calls
         n_calls += 1
         if n_calls == 1:
             raise HostMemoryError("planned")
-        return result(lane, capture, lend)
+        return result(transfer, capture, lend)
 
     with simulated() as device:
         store = fastcap.ActivationStore(model, SITES)
         store.enable()
         model(value())
-        monkeypatch.setattr(StagedLane, "result", failing_first)
+        monkeypatch.setattr(StagedTransfer, "result", failing_first)
         with pytest.raises(HostMemoryError, match="planned"):
             store.disable()
         for site in SITES[1:]:
@@ -145,7 +145,7 @@ def test_a_lease_keeps_its_own_slot_and_no_other() -> None:
             lent = store.get("0")
             assert lent is not None
             assert store.statistics().lends == 1
-            slots = [weakref.ref(slot) for slot in lane_of(store)._memory.slots.all()]
+            slots = [weakref.ref(slot) for slot in transfer_of(store)._memory.slots.all()]
         del store
         gc.collect()
         assert sum(slot() is not None for slot in slots) <= 1
@@ -171,7 +171,7 @@ def test_memory_that_cannot_be_resized_is_no_error_in_the_model(
     def refuse(*_: Any) -> None:
         raise HostMemoryError("planned")
 
-    monkeypatch.setattr(LaneMemory, "resize", refuse)
+    monkeypatch.setattr(TransferMemory, "resize", refuse)
     model = echoes()
     with simulated(), fastcap.ActivationStore(model, SITES) as store:
         for number in range(3):
@@ -188,9 +188,9 @@ def test_memory_is_sized_by_a_whole_pass_also_after_enabling_again() -> None:
         for _ in range(2):
             with store:
                 model(value())
-                assert not lane_of(store)._memory.is_sized
+                assert not transfer_of(store)._memory.is_sized
                 model(value())
-                assert lane_of(store)._memory.is_sized
+                assert transfer_of(store)._memory.is_sized
 
 
 def test_a_compiled_forward_counts_as_compiled() -> None:

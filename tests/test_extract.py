@@ -30,7 +30,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "mean": {"reduce": "mean"},
     "mean in float32": {"reduce": "mean", "dtype": torch.float32},
     "callable": {"reduce": lambda acts: acts.amax(dim=1)},
-    "narrower": {"dtype": torch.bfloat16},
+    "wire_dtype_for": {"dtype": torch.bfloat16},
     "half": {"positions": -1, "dtype": torch.float16},
     "wider": {"dtype": torch.float64},
     "unpadded, wider": {"positions": "unpadded", "dtype": torch.float64},
@@ -49,7 +49,7 @@ def test_every_selection_equals_the_oracle(name: str, dtype: torch.dtype, tmp_pa
 
 
 @pytest.mark.parametrize("place", [*EXTREMES, "random"])
-@pytest.mark.parametrize("name", ["all", "unpadded", "wider", "narrower", "mean"])
+@pytest.mark.parametrize("name", ["all", "unpadded", "wider", "wire_dtype_for", "mean"])
 @pytest.mark.parametrize("budget", [(256, 256), (700, 1000), (1 << 20, 1 << 20)], ids=range(3))
 def test_accelerators_of_any_timing_and_memory_of_any_size(
     place: str, name: str, budget: tuple[int, int], tmp_path: Path

@@ -20,7 +20,7 @@ from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice
 from fastcap.engine import Engine
 from fastcap.errors import ArgumentError, ArgumentTypeError, ResultError
 from fastcap.reference import differences
-from fastcap.transfer.base import Lane
+from fastcap.transfer.base import Transfer
 from tests.support.runs import Endless, running_on
 
 WIDTH, N_TOKENS, N_SAMPLES = 16, 6, 11
@@ -258,16 +258,16 @@ class TwoDevices(nn.Module):
 
 @contextmanager
 def lanes_of(model: TwoDevices) -> Iterator[None]:
-    """A lane per device of the model, though all their values are on the CPU."""
+    """A transfer per device of the model, though all their values are on the CPU."""
     numbers = {device: torch.device("cpu", i) for i, device in enumerate(model.devices)}
     by_number = {number: device for device, number in numbers.items()}
-    lane_on = Engine._lane
+    lane_on = Engine._transfer
 
-    def lane(engine: Engine, torch_device: torch.device) -> Lane:
+    def transfer(engine: Engine, torch_device: torch.device) -> Transfer:
         return lane_on(engine, numbers[model.current])
 
     with pytest.MonkeyPatch.context() as patch, substitute(lambda where: by_number.get(where)):
-        patch.setattr(Engine, "_lane", lane)
+        patch.setattr(Engine, "_transfer", transfer)
         yield
 
 

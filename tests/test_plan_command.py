@@ -242,7 +242,7 @@ def test_json_is_the_whole_plan() -> None:
         "seq_dim": None,
     }
     assert (found["into"], found["fits"], found["is_exact"]) == ("archive", True, True)
-    # Beside 1,280 bytes of values: token ids, where each sample's begin, and its id.
+    # BatchColumns 1,280 bytes of values: token ids, where each sample's begin, and its id.
     assert found["memory"]["beside_bytes"] == 10 * (7 * 8 + 8 + 8)
     assert found["memory"]["archive_bytes"] == 1280 + 720
 

@@ -20,7 +20,7 @@ from benchmarks.gpu.destinations import (
 from benchmarks.gpu.floors import ARCHIVE, FRESH
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.formatting import format_bytes, markdown_table
-from fastcap.transfer.pinned_out import STRAIGHT_BYTES
+from fastcap.transfer.pinned_out import PINNED_OUT_BYTES
 from tests.support.virtual import (
     Load,
     bounds,
@@ -75,7 +75,7 @@ def load_of(group: Group, destination: str) -> Load:
         launch_secs=subject.likely_launch_secs,
         pinned_bytes=HOST_BYTES,
         lends=destination in (SLOTS, LOOP)
-        or (destination == PINNED and site_bytes >= STRAIGHT_BYTES),
+        or (destination == PINNED and site_bytes >= PINNED_OUT_BYTES),
         costs=costs,
     )
 

@@ -23,11 +23,11 @@ from fastcap.archive.layout import StreamSpec, dtype_name
 from fastcap.archive.reader import Archive
 from fastcap.archive.shards import Part
 from fastcap.archive.writer import Commit, Writer
-from fastcap.consumers.batch_columns import Beside, Values
+from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ResultError
 from fastcap.model.forward import count_rows
-from fastcap.transfer.base import Capture, Lane
+from fastcap.transfer.base import Capture, Transfer
 
 OnCommit = Callable[[Commit], object]
 """Called with every commit, in the thread that makes them: the next one waits for it."""
@@ -39,7 +39,7 @@ class _Batch:
 
     group: Group
     samples: Sequence[int]
-    captures: list[tuple[Lane, Capture]]
+    captures: list[tuple[Transfer, Capture]]
     parts: dict[str, Part]
     lengths: dict[str, Sequence[int]]
 
@@ -48,8 +48,8 @@ class _Batch:
         return all(ticket.done() for _, capture in self.captures for ticket in capture.tickets)
 
     def settle(self) -> None:
-        for lane, capture in self.captures:
-            lane.settle(capture)
+        for transfer, capture in self.captures:
+            transfer.settle(capture)
         self.group.add(self.samples, self.parts, self.lengths)
 
 
@@ -75,7 +75,7 @@ class ArchiveResult:
         self,
         open_writer: Callable[[tuple[StreamSpec, ...], Executor], Writer],
         site_names: Sequence[str],
-        beside: Beside,
+        beside: BatchColumns,
         on_commit: OnCommit | None = None,
         earlier: Archive | None = None,
     ) -> None:
@@ -182,12 +182,12 @@ class ArchiveResult:
 
     def _start(self, group: Group, finished: Pass) -> _Batch:
         batch = _Batch(group, self._samples, [], {}, {})
-        for site, (lane, capture) in finished.captures.items():
+        for site, (transfer, capture) in finished.captures.items():
             part = self._parts.get(site)
             if part is None:  # the first pass, whose sizes were not known in the hook
                 part = group.part(site, capture.shape)
-                lane.deliver(capture, part)
-            batch.captures.append((lane, capture))
+                transfer.deliver(capture, part)
+            batch.captures.append((transfer, capture))
             batch.parts[site] = part
             if capture.lengths is not None:
                 batch.lengths[site] = capture.lengths[: len(self._samples)]

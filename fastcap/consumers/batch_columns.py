@@ -25,7 +25,7 @@ class Values:
     tensors: dict[str, tuple[Tensor, Sequence[int] | None]] = field(default_factory=dict)
 
 
-class Beside:
+class BatchColumns:
     """Takes token ids, masks and labels out of batches.
 
     Token ids and masks are stored as the model saw them, padding included: ragged, since batches

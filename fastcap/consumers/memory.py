@@ -15,7 +15,7 @@ from fastcap.engine import Pass
 from fastcap.errors import HostMemoryError, ResultError, ResultTooLargeError
 from fastcap.formatting import format_bytes
 from fastcap.host_memory import available_bytes, bytes_tensor, empty_bytes
-from fastcap.transfer.base import Capture, Lane
+from fastcap.transfer.base import Capture, Transfer
 from fastcap.transfer.pinned_out import PinnedRows
 
 _Specs: TypeAlias = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -64,7 +64,7 @@ class MemoryResult:
         self._placed: set[str] = set()
         self._written: set[str] = set()
         self._misfits: dict[str, tuple[int, ...]] = {}
-        self._unsettled: deque[tuple[Lane, Capture]] = deque()
+        self._unsettled: deque[tuple[Transfer, Capture]] = deque()
         self._n_batch = 0
         self._n_kept = 0
         self._n_passes = 0
@@ -145,11 +145,11 @@ class MemoryResult:
         assert self._rows is not None
         while self._unsettled and self._unsettled[0][1].is_delivered:
             self._settle_next()
-        for site, (lane, capture) in finished.captures.items():
+        for site, (transfer, capture) in finished.captures.items():
             if site not in self._placed:
                 rows = self._rows[site].view
-                lane.deliver(capture, rows[self.n_done : self.n_done + self._n_kept])
-            self._unsettled.append((lane, capture))
+                transfer.deliver(capture, rows[self.n_done : self.n_done + self._n_kept])
+            self._unsettled.append((transfer, capture))
         self.n_done += self._n_kept
         self._n_passes += 1
 
@@ -163,8 +163,8 @@ class MemoryResult:
             self._settle_next()
 
     def _settle_next(self) -> None:
-        lane, capture = self._unsettled.popleft()
-        lane.settle(capture)
+        transfer, capture = self._unsettled.popleft()
+        transfer.settle(capture)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every site's result, its storage exactly its own."""

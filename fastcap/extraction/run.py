@@ -20,7 +20,7 @@ from fastcap.archive.meta import new_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
 from fastcap.consumers.archive import ArchiveResult, OnCommit
-from fastcap.consumers.batch_columns import Beside
+from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.engine import Engine
 from fastcap.errors import ArchiveError, ArgumentError
 from fastcap.extraction.batches import Batches, make_grid, make_share
@@ -139,7 +139,7 @@ def extract(
     groups = _make_groups(group_bytes, group_secs)
     grid = make_grid(dataset, batch_size, max_samples)
     call = BatchCaller(model, device, inputs, forward)
-    beside = Beside(labels)
+    beside = BatchColumns(labels)
     bound = bind_sites(model, names)
     config = describe_run(
         model,

@@ -29,7 +29,7 @@ class PassStoppedError(Exception):
     """
 
 
-class Firings:
+class CallsSeen:
     """The sites of one pass, as they fire.
 
     Args:
@@ -107,17 +107,17 @@ class EarlyStop:
         self._once = sites if asked == ONCE else ()
         self._learned: tuple[int, ...] | None = None
 
-    def begin(self) -> Firings | None:
+    def begin(self) -> CallsSeen | None:
         """A pass is about to run; `None` when nobody has to be told what fires in it."""
-        return Firings(self._learned, self._once) if self._may_stop else None
+        return CallsSeen(self._learned, self._once) if self._may_stop else None
 
-    def learn(self, firings: Firings) -> bool:
+    def learn(self, calls_seen: CallsSeen) -> bool:
         """The pass ran to its end. Returns whether it should not have: the stop was swallowed."""
-        if firings.is_stopped:
+        if calls_seen.is_stopped:
             self._may_stop = False
             return True
-        is_complete = len(set(firings.seen)) == len(self._sites)
-        self._learned = tuple(firings.seen) if is_complete else None
+        is_complete = len(set(calls_seen.seen)) == len(self._sites)
+        self._learned = tuple(calls_seen.seen) if is_complete else None
         return False
 
 

@@ -11,7 +11,7 @@ from fastcap.model.sites import BoundSite
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
-def explain_silence(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
+def explain_unfired(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
     """One line: which site, why, and what to do.
 
     Args:

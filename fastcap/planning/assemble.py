@@ -46,7 +46,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lane:
+class _Transfer:
     """The captures of one device, and the memory that they take their way through."""
 
     calls: tuple[Call, ...]
@@ -98,9 +98,9 @@ def assemble(
     _check_files(run, sites)
     size = Size(run.n_samples, batch_size)
     _check_last_pass(run.selection, size)
-    lanes = _lanes(run, observed, place, size)
-    memory = _memory(run, sites, lanes, size, _beside_bytes(run, batch, sites, size))
-    load = _load(run, sites, lanes, place, size, passes, memory.archive_bytes)
+    transfers = _transfers(run, observed, place, size)
+    memory = _memory(run, sites, transfers, size, _beside_bytes(run, batch, sites, size))
+    load = _load(run, sites, transfers, place, size, passes, memory.archive_bytes)
     return Plan(
         sites=sites,
         silent=observed.silent,
@@ -163,27 +163,27 @@ def _site(name: str, calls: Sequence[Call], keeps_all: bool, is_direct: bool) ->
     )
 
 
-def _lanes(run: Run, observed: Observed, place: Place, size: Size) -> list[_Lane]:
+def _transfers(run: Run, observed: Observed, place: Place, size: Size) -> list[_Transfer]:
     """One for each device that values live on, as the engine has them."""
     by_device: dict[torch.device, list[Call]] = {}
     for call in observed.in_order:
         by_device.setdefault(call.device, []).append(call)
-    lanes = []
+    transfers = []
     for torch_device, calls in by_device.items():
         device = place.device if torch_device.type == "meta" else open_device(torch_device)
         if device is not None and device.direct:
-            lanes.append(_Lane(tuple(calls), None, None))
+            transfers.append(_Transfer(tuple(calls), None, None))
             continue
         free_bytes = None if device is None else device.free_bytes()
         budget = _budget(run, observed.n_sites, calls, free_bytes, size)
-        lanes.append(_Lane(tuple(calls), budget, free_bytes))
-    return lanes
+        transfers.append(_Transfer(tuple(calls), budget, free_bytes))
+    return transfers
 
 
 def _budget(
     run: Run, n_sites: int, calls: Sequence[Call], free_bytes: int | None, size: Size
 ) -> Budget:
-    """What a lane takes at the first record, and after the first pass if there is a second."""
+    """What a transfer takes at the first record, and after the first pass if there is a second."""
     sent = [call.link_bytes for call in calls]
     known = run.limits, free_bytes, available_bytes()
     expected_bytes = n_sites * next(filter(None, sent), 0)
@@ -206,20 +206,20 @@ def _beside_bytes(run: Run, batch: Any, sites: Sequence[SitePlan], size: Size) -
 def _memory(
     run: Run,
     sites: Sequence[SitePlan],
-    lanes: Sequence[_Lane],
+    transfers: Sequence[_Transfer],
     size: Size,
     beside_bytes: int,
 ) -> MemoryPlan:
     pass_bytes = sum(site.pass_bytes for site in sites)
-    budgets = [lane.budget for lane in lanes if lane.budget is not None]
-    free_bytes = [lane.free_bytes for lane in lanes if lane.budget is not None]
+    budgets = [transfer.budget for transfer in transfers if transfer.budget is not None]
+    free_bytes = [transfer.free_bytes for transfer in transfers if transfer.budget is not None]
     known = [n_bytes for n_bytes in free_bytes if n_bytes is not None]
     folder = run.archive_folder
     return MemoryPlan(
         staging_bytes=sum(budget.staging_bytes for budget in budgets),
         slot_bytes=sum(budget.slot_bytes for budget in budgets),
         first_slot_bytes=sum(budget.chunk_bytes * budget.n_first_slots for budget in budgets),
-        result_bytes=_result_bytes(run, lanes, size, pass_bytes),
+        result_bytes=_result_bytes(run, transfers, size, pass_bytes),
         archive_bytes=0 if folder is None else size.total(pass_bytes) + beside_bytes,
         beside_bytes=beside_bytes,
         free_device_bytes=sum(known) if known and len(known) == len(free_bytes) else None,
@@ -229,34 +229,38 @@ def _memory(
     )
 
 
-def _result_bytes(run: Run, lanes: Sequence[_Lane], size: Size, pass_bytes: int) -> int:
+def _result_bytes(run: Run, transfers: Sequence[_Transfer], size: Size, pass_bytes: int) -> int:
     """Host memory beside the slots: a result, or the records on their way to somewhere else."""
     if run.into == "memory":
         return size.total(pass_bytes)
     if run.into == "loop":
-        calls = [(lane, call) for lane in lanes for call in lane.calls]
-        lent_bytes = sum(c.delivered_bytes for lane, c in calls if run.lends and lane.lends(c))
+        calls = [(transfer, call) for transfer in transfers for call in transfer.calls]
+        lent_bytes = sum(
+            c.delivered_bytes for transfer, c in calls if run.lends and transfer.lends(c)
+        )
         return size.n_under_way * max(0, pass_bytes - lent_bytes)
     # Files are written out of slots, and on the CPU out of what hooks have copied.
-    copied = [call.delivered_bytes for ln in lanes if ln.budget is None for call in ln.calls]
+    copied = [call.delivered_bytes for ln in transfers if ln.budget is None for call in ln.calls]
     return max(sum(copied), min(QUEUED_BYTES, size.total(sum(copied))))
 
 
 def _load(
     run: Run,
     sites: Sequence[SitePlan],
-    lanes: Sequence[_Lane],
+    transfers: Sequence[_Transfer],
     place: Place,
     size: Size,
     passes: PassSecs,
     disk_bytes: int,
 ) -> Load:
     link_bytes = sum(site.link_bytes for site in sites)
-    calls = [call for lane in lanes for call in lane.calls]
+    calls = [call for transfer in transfers for call in transfer.calls]
     largest_bytes = max((call.link_bytes for call in calls), default=0)
-    staged = [lane for lane in lanes if lane.budget is not None]
-    chunk_bytes = max((lane.budget.chunk_bytes for lane in staged if lane.budget), default=0)
-    staging_bytes = sum(lane.staging_bytes for lane in staged)
+    staged = [transfer for transfer in transfers if transfer.budget is not None]
+    chunk_bytes = max(
+        (transfer.budget.chunk_bytes for transfer in staged if transfer.budget), default=0
+    )
+    staging_bytes = sum(transfer.staging_bytes for transfer in staged)
     return Load(
         n_passes=size.n_passes,
         n_calls=len(calls),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcap.consumers.batch_columns import Beside
+from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArgumentError
 from fastcap.model.forward import count_rows
 from fastcap.selection.token_count import count_tokens
@@ -70,7 +70,7 @@ def bytes_beside(batch: Any, n_rows: int, n_ragged_sites: int) -> int:
     Raises:
         ResultError: Token ids or a mask that do not have a row for each sample.
     """
-    found = Beside().take(batch, n_rows, n_rows).tensors.values()
+    found = BatchColumns().take(batch, n_rows, n_rows).tensors.values()
     n_ragged = n_ragged_sites + len([lengths for _, lengths in found if lengths is not None])
     return sum(value.nbytes for value, _ in found) + n_rows * (1 + n_ragged) * ID_BYTES
 

@@ -16,13 +16,13 @@ from fastcap.model.forward import BatchCaller, count_rows, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach, modes_off
 from fastcap.model.parts import check_capturable, describe_miss, take_part
 from fastcap.model.sites import BoundSite
-from fastcap.model.unfired import explain_silence
+from fastcap.model.unfired import explain_unfired
 from fastcap.planning.examples import tokens_per_sample
 from fastcap.selection.per_sample import MaskOfBatch, RowSource
 from fastcap.selection.selector import Selector
 from fastcap.selection.token_count import TokenCounter
 from fastcap.spec import Selection
-from fastcap.transfer.base import narrower
+from fastcap.transfer.base import wire_dtype_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Call:
     @property
     def link_bytes(self) -> int:
         """Bytes that cross the link: narrowed before it, widened after it."""
-        return prod(self.shape) * narrower(self.selected_dtype, self.dtype).itemsize
+        return prod(self.shape) * wire_dtype_for(self.selected_dtype, self.dtype).itemsize
 
     @property
     def read_bytes(self) -> int:
@@ -215,7 +215,7 @@ class _Observer:
 
     def silent(self) -> tuple[str, ...]:
         return tuple(
-            self._misses.get(index) or explain_silence(self._model, bound, True)
+            self._misses.get(index) or explain_unfired(self._model, bound, True)
             for index, bound in enumerate(self._bound)
             if not self._calls[index]
         )

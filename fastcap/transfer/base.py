@@ -1,4 +1,4 @@
-"""What a lane is: the way from a value on one device to host memory."""
+"""What a transfer is: the way from a value on one device to host memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Capture:
         spilled: Memory for the whole value, once a piece of it had to leave its slot.
         route: Captures with one route are delivered in order.
         is_lendable: Whether it fills enough of a slot to be lent out of it.
-        is_straight: Whether copies bring it to its rows, with no slot between.
+        is_pinned_out: Whether copies bring it to its rows, with no slot between.
         is_small: Whether it is not worth a host worker: whoever asks for it reads it.
         was_read: Whether somebody has asked for the value.
         dropped: Whether nobody wants the value any more.
@@ -49,7 +49,7 @@ class Capture:
 
     # Of the class until they are set: one is made in every hook, and most never change.
     spilled: HostBuffer | None = None
-    is_straight = False
+    is_pinned_out = False
     is_small = False
     is_lendable = False
     was_read = False
@@ -97,8 +97,8 @@ class Capture:
 
 
 @dataclass(slots=True)
-class LaneCounters:
-    """What a lane has done; `Statistics` explains each field."""
+class TransferCounters:
+    """What a transfer has done; `Statistics` explains each field."""
 
     captures: int = 0
     captured_bytes: int = 0
@@ -115,7 +115,7 @@ class LaneCounters:
         return Statistics(**asdict(self), **asdict(device.counters), memory=memory)
 
 
-class Lane(Protocol):
+class Transfer(Protocol):
     """The verbs the engine uses, whatever the device.
 
     `capture` is called in hooks; everything else anywhere, from any thread, also inside a pass.
@@ -123,7 +123,7 @@ class Lane(Protocol):
 
     @property
     def device(self) -> AnyDevice:
-        """Where this lane's values come from."""
+        """Where this transfer's values come from."""
 
     def refuse_graphs(self) -> None:
         """Asked before anything else is done with a value: a graph that is being recorded would
@@ -139,7 +139,7 @@ class Lane(Protocol):
         """Take the bytes of `value` as they are now.
 
         Args:
-            value: A detached strided tensor on the lane's device.
+            value: A detached strided tensor on the transfer's device.
             dtype: The dtype to deliver.
             target: Where to deliver it if that is known already: contiguous, of the value's shape.
             route: Captures with one route are delivered in order.
@@ -179,7 +179,7 @@ class Lane(Protocol):
         """Size the memory for what one pass has shown. Effective once."""
 
     def statistics(self) -> Statistics:
-        """What this lane has done so far."""
+        """What this transfer has done so far."""
 
     def close(self) -> None:
         """Finish deliveries and give all memory back. Undelivered values are dropped."""
@@ -194,7 +194,7 @@ def without_frames(error: Exception) -> Exception:
     return error
 
 
-def narrower(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:
+def wire_dtype_for(produced: torch.dtype, wanted: torch.dtype) -> torch.dtype:
     """The dtype that crosses the link: narrowing happens before the copy, widening after."""
     return wanted if wanted is produced or wanted.itemsize <= produced.itemsize else produced
 

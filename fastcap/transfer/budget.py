@@ -18,7 +18,7 @@ UNKNOWN_HOST_BYTES = 4096 * MiB  # assumed to be available where the system does
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The sizes of one lane.
+    """The sizes of one transfer.
 
     Attributes:
         chunk_bytes: Bytes of one staging chunk, and of one slot.
@@ -129,7 +129,7 @@ def plan_budget(
 
 
 def settled_budget(first: Budget, better: Budget) -> Budget:
-    """What a lane has once a pass is known: the budget for that, unless it has more already.
+    """What a transfer has once a pass is known: the budget for that, unless it has more already.
 
     Larger chunks need all memory anew. More chunks and slots of the same size are added to what
     there is, and nothing is taken away: memory that was planned for is not worth a pause.

@@ -1,4 +1,4 @@
-"""The staging ring and the slots of one lane: allocated when first needed, and grown."""
+"""The staging ring and the slots of one transfer: allocated when first needed, and grown."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastcap.transfer.budget import Budget, Limits, halved, plan_budget, settled
 from fastcap.transfer.pool import Piece, Slot, SlotPool, StagingRing
 
 
-class LaneMemory:
+class TransferMemory:
     """Memory within `limits`, sized by the first record and once more by the first whole pass.
 
     Staging and the first slots are taken at the first capture, for a pass in which every site
     gives as much. Where a pass turns out larger, chunks are added between passes, and slots
-    whenever one more spares the host a spill. The lane calls this under its lock, except where
+    whenever one more spares the host a spill. The transfer calls this under its lock, except where
     memory is pinned: that may take milliseconds, and is done by the thread that moves bytes.
 
     Args:
@@ -112,7 +112,7 @@ class LaneMemory:
         """Pin one more slot, if there is room: in the budget for the longest pass so far and,
         unless the user set that, in what a growing result has left of the host's memory.
 
-        For one thread at a time, and not under the lane's lock, which is taken to add the slot:
+        For one thread at a time, and not under the transfer's lock, which is taken to add the slot:
         pinning takes milliseconds.
         """
         if not (self._may_pin and self.is_open and len(self.slots) < self._most_slots()):

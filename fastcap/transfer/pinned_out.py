@@ -17,7 +17,7 @@ from fastcap.host_memory import normal_mode
 from fastcap.transfer.base import Capture
 from fastcap.transfer.pool import Chunk, Piece, Slot, StagingRing
 
-STRAIGHT_BYTES = 1 << 20
+PINNED_OUT_BYTES = 1 << 20
 """Below this a copy of its own takes the link longer than its bytes do."""
 
 MANY_PIECES = 8
@@ -92,23 +92,23 @@ class Landings:
             event = self._spare.get_nowait()
         except queue.Empty:
             event = self._device.event()
-        copy_straight(self._device, chunk, event)
+        copy_to_rows(self._device, chunk, event)
         return Landing(self._device, event, self._spare)
 
 
 def choose_way(capture: Capture, ring: StagingRing) -> None:
     """Settle how a capture will travel, by its size, its target and the chunks there are."""
     if isinstance(capture.target, PinnedRows):
-        is_large = capture.n_bytes >= min(STRAIGHT_BYTES, ring.chunk_bytes // MANY_PIECES)
-        capture.is_straight = is_large and capture.dtype == capture.wire_dtype
-        if not capture.is_straight:
+        is_large = capture.n_bytes >= min(PINNED_OUT_BYTES, ring.chunk_bytes // MANY_PIECES)
+        capture.is_pinned_out = is_large and capture.dtype == capture.wire_dtype
+        if not capture.is_pinned_out:
             capture.target = capture.target.tensor
     # By the bytes that are delivered: all calls whose rows are the same go one way, in order.
     capture.is_small = capture.shape.numel() * capture.dtype.itemsize < ring.small_bytes
     capture.is_lendable = ring.chunk_bytes <= 2 * capture.n_bytes <= 2 * ring.chunk_bytes
 
 
-def copy_straight(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
+def copy_to_rows(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
     """Copy the pieces of a chunk to their rows, and mark a event when they are there."""
     pieces = list(chunk.pieces)
     after = chunk.record_packed()

@@ -1,6 +1,6 @@
-"""The memory of a lane: staging chunks in a ring, slots in a pool, and leases on slots.
+"""The memory of a transfer: staging chunks in a ring, slots in a pool, and leases on slots.
 
-Pure bookkeeping over one device's buffers. Nothing here waits, and nothing here locks: the lane
+Pure bookkeeping over one device's buffers. Nothing here waits, and nothing here locks: the transfer
 calls it under its own lock. What may run at any time, on any thread, is the finalizer of a lease,
 and it only puts into a `SimpleQueue` (R6).
 """
@@ -52,7 +52,7 @@ class Piece:
         self.offset = 0
 
     def unlink(self) -> None:
-        """Take it out of its home and from its owner. Under the lane's lock."""
+        """Take it out of its home and from its owner. Under the transfer's lock."""
         home, self.home = self.home, None
         if home is not None and not isinstance(home, HostBuffer):
             home.pieces.pop(self, None)
@@ -64,7 +64,7 @@ class Chunk:
     """A part of staging that is filled by packs and emptied by one copy.
 
     Attributes:
-        is_straight: Whether what it holds goes to rows of a result, by a copy for each piece.
+        is_pinned_out: Whether what it holds goes to rows of a result, by a copy for each piece.
         is_fleeting: Whether the stream it was last opened to may be ended by its owner.
     """
 
@@ -73,7 +73,7 @@ class Chunk:
         self.staging: Staging = device.staging(n_bytes)
         self.n_bytes = n_bytes
         self.fill_bytes = 0
-        self.is_straight = False
+        self.is_pinned_out = False
         self.is_fleeting = False
         self.pieces: dict[Piece, None] = {}
         self.streams: dict[Hashable, Event] = {}
@@ -196,7 +196,7 @@ Lease: TypeAlias = tuple[Slot, int, int]
 
 
 class SlotPool:
-    """The slots of a lane, the least recently used first."""
+    """The slots of a transfer, the least recently used first."""
 
     def __init__(self, device: AnyDevice, n_bytes: int, n_slots: int) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""The lane of accelerators: pack on the model's stream, copy on ours, deliver on the host.
+"""The transfer of accelerators: pack on the model's stream, copy on ours, deliver on the host.
 
     hook, compute stream          per chunk, copy stream              host
     pack into the open chunk  →  one copy from chunk to slot   →    read, deliver or lend
@@ -25,21 +25,21 @@ from fastcap.records import Statistics
 from fastcap.transfer.base import (
     NO_GRAPHS,
     Capture,
-    LaneCounters,
     Target,
-    narrower,
+    TransferCounters,
     part_of,
     split,
+    wire_dtype_for,
     without_frames,
 )
 from fastcap.transfer.budget import Limits
-from fastcap.transfer.memory import LaneMemory
+from fastcap.transfer.memory import TransferMemory
 from fastcap.transfer.pinned_out import Landings, choose_way, wait_for, wait_for_copies
 from fastcap.transfer.pool import Chunk, Piece, Slot
 
 
-class StagedLane:
-    """See `fastcap.transfer.base.Lane`. Memory is taken at the first capture."""
+class StagedTransfer:
+    """See `fastcap.transfer.base.Transfer`. Memory is taken at the first capture."""
 
     def __init__(
         self, device: AnyDevice, limits: Limits, buffers: HostBuffers, n_sites: int
@@ -48,11 +48,11 @@ class StagedLane:
         self._buffers = buffers
         self._lock = threading.Lock()
         self._moving = threading.RLock()
-        self._memory = LaneMemory(device, limits, n_sites)
+        self._memory = TransferMemory(device, limits, n_sites)
         self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
         self._landings = Landings(device)
-        self._went_straight = False
-        self._counters = LaneCounters()
+        self._used_pinned_out = False
+        self._counters = TransferCounters()
 
     # captured → staged, in the hook
 
@@ -63,7 +63,7 @@ class StagedLane:
     def capture(
         self, value: Tensor, dtype: torch.dtype, target: Target | None, route: int
     ) -> Capture:
-        capture = Capture(value.shape, narrower(value.dtype, dtype), dtype, route, target)
+        capture = Capture(value.shape, wire_dtype_for(value.dtype, dtype), dtype, route, target)
         try:
             self._stage(value, capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
@@ -104,9 +104,9 @@ class StagedLane:
     def _pack(self, chunk: Chunk, compute_stream: Hashable, value: Tensor, piece: Piece) -> bool:
         """Reserve, pack and link: one step, under the lock; `False` when the chunk has no room."""
         capture = piece.owner
-        if chunk.fill_bytes and chunk.is_straight is not capture.is_straight:
+        if chunk.fill_bytes and chunk.is_pinned_out is not capture.is_pinned_out:
             return False
-        chunk.is_straight = capture.is_straight
+        chunk.is_pinned_out = capture.is_pinned_out
         offset = chunk.reserve(piece.n_bytes)
         if offset is None:
             return False
@@ -143,8 +143,8 @@ class StagedLane:
         chunk = ring.open
         if chunk.fill_bytes == 0 or chunk.abandon():
             return True
-        if chunk.is_straight and chunk.pieces:
-            self._went_straight = True
+        if chunk.is_pinned_out and chunk.pieces:
+            self._used_pinned_out = True
             landing = self._landings.copy(chunk)
             for piece in list(chunk.pieces):
                 piece.owner.tickets.append(landing)
@@ -393,7 +393,7 @@ class StagedLane:
         with self._moving:
             self._read_small(waits=True)
             self._small.clear()
-            if self._went_straight and self._memory.is_open:
+            if self._used_pinned_out and self._memory.is_open:
                 # The caller's memory: nothing writes it from here on.
                 ring, slots = self._memory.ring, self._memory.slots
                 wait_for_copies(self._device, ring.open, slots.all()[0])

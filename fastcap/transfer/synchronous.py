@@ -1,4 +1,4 @@
-"""The lane of devices with nothing to overlap: one copy, in the hook, to where it is wanted.
+"""The transfer of devices with nothing to overlap: one copy, in the hook, to where it is wanted.
 
 What is wanted in a file is copied to owned memory in the hook, and written by a host worker.
 """
@@ -16,20 +16,20 @@ from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.errors import FastcapError
 from fastcap.host_memory import HostBuffers, normal_mode
 from fastcap.records import Statistics
-from fastcap.transfer.base import Capture, LaneCounters, Target, without_frames
+from fastcap.transfer.base import Capture, Target, TransferCounters, without_frames
 from fastcap.transfer.pinned_out import PinnedRows
 
 QUEUED_BYTES = 256 << 20  # guessed: a second of a fast disk
 """How much may wait to be written to files."""
 
 
-class DirectLane:
-    """See `fastcap.transfer.base.Lane`."""
+class SynchronousTransfer:
+    """See `fastcap.transfer.base.Transfer`."""
 
     def __init__(self, device: AnyDevice, buffers: HostBuffers) -> None:
         self.device = self._device = device
         self._buffers = buffers
-        self._counters = LaneCounters()
+        self._counters = TransferCounters()
         self._queued: deque[tuple[Ticket, int]] = deque()
         self._queued_bytes = 0
         self._queue_lock = threading.Lock()

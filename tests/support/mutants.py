@@ -16,7 +16,7 @@ from tests.support import scenarios
 from tests.support.mutation import Change, Deletion, seam_calls
 
 POOL, STAGED = "fastcap.transfer.pool", "fastcap.transfer.staged"
-STRAIGHT = "fastcap.transfer.pinned_out"
+PINNED_OUT = "fastcap.transfer.pinned_out"
 SIMULATED = "fastcap.devices.simulated.device:SimulatedDevice"
 IN_ORDER = (
     "copies of one device run in the order they were issued, so a copy into a slot that nobody "
@@ -68,7 +68,7 @@ MUTANTS = [
         "R1",
         "the compute stream is asked for once and remembered",
         (
-            f"{STAGED}:StagedLane._stage",
+            f"{STAGED}:StagedTransfer._stage",
             "compute_stream = self._device.current_stream()",
             "compute_stream = self.__dict__.setdefault('first', self._device.current_stream())",
         ),
@@ -107,7 +107,7 @@ MUTANTS = [
     _mutant(
         "R3",
         "the copy does not wait for the packs",
-        (f"{STAGED}:StagedLane._copy_to_slot", "after=chunk.record_packed(),", "after=(),"),
+        (f"{STAGED}:StagedTransfer._copy_to_slot", "after=chunk.record_packed(),", "after=(),"),
     ),
     _mutant(
         "R3",
@@ -131,20 +131,24 @@ MUTANTS = [
     _mutant(
         "R2",
         "the mark of a full chunk is made when a slot is free",
-        (f"{STAGED}:StagedLane._pack", "chunk.record_packed()", "pass"),
+        (f"{STAGED}:StagedTransfer._pack", "chunk.record_packed()", "pass"),
         scenario=scenarios.a_full_chunk_is_copied_before_the_next_layer_is_done,
     ),
     _mutant(
         "R11",
         "the hook waits for a host worker where it could pin a slot",
-        (f"{STAGED}:StagedLane._make_room", "(would_spill or not victim.pieces)", "would_spill"),
+        (
+            f"{STAGED}:StagedTransfer._make_room",
+            "(would_spill or not victim.pieces)",
+            "would_spill",
+        ),
         scenario=scenarios.a_consumer_that_pauses_does_not_hold_up_the_model,
     ),
     _mutant(
         "R6",
         "a slot is pinned while copies still land in others",
         (
-            f"{STAGED}:StagedLane._make_room",
+            f"{STAGED}:StagedTransfer._make_room",
             "None if victim.pieces else self._memory.slots.next_to_land()",
             "None",
         ),
@@ -154,7 +158,7 @@ MUTANTS = [
         "R6",
         "slots are pinned without regard to the budget",
         (
-            "fastcap.transfer.memory:LaneMemory.add_slot",
+            "fastcap.transfer.memory:TransferMemory.add_slot",
             "len(self.slots) < self._most_slots()",
             "True",
         ),
@@ -163,7 +167,7 @@ MUTANTS = [
         "R3",
         "staging is rewritten without waiting for its copy",
         (
-            f"{STAGED}:StagedLane._copy_to_slot",
+            f"{STAGED}:StagedTransfer._copy_to_slot",
             "then=(slot.landed, chunk.copied),",
             "then=(slot.landed,),",
         ),
@@ -222,7 +226,7 @@ MUTANTS = [
         "R3",
         "a copy straight to its rows does not wait for the packs",
         (
-            f"{STRAIGHT}:copy_straight",
+            f"{PINNED_OUT}:copy_to_rows",
             "after = chunk.record_packed()",
             "after = chunk.record_packed()[:0]",
         ),
@@ -230,7 +234,7 @@ MUTANTS = [
     _mutant(
         "R3",
         "staging is rewritten behind the first of the pieces that go straight",
-        (f"{STRAIGHT}:copy_straight", "if piece is pieces[-1] else", "if piece is pieces[0] else"),
+        (f"{PINNED_OUT}:copy_to_rows", "if piece is pieces[-1] else", "if piece is pieces[0] else"),
         scenario=scenarios.several_values_of_a_chunk_go_straight,
     ),
     _mutant(
@@ -246,7 +250,7 @@ MUTANTS = [
         "R4",
         "a value that is still to be converted goes straight",
         (
-            f"{STRAIGHT}:choose_way",
+            f"{PINNED_OUT}:choose_way",
             "is_large and capture.dtype == capture.wire_dtype",
             "is_large",
         ),
@@ -255,7 +259,7 @@ MUTANTS = [
         "R4",
         "the copy goes to memory that is no slot",
         (
-            f"{STAGED}:StagedLane._copy_to_slot",
+            f"{STAGED}:StagedTransfer._copy_to_slot",
             "        slot.buffer,\n",
             "        HostBuffer(slot.buffer.bytes.clone()),\n",
         ),
@@ -263,14 +267,14 @@ MUTANTS = [
     _mutant(
         "R5",
         "the host reads a slot without its event",
-        (f"{STAGED}:StagedLane._read_piece", "self._device.synchronize(home.landed)", "pass"),
+        (f"{STAGED}:StagedTransfer._read_piece", "self._device.synchronize(home.landed)", "pass"),
         defect="M5",
     ),
     _mutant(
         "R5",
         "of a value in pieces, only the first is waited for",
         (
-            f"{STAGED}:StagedLane._read_piece",
+            f"{STAGED}:StagedTransfer._read_piece",
             "self._device.synchronize(home.landed)",
             "piece.start or self._device.synchronize(home.landed)",
         ),
@@ -278,12 +282,16 @@ MUTANTS = [
     _mutant(
         "R5",
         "a host worker reads a slot without its event",
-        (f"{STAGED}:StagedLane._hand_over", "(home.buffer, home.landed)", "(home.buffer, None)"),
+        (
+            f"{STAGED}:StagedTransfer._hand_over",
+            "(home.buffer, home.landed)",
+            "(home.buffer, None)",
+        ),
     ),
     _mutant(
         "R5",
         "a slot is lent before its copy has landed",
-        (f"{STAGED}:StagedLane._lend", "self._device.synchronize(slot.landed)", "pass"),
+        (f"{STAGED}:StagedTransfer._lend", "self._device.synchronize(slot.landed)", "pass"),
     ),
     _mutant(
         "R6",
@@ -332,7 +340,7 @@ MUTANTS = [
         "R6",
         "owned memory is used again when the first tensor over it goes, and not its storage",
         (
-            f"{POOL}:HostBuffers.tensor",
+            "fastcap.host_memory:HostBuffers.tensor",
             (
                 "weakref.finalize(array, _give_back, weakref.ref(self), memory).atexit = False\n"
                 "        return bytes_tensor(array).view(dtype).view(shape)"
@@ -364,12 +372,12 @@ MUTANTS = [
     _mutant(
         "R7",
         "a value that is still wanted dies with its slot",
-        (f"{STAGED}:StagedLane._empty", "self._spill(piece, slot)", "piece.unlink()"),
+        (f"{STAGED}:StagedTransfer._empty", "self._spill(piece, slot)", "piece.unlink()"),
     ),
     _mutant(
         "R7",
         "a value is saved from a slot before it has landed there",
-        (f"{STAGED}:StagedLane._empty", "self._device.synchronize(slot.landed)", "pass"),
+        (f"{STAGED}:StagedTransfer._empty", "self._device.synchronize(slot.landed)", "pass"),
     ),
     _mutant(
         "R7",
@@ -379,18 +387,18 @@ MUTANTS = [
     _mutant(
         "R8",
         "asking for a value does not flush, a post-hook would have to",
-        (f"{STAGED}:StagedLane.result", "self._put_on_its_way(capture)", "pass"),
+        (f"{STAGED}:StagedTransfer.result", "self._put_on_its_way(capture)", "pass"),
     ),
     _mutant(
         "R8",
         "disabling does not deliver what is under way",
-        ("fastcap.activations:ActivationStore.disable", "lane.result(capture)", "pass"),
+        ("fastcap.activations:ActivationStore.disable", "transfer.result(capture)", "pass"),
     ),
     _mutant(
         "R9",
         "missing memory is raised into the model",
         (
-            f"{STAGED}:StagedLane.capture",
+            f"{STAGED}:StagedTransfer.capture",
             "capture.error = without_frames(error)",
             "raise",
         ),
@@ -399,7 +407,7 @@ MUTANTS = [
     _mutant(
         "R10",
         "results are made in the inference mode of whoever asks",
-        (f"{POOL}:HostBuffers.tensor", "with normal_mode():", "if True:"),
+        ("fastcap.host_memory:HostBuffers.tensor", "with normal_mode():", "if True:"),
     ),
     _mutant(
         "R10",
@@ -410,15 +418,15 @@ MUTANTS = [
     _mutant(
         "R11",
         "reserve, pack and link are not one step",
-        (f"{STAGED}:StagedLane._stage", "with self._lock:", "if True:"),
-        (f"{STAGED}:StagedLane._stage_piece", "with self._lock:", "if True:"),
+        (f"{STAGED}:StagedTransfer._stage", "with self._lock:", "if True:"),
+        (f"{STAGED}:StagedTransfer._stage_piece", "with self._lock:", "if True:"),
         scenario=scenarios.a_capture_is_one_step,
     ),
     _mutant(
         "R11",
         "a event is waited for under the lock",
         (
-            f"{STAGED}:StagedLane._read_piece",
+            f"{STAGED}:StagedTransfer._read_piece",
             "self._device.synchronize(home.landed)",
             "with self._lock: self._device.synchronize(home.landed)",
         ),
@@ -450,7 +458,7 @@ MUTANTS = [
         "R13",
         "packing calls record_stream",
         (
-            f"{STAGED}:StagedLane._pack",
+            f"{STAGED}:StagedTransfer._pack",
             "piece.home = chunk",
             "piece.home = chunk; hasattr(value, 'none') and value.record_stream(compute_stream)",
         ),
@@ -473,7 +481,7 @@ MUTANTS = [
         "R3",
         "a chunk waits for the newest copy instead of its own",
         (
-            f"{STAGED}:StagedLane._flush_open",
+            f"{STAGED}:StagedTransfer._flush_open",
             "ring.advance()",
             "ring.advance(); ring.open.copied = chunk.copied",
         ),
@@ -483,7 +491,7 @@ MUTANTS = [
         "R12",
         "a run ends while a copy to the caller's rows is under way",
         (
-            f"{STAGED}:StagedLane.close",
+            f"{STAGED}:StagedTransfer.close",
             "wait_for_copies(self._device, ring.open, slots.all()[0])",
             "pass",
         ),
@@ -492,7 +500,7 @@ MUTANTS = [
         "R11",
         "the hook waits for its copy",
         (
-            f"{STAGED}:StagedLane._flush_open",
+            f"{STAGED}:StagedTransfer._flush_open",
             "ring.advance()",
             "ring.advance(); self._device.synchronize(chunk.copied)",
         ),
@@ -507,8 +515,10 @@ NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
     "transfer.pool:Chunk.abandon record": scenarios.an_unwanted_chunk_changes_streams,
     "transfer.pool:Chunk.open_to lasts": scenarios.a_stream_ends_before_its_values_are_read,
     "transfer.pool:Chunk.close_to record": scenarios.a_stream_ends_before_its_values_are_read,
-    "transfer.staged:StagedLane.refuse_graphs is_capturing": scenarios.a_graph_capture_is_refused,
-    "transfer.memory:LaneMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
+    "transfer.staged:StagedTransfer.refuse_graphs is_capturing": (
+        scenarios.a_graph_capture_is_refused
+    ),
+    "transfer.memory:TransferMemory._plan free_bytes": scenarios.staging_leaves_room_for_the_model,
 }
 SURVIVING = {
     "transfer.pool:SlotPool.is_reusable query": IN_ORDER,
@@ -517,11 +527,11 @@ SURVIVING = {
         "captures early."
     ),
     "transfer.pinned_out:wait_for synchronize": (
-        "who waits for such a value now is about to close its lane, which waits for the last of "
+        "who waits for such a value is about to close its transfer, which waits for the last of "
         "them, unless a site is called on two devices in one pass (tests/test_out.py). Without the "
         "call a value would be called delivered that is not."
     ),
-    "transfer.staged:StagedLane._read_small query": (
+    "transfer.staged:StagedTransfer._read_small query": (
         "a small value is read behind its own event all the same. Asking first only keeps the "
         "thread that asks from waiting."
     ),
@@ -538,5 +548,5 @@ def deletions() -> list[Mutant]:
             NEEDS_A_SITUATION.get(call.name),
             survives=SURVIVING.get(call.name, ""),
         )
-        for call in seam_calls(POOL, STAGED, STRAIGHT, "fastcap.transfer.memory")
+        for call in seam_calls(POOL, STAGED, PINNED_OUT, "fastcap.transfer.memory")
     ]

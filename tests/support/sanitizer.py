@@ -12,7 +12,9 @@ from tests.support.mutation import Change
 is_broken = {is_broken}
 fastcap.engine.modes_off = nullcontext  # the sanitizer is a dispatch mode, and must see packs
 change = Change(
-    "fastcap.transfer.staged:StagedLane._copy_to_slot", "after=chunk.record_packed(),", "after=(),"
+    "fastcap.transfer.staged:StagedTransfer._copy_to_slot",
+    "after=chunk.record_packed(),",
+    "after=(),",
 )
 model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4))).cuda()
 with change.applied() if is_broken else nullcontext():

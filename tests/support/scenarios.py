@@ -77,8 +77,8 @@ def a_reader_keeps_its_slot() -> None:
         def replace_it() -> None:
             for value in range(2, 5):  # a copy into every slot
                 model(number(value))
-                for lane in store._engine.lanes():  # type: ignore[union-attr]
-                    lane.flush()
+                for transfer in store._engine.transfers():  # type: ignore[union-attr]
+                    transfer.flush()
 
         device.interrupt = replace_it
         value = store.get("0")
@@ -198,7 +198,7 @@ class _WaitWatched(SimulatedDevice):
 
     def _check(self) -> None:
         self.n_waits += 1
-        assert not any(lock.locked() for lock in self.locks), "a wait under the lane's lock"
+        assert not any(lock.locked() for lock in self.locks), "a wait under the transfer's lock"
 
     def synchronize(self, event: SimulatedEvent) -> None:
         self._check()
@@ -221,7 +221,7 @@ def nothing_waits_under_the_lock() -> None:
         ):
             for value in range(6):
                 model(number(value))
-                device.locks = [lane._lock for lane in store._engine.lanes()]  # type: ignore[union-attr]
+                device.locks = [transfer._lock for transfer in store._engine.transfers()]  # type: ignore[union-attr]
                 if value % 2:
                     assert store.get("0") is not None
     assert device.n_waits > 5

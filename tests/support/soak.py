@@ -25,7 +25,7 @@ from fastcap.engine import close_orphans
 from fastcap.reference import ReferenceStore
 from fastcap.spec import Selection, Site
 from tests.support.mutants import MUTANTS as TABLE
-from tests.support.mutants import POOL, STAGED, STRAIGHT, Mutant, deletions
+from tests.support.mutants import PINNED_OUT, POOL, STAGED, Mutant, deletions
 from tests.support.mutation import Change
 from tests.support.programs import Program
 from tests.support.runs import RunProgram, StoreRun, draw_any
@@ -43,7 +43,7 @@ MUTANTS: dict[str, Mutant] = {
     "copy": _mutant(
         "R3",
         "the copy does not wait for the packs",
-        f"{STAGED}:StagedLane._copy_to_slot",
+        f"{STAGED}:StagedTransfer._copy_to_slot",
         "after=chunk.record_packed(),",
         "after=(),",
     ),
@@ -56,7 +56,7 @@ MUTANTS: dict[str, Mutant] = {
     "wait": _mutant(
         "R5",
         "the host reads a slot without its event",
-        f"{STAGED}:StagedLane._read_piece",
+        f"{STAGED}:StagedTransfer._read_piece",
         "self._device.synchronize(home.landed)",
     ),
     "worker": _mutant(
@@ -68,15 +68,15 @@ MUTANTS: dict[str, Mutant] = {
     "straight": _mutant(
         "R3",
         "a copy straight to its rows does not wait for the packs",
-        f"{STRAIGHT}:copy_straight",
+        f"{PINNED_OUT}:copy_to_rows",
         "after = chunk.record_packed()",
         "after = []",
     ),
     "end": _mutant(
         "R12",
         "a run ends while a copy to the caller's rows is under way",
-        f"{STRAIGHT}:wait_for_copies",
-        "device.synchronize(landing.event)",
+        f"{PINNED_OUT}:wait_for_copies",
+        "device.synchronize(event)",
     ),
     "stream": _mutant(
         "R1",
@@ -103,12 +103,12 @@ MUTANTS: dict[str, Mutant] = {
         "R3",
         "staging is given back before its last copy has read it",
         f"{ACCELERATOR}.release",
-        "stream.wait_event(event)",
+        "self._lasting_stream.wait_event(event)",
     ),
     "landing": _mutant(
         "R5",
         "transfer.pinned_out:wait_for synchronize (call 0)",
-        f"{STRAIGHT}:wait_for",
+        f"{PINNED_OUT}:wait_for",
         "device.synchronize(ticket.event)",
     ),
 }

@@ -24,7 +24,7 @@ from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
 from fastcap.reference import ReferenceStore, differences
 from fastcap.transfer.base import Capture
 from fastcap.transfer.pool import Chunk
-from fastcap.transfer.staged import StagedLane
+from fastcap.transfer.staged import StagedTransfer
 
 WIDTH = 16
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -288,11 +288,11 @@ def test_memory_that_cannot_be_pinned_at_all_is_reported_by_get() -> None:
 # Several at once
 
 
-def test_values_on_two_devices_go_through_two_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_on_two_devices_go_through_two_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
     # CPU tensors have one device, so calls are dealt out to two pretended ones in turn.
     places = [torch.device("cuda", 0), torch.device("cuda", 1)]
     turns = itertools.cycle(places)
-    open_lane = Engine._open_lane
+    open_lane = Engine._open_transfer
 
     def open_in_turn(engine: Engine, _: torch.device) -> Any:
         return open_lane(engine, next(turns))
@@ -300,7 +300,7 @@ def test_values_on_two_devices_go_through_two_lanes(monkeypatch: pytest.MonkeyPa
     def one_each(_: torch.device) -> AnyDevice:
         return SimulatedDevice(Schedule("late"))
 
-    monkeypatch.setattr(Engine, "_open_lane", open_in_turn)
+    monkeypatch.setattr(Engine, "_open_transfer", open_in_turn)
     model = Blocks()
     with (
         devices.substitute(one_each),
@@ -311,7 +311,7 @@ def test_values_on_two_devices_go_through_two_lanes(monkeypatch: pytest.MonkeyPa
             model(ids(seed=seed))
             assert not differences(oracle.activations, store.activations)
         assert store._engine is not None
-        assert [lane.statistics().copies for lane in store._engine.lanes()] == [3, 3]
+        assert [transfer.statistics().copies for transfer in store._engine.transfers()] == [3, 3]
     assert store.statistics().copies == 6
 
 
@@ -393,18 +393,18 @@ def test_threads_that_share_a_store_always_read_a_whole_value(accelerated: bool)
 def test_a_value_that_another_thread_is_dropping_is_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    unlink = StagedLane._unlink_all
+    unlink = StagedTransfer._unlink_all
     model = nn.Sequential(nn.Identity())
     with simulated(), fastcap.ActivationStore(model, ["0"]) as store:
         model(torch.ones(4))
-        [(lane, capture)] = store._latest.all()
+        [(transfer, capture)] = store._latest.all()
 
-        def read_meanwhile(self: StagedLane, dropped: Capture) -> None:
-            monkeypatch.setattr(StagedLane, "_unlink_all", unlink)
-            assert lane.result(capture) is None
+        def read_meanwhile(self: StagedTransfer, dropped: Capture) -> None:
+            monkeypatch.setattr(StagedTransfer, "_unlink_all", unlink)
+            assert transfer.result(capture) is None
             unlink(self, dropped)
 
-        monkeypatch.setattr(StagedLane, "_unlink_all", read_meanwhile)
+        monkeypatch.setattr(StagedTransfer, "_unlink_all", read_meanwhile)
         store.clear()
 
 
