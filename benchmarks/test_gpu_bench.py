@@ -73,7 +73,7 @@ from benchmarks.gpu.toolbox import TINY, Gpu
 from fastcap import hooks
 from fastcap.bench import Machine, make_case, ways
 from fastcap.bench.case import Values
-from fastcap.lanes import staged, straight
+from fastcap.lanes import straight
 from tests.support.sanitizer import SCRIPT
 
 GB = 10**9
@@ -479,13 +479,10 @@ def test_a_pinned_result_is_pinned_once_outside_its_time(
     assert results.document(report)["grid"][0]["prepare_secs"] == cell.prepare_secs
 
 
-def test_copies_go_straight_into_a_pinned_result(
-    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_go_straight_into_a_pinned_result(gpu: StandIn, tmp_path: Path) -> None:
     subject = tiny(THIN)
     wide = replace(subject, shape=replace(subject.shape, width=4096))
     with mock.patch.object(straight, "copy_straight", side_effect=straight.copy_straight) as copied:
-        monkeypatch.setattr(staged, "copy_straight", copied, raising=True)
         cell = measured_pinned(gpu, tmp_path, wide)
     assert copied.call_count
     assert cell.is_equal
