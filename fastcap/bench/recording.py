@@ -117,7 +117,7 @@ class RecordingAccelerator(AcceleratorDevice):
     def __init__(self, torch_device: torch.device, recorder: Recorder) -> None:
         super().__init__(torch_device)
         self._recorder = recorder
-        self._base = self._can.new_timing_event(torch_device)
+        self._base = self._can.new_timing_event(self.torch_device)
         self._base.record(self.current_stream())
         self._base.synchronize()
         self._base_secs = time.perf_counter()
@@ -296,7 +296,9 @@ def record_timeline(case: Case, twin: RecordingTwin | None = None) -> tuple[Time
         twin.record_into(recorder)
 
     def open_it(torch_device: torch.device) -> Recording | None:
-        return device if torch_device == device.torch_device else None
+        own = device.torch_device  # with an index, which a value on the CPU has not
+        is_own = torch_device.type == own.type and torch_device.index in (None, own.index)
+        return device if is_own else None
 
     def forward(model: torch.nn.Module, batch: Any) -> None:
         start = device.stamp()
