@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rehearsal import PAGE, Rehearsal, Tests, read_report, seen_elsewhere
+from tests.rehearsal import PAGE, PytestRun, Rehearsal, read_report, seen_elsewhere
 from tests.support.soak import MUTANTS, all_mutants
 
 
@@ -33,11 +33,11 @@ def test_a_report_is_read(tmp_path: Path) -> None:
         '<testcase classname="tests.a" name="bad"><failure message="one&#10;two"/></testcase>'
         "</testsuite></testsuites>"
     )
-    assert read_report(report, 1.0) == Tests(1, 1, {"tests.a::bad": "one"}, 1.0)
+    assert read_report(report, 1.0) == PytestRun(1, 1, {"tests.a::bad": "one"}, 1.0)
 
 
 def test_a_mutant_that_nobody_sees_fails_the_rehearsal() -> None:
-    fine = Tests(1, 0, {}, 1.0)
+    fine = PytestRun(1, 0, {}, 1.0)
     soaks = [{"programs": 5, "wrong": {}}]
     seen = {"name": "a", "drops": "a", "seen_by": "value"}
     unseen = {"name": "b", "drops": "b", "seen_by": "", "elsewhere": "simulated device: order 1"}
