@@ -41,6 +41,7 @@ from benchmarks.peers.ways import (
 from benchmarks.programs import Origin
 from fastcap.bench.floors import Floors
 from fastcap.bench.hardware import Machine
+from tests.support.requires import needs_greenlet
 
 pytest.importorskip("transformers")
 main = import_module("benchmarks.peers.__main__")
@@ -141,6 +142,7 @@ def ask_in_this_process(
     return worker.TASKS[task](size=place.size, model=str(place.model), **fields)
 
 
+@needs_greenlet
 @pytest.mark.usefixtures("without_processes")
 def test_every_round_has_seconds_and_verdicts(place: Place) -> None:
     processes.write_oracles(place, RESIDUAL)
@@ -152,6 +154,7 @@ def test_every_round_has_seconds_and_verdicts(place: Place) -> None:
         assert of_eager.n_values == of_oracle.n_values > 0
 
 
+@needs_greenlet
 @pytest.mark.usefixtures("without_processes")
 def test_values_that_are_not_the_oracle_s_are_seen(place: Place) -> None:
     processes.write_oracles(place, RESIDUAL)
@@ -170,6 +173,7 @@ def test_a_run_is_measured_after_one_that_warms_up(place: Place) -> None:
     assert peak.host_bytes >= peak.before_bytes > 0
 
 
+@needs_greenlet
 def test_a_process_answers_line_by_line(place: Place) -> None:
     processes.write_oracles(place, RESIDUAL)
     rounds = processes.time_in_turns(place, [HOOKLESS], RESIDUAL, 2)
@@ -200,6 +204,7 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "give_back_memory", lambda: None)
 
 
+@needs_greenlet
 @pytest.mark.usefixtures("without_processes")
 def test_a_whole_run_without_peers_writes_its_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

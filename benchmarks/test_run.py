@@ -16,6 +16,7 @@ from benchmarks.memory import Peak
 from fastcap.bench import timing
 from fastcap.bench.floors import Floors
 from fastcap.bench.hardware import describe_machine
+from tests.support.requires import needs_greenlet
 
 PEAKS = {"hookless": Peak(1000, 900), "incumbent": Peak(4000, 900), "fastcap": Peak(2000, 900)}
 
@@ -28,6 +29,7 @@ def test_without_a_gpu_the_gpu_workload_says_so_and_exits_with_2(
     assert "needs a CUDA GPU" in capsys.readouterr().err
 
 
+@needs_greenlet
 def test_a_whole_run_writes_its_files_and_ends_with_the_headline(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -14,14 +14,17 @@ from benchmarks.scaling import BASES, SERIES, measure_point, workload, write
 from benchmarks.workloads import WORKLOADS
 from fastcap.bench.hardware import describe_machine
 from fastcap.bench.timing import Ratio
+from tests.support.requires import needs_greenlet
 
 
+@needs_greenlet
 def test_a_point_is_held_against_both_ways() -> None:
     ratios = measure_point(WORKLOADS["tiny"], 2)
     assert list(ratios) == list(BASES)
     assert all(len(ratio.rounds) == 2 for ratio in ratios.values())
 
 
+@needs_greenlet
 def test_values_that_differ_end_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "oracle", lambda case: {})
     with pytest.raises(AssertionError):

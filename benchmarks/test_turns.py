@@ -15,6 +15,9 @@ from benchmarks.turns import Player, take_turns
 from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, ORACLE, WAYS, play_round
 from benchmarks.workloads import WORKLOADS, build_case
 from fastcap.bench.equality import same_bytes
+from tests.support.requires import needs_greenlet
+
+pytestmark = needs_greenlet
 
 TINY = WORKLOADS["tiny"]  # three batches
 NAMES = (HOOKLESS, INCUMBENT, ORACLE, FASTCAP)

@@ -41,7 +41,7 @@ NEED_TWO_DEVICES = ("tests/test_standin_cuda.py",)
 
 
 @dataclass
-class Tests:
+class PytestRun:
     """One run of pytest.
 
     Attributes:
@@ -58,8 +58,8 @@ class Tests:
 class Rehearsal:
     """What was run and seen."""
 
-    tests: Tests
-    two_devices: Tests
+    tests: PytestRun
+    two_devices: PytestRun
     soaks: list[dict[str, Any]] = field(default_factory=list)
     hunts: list[dict[str, Any]] = field(default_factory=list)
 
@@ -108,7 +108,7 @@ class Rehearsal:
         return "\n".join(lines) + "\n"
 
 
-def run_tests(*arguments: str, n_devices: int = 1) -> Tests:
+def run_tests(*arguments: str, n_devices: int = 1) -> PytestRun:
     """Pytest on the stand-in."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -120,11 +120,11 @@ def run_tests(*arguments: str, n_devices: int = 1) -> Tests:
         subprocess.run([*ON_STANDIN, "pytest", *options, *arguments], env=environment, check=False)
         secs = time.perf_counter() - started
         if not report.exists():
-            return Tests(0, 0, {"pytest": "it ended without a report"}, secs)
+            return PytestRun(0, 0, {"pytest": "it ended without a report"}, secs)
         return read_report(report, secs)
 
 
-def read_report(report: Path, secs: float) -> Tests:
+def read_report(report: Path, secs: float) -> PytestRun:
     """Counts and failures from JUnit's XML."""
     problems, n_skipped, n_tests = {}, 0, 0
     for case in ET.parse(report).iter("testcase"):
@@ -134,7 +134,7 @@ def read_report(report: Path, secs: float) -> Tests:
             if (found := case.find(kind)) is not None:
                 name = f"{case.get('classname')}::{case.get('name')}"
                 problems[name] = (found.get("message") or kind).splitlines()[0][:200]
-    return Tests(n_tests - n_skipped - len(problems), n_skipped, problems, round(secs, 1))
+    return PytestRun(n_tests - n_skipped - len(problems), n_skipped, problems, round(secs, 1))
 
 
 def play(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

@@ -18,6 +18,9 @@ from fastcap.errors import SaveError
 MODELS = """
 import torch
 from torch import nn
+from tests.support.requires import needs_command_line
+
+pytestmark = needs_command_line
 
 def make_model():
     print("loading")

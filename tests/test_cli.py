@@ -22,6 +22,9 @@ from fastcap.cli import app
 from fastcap.demo import checkpoint
 from fastcap.demo.corpus import PACKAGES
 from fastcap.errors import SaveError
+from tests.support.requires import needs_command_line
+
+pytestmark = needs_command_line
 
 needs_checkpoint = pytest.mark.skipif(
     importlib.util.find_spec(checkpoint.CHECKPOINT_PACKAGE) is None,

@@ -24,8 +24,12 @@ from fastcap.spec import make_selection
 from tests.support.datasets import make_ids
 from tests.support.huggingface import TEXTS, save
 from tests.support.models import LanguageModel
+from tests.support.requires import needs_command_line
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    needs_command_line,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 HERE = __name__
 IDS = make_ids(10, 6)

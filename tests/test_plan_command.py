@@ -16,6 +16,9 @@ from fastcap.cli.command import spread
 from fastcap.planning import read_machine
 from tests.support.datasets import make_ids
 from tests.support.models import LanguageModel
+from tests.support.requires import needs_command_line
+
+pytestmark = needs_command_line
 
 HERE = __name__
 

@@ -17,6 +17,9 @@ from fastcap.cli import app
 from fastcap.cli.command import spread
 from tests.support.datasets import make_ids
 from tests.support.models import LanguageModel, TupleBlock
+from tests.support.requires import needs_command_line
+
+pytestmark = needs_command_line
 
 HERE = __name__
 
