@@ -34,7 +34,6 @@ from fastcap.selection.token_count import TokenCounter
 from fastcap.spec import Selection, Site
 from fastcap.transfer.base import Capture, Transfer
 from fastcap.transfer.budget import Limits
-from fastcap.transfer.pinned_out import wait_for
 from fastcap.transfer.staged import StagedTransfer
 from fastcap.transfer.synchronous import SynchronousTransfer
 from fastcap.warn import warn
@@ -146,9 +145,9 @@ class Pass:
         last = self.captures.get(site)
         if last is None or last[0] is transfer:
             return
-        for other, capture in [*self._superseded.pop(site, ()), last]:
+        for _, capture in [*self._superseded.pop(site, ()), last]:
             for ticket in capture.tickets:  # its error is nobody's any more
-                wait_for(other.device, ticket)
+                ticket.wait()
 
     def clear(self) -> None:
         with self._lock:

@@ -47,6 +47,9 @@ class Ticket(Protocol):
     def done(self) -> bool:
         """Whether the bytes are in place, or the delivery failed."""
 
+    def wait(self) -> None:
+        """Block the host until it is done. Its error is not raised here."""
+
     def error(self) -> BaseException | None:
         """Why a delivery that is done failed; `None` when it did not."""
 

@@ -7,10 +7,12 @@ and it only puts into a `SimpleQueue` (R6).
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import threading
 import weakref
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -189,6 +191,30 @@ class Slot:
         self.tickets: list[Ticket] = []
         self.n_leases = 0
         self.n_readers = 0
+
+
+@contextlib.contextmanager
+def reading(
+    pieces: Iterable[Piece], lock: threading.Lock
+) -> Iterator[list[tuple[Piece, Slot | HostBuffer]]]:
+    """Pieces with their homes, whose slots are not reused until the block ends.
+
+    Args:
+        pieces: Of one transfer.
+        lock: The transfer's. It is not held in the block, which may wait (R11).
+    """
+    with lock:
+        homes = [(piece, piece.home) for piece in pieces]
+        placed = [(p, home) for p, home in homes if isinstance(home, Slot | HostBuffer)]
+        slots = {home for _, home in placed if isinstance(home, Slot)}
+        for slot in slots:
+            slot.n_readers += 1
+    try:
+        yield placed
+    finally:
+        with lock:
+            for slot in slots:
+                slot.n_readers -= 1
 
 
 Lease: TypeAlias = tuple[Slot, int, int]

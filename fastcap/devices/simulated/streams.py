@@ -77,15 +77,21 @@ class SimulatedEvent:
 class SimulatedTicket:
     """A delivery on a simulated worker; `is_reached` answers for the device and its judge."""
 
-    __slots__ = ("_is_reached", "failure", "mark")
+    __slots__ = ("_is_reached", "_join", "failure", "mark")
 
-    def __init__(self, is_reached: Callable[[Mark], bool]) -> None:
+    def __init__(
+        self, is_reached: Callable[[Mark], bool], join: Callable[[SimulatedTicket], None]
+    ) -> None:
         self._is_reached = is_reached
+        self._join = join
         self.mark: Mark | None = None
         self.failure: BaseException | None = None
 
     def done(self) -> bool:
         return self.mark is not None and self._is_reached(self.mark)
+
+    def wait(self) -> None:
+        self._join(self)
 
     def error(self) -> BaseException | None:
         return self.failure

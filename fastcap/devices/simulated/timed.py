@@ -83,6 +83,9 @@ class TimedTicket:
     def done(self) -> bool:
         return self.at <= self._device.host_secs
 
+    def wait(self) -> None:
+        self._device.join(self)
+
     def error(self) -> BaseException | None:
         return None
 
