@@ -12,15 +12,14 @@ import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.devices import open_device
-from fastcap.devices.base import Destination
 from fastcap.host_memory import HostBuffers
 from fastcap.model.early_stop import CallsSeen
 from fastcap.model.hooks import attach, detach, modes_are_on, modes_off
@@ -32,7 +31,7 @@ from fastcap.selection.per_sample import Rows, RowSource
 from fastcap.selection.selector import Selector
 from fastcap.selection.token_count import TokenCounter
 from fastcap.spec import Selection, Site
-from fastcap.transfer.base import Capture, Transfer
+from fastcap.transfer.base import Capture, Target, Transfer
 from fastcap.transfer.budget import Limits
 from fastcap.transfer.staged import StagedTransfer
 from fastcap.transfer.synchronous import SynchronousTransfer
@@ -42,27 +41,17 @@ IDLE_BYTES = 2 << 30
 """Most of the memory of dropped results that is kept for later ones, unless `pinned_bytes` says."""
 
 
-class Place(Protocol):
-    """A consumer that may know, in the hook, where a value will be delivered."""
-
-    def __call__(
-        self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
-    ) -> tuple[Tensor, Tensor | Destination | None]:
-        """The rows of `value` that are wanted, and where they go if that is known.
-
-        Args:
-            site: The site's name.
-            value: What was selected there.
-            dtype: The dtype to deliver.
-            lengths: Rows of each sample, of a ragged value.
-        """
+PlaceHook: TypeAlias = Callable[
+    [str, Tensor, torch.dtype, tuple[int, ...] | None], tuple[Tensor, Target | None]
+]
+"""`fastcap.Consumer.place`, which explains it."""
 
 
 class Pass:
     """What one pass has captured, or many: whoever drives the model decides.
 
     Args:
-        place: The consumer's wish; `None` for owned memory.
+        place: The consumer's method; `None` for owned memory.
         calls_seen: Told of every site that fires; may end the pass.
         keeps_all: Whether earlier calls of a site are kept beside the last.
         rows: What the batch says of its samples; `None` where the model's call has to.
@@ -91,7 +80,7 @@ class Pass:
 
     def __init__(
         self,
-        place: Place | None = None,
+        place: PlaceHook | None = None,
         calls_seen: CallsSeen | None = None,
         keeps_all: bool = False,
         rows: Rows | None = None,
@@ -120,6 +109,42 @@ class Pass:
     def all(self) -> list[tuple[Transfer, Capture]]:
         """Every capture that is kept."""
         return [found for site in list(self.captures) for found in self.calls(site)]
+
+    # For consumers, when the pass is over
+
+    @property
+    def sites(self) -> list[str]:
+        """Sites that captured something, in the order in which they first did."""
+        return list(self.captures)
+
+    def deliver(self) -> None:
+        """Have host threads copy every value to memory of its own, while the next pass runs."""
+        for transfer, capture in self.all():
+            transfer.deliver(capture)
+
+    def tensor(self, site: str) -> Tensor:
+        """What the last call of a site produced: on the CPU, contiguous, detached, the caller's.
+        Waits for its copy. Not for what `fastcap.Consumer.place` had delivered to a tensor or file
+        of its own: `settle` waits for that.
+
+        Raises:
+            DeviceMemoryError, HostMemoryError: It could not be captured for lack of memory.
+        """
+        transfer, capture = self.captures[site]
+        value = transfer.result(capture)
+        assert value is not None  # what a finished pass has captured is nobody else's to drop
+        return value
+
+    def settle(self) -> None:
+        """Wait until every value is where `deliver`, or `fastcap.Consumer.place`, had it sent."""
+        for transfer, capture in self.all():
+            transfer.settle(capture)
+
+    def lengths(self, site: str) -> tuple[int, ...] | None:
+        """With `positions="unpadded"`, how many rows each sample has; else `None`."""
+        return self.captures[site][1].lengths
+
+    # For the engine
 
     def file(
         self, site: str, transfer: Transfer, capture: Capture
@@ -275,7 +300,7 @@ class Engine:
             transfer = self._transfer(value.device)
             transfer.refuse_graphs()
         dtype = self._dtype or value.dtype
-        target: Tensor | Destination | None = None
+        target: Target | None = None
         if current.place is not None:
             current.finish_elsewhere(site.name, transfer)
             value, target = current.place(site.name, value, dtype, lengths)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from fastcap.errors import ArgumentError, ResultError
 from fastcap.extraction.signals import leave_signals_to_parent
 from fastcap.model.forward import count_rows
-from fastcap.representations import as_dataset, length_of
+from fastcap.request import as_dataset, length_of
 from fastcap.spec import as_count
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import DeviceError, FastcapError
-from fastcap.model.forward import BatchCaller, count_rows, unchanged, uncompiled
+from fastcap.model.forward import count_rows, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach, modes_off
 from fastcap.model.parts import check_capturable, describe_miss, take_part
-from fastcap.model.sites import BoundSite
 from fastcap.model.unfired import explain_unfired
 from fastcap.planning.examples import tokens_per_sample
-from fastcap.selection.per_sample import MaskOfBatch, RowSource
+from fastcap.request import RunRequest
+from fastcap.selection.per_sample import RowSource
 from fastcap.selection.selector import Selector
 from fastcap.selection.token_count import TokenCounter
-from fastcap.spec import Selection
 from fastcap.transfer.base import wire_dtype_for
 
 
@@ -83,14 +82,7 @@ class Observed:
         return len(self.calls) + len(self.silent)
 
 
-def observe(
-    model: nn.Module,
-    bound: Sequence[BoundSite],
-    selection: Selection,
-    mask: MaskOfBatch,
-    call: BatchCaller,
-    batch: Any,
-) -> Observed:
+def observe(request: RunRequest, batch: Any) -> Observed:
     """Run one pass and note what would be captured. The model is as before afterwards.
 
     Raises:
@@ -98,7 +90,8 @@ def observe(
         DeviceError: A model without data cannot run this batch.
         Whatever the model raises, unchanged.
     """
-    observer = _Observer(model, bound, selection, mask)
+    model, call = request.model, request.call
+    observer = _Observer(request)
     prepared = call.prepare(batch)
     try:
         with unchanged(model, call.device), uncompiled(), torch.no_grad():
@@ -140,18 +133,13 @@ def _doubts(model: nn.Module, batch: Any, is_shapes_only: bool) -> Iterator[str]
 class _Observer:
     """Takes the engine's place behind the hooks; see `fastcap.model.hooks.Receiver`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        bound: Sequence[BoundSite],
-        selection: Selection,
-        mask: MaskOfBatch,
-    ) -> None:
-        self._model = model
-        self._bound = list(bound)
+    def __init__(self, request: RunRequest) -> None:
+        selection = request.selection
+        self._model = request.model
+        self._bound = list(request.bound)
         self._dtype = selection.dtype
         self._selector = Selector(selection)
-        self._rows = RowSource(selection, mask_of_batch=mask)
+        self._rows = request.rows
         self._of_batch: Any = None
         self._tokens = TokenCounter()
         self._counts_tokens = (
@@ -159,7 +147,7 @@ class _Observer:
             and selection.seq_dim is None
             and not selection.needs_mask
         )
-        self._calls: list[list[Call]] = [[] for _ in bound]
+        self._calls: list[list[Call]] = [[] for _ in self._bound]
         self._misses: dict[int, str] = {}
         self.in_order: list[Call] = []
 

@@ -150,7 +150,8 @@ class _Remover(ast.NodeTransformer):
 
 def _called_on_device(node: ast.Call) -> tuple[str, str] | None:
     """The device, as it is written, and its method, if that is what is called; also a ticket that
-    is waited for, which is the device's."""
+    is waited for, which is the device's.
+    """
     if not isinstance(node.func, ast.Attribute):
         return None
     device = ast.unparse(node.func.value)
