@@ -41,9 +41,9 @@ class MeanAndVariance(fastcap.Consumer):
             for site in finished.sites:
                 self._add(site, finished.tensor(site).flatten(0, -2).double())
 
-    def _add(self, site: str, rows_NF: Tensor) -> None:
-        n, mean = len(rows_NF), rows_NF.mean(dim=0)
-        squares = (rows_NF - mean).square().sum(dim=0)
+    def _add(self, site: str, rows: Tensor) -> None:
+        n, mean = len(rows), rows.mean(dim=0)
+        squares = (rows - mean).square().sum(dim=0)
         n_before = self.n_rows.get(site, 0)
         if n_before:  # Chan's update: stable, whatever the mean is
             shift, n_all = mean - self.mean[site], n_before + n

@@ -2,12 +2,12 @@
 
 A device has compute streams, which belong to the model; one copy stream, which belongs to fastcap;
 and host workers. Work on one stream runs in the order it was given; work on two streams runs in any
-order unless a event says otherwise. Everything the engine wants from an accelerator is asked here,
+order unless an event says otherwise. Everything the engine wants from an accelerator is asked here,
 so that a simulated device can run the same engine under any schedule.
 
 Requirements on a device, checked by one contract suite (`tests/test_device_contract.py`):
 
-* A event that was never marked is done. Marking it again moves it; a wait captures the last mark
+* An event that was never marked is done. Marking it again moves it; a wait captures the last mark
   at the time of the call.
 * `copy` reads staging and writes slots, or rows of a result that it `reaches`, and does nothing
   else; it starts after the events it is given, in order with earlier copies, and marks the events

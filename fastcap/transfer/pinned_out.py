@@ -123,7 +123,7 @@ def choose_way(capture: Capture, ring: StagingRing) -> None:
 
 
 def copy_to_rows(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
-    """Copy the pieces of a chunk to their rows, and mark a event when they are there."""
+    """Copy the pieces of a chunk to their rows, and mark an event when they are there."""
     pieces = list(chunk.pieces)
     after = chunk.record_packed()
     for piece in pieces:
@@ -135,7 +135,10 @@ def copy_to_rows(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
 
 
 def wait_for_copies(device: AnyDevice, chunk: Chunk, slot: Slot) -> None:
-    """Block the host until no copy is under way, also where an interrupt came before its mark."""
+    """Block the host until no copy is under way, also where an interrupt came before its event.
+
+    The rows are the caller's, who may free them next.
+    """
     event = device.event()
     device.copy(chunk.staging, slot.buffer, 0, after=(), then=(event,))
     device.synchronize(event)

@@ -1,11 +1,19 @@
 """The transfer of accelerators: pack on the model's stream, copy on ours, deliver on the host.
 
-    hook, compute stream          per chunk, copy stream              host
-    pack into the open chunk  →  one copy from chunk to slot   →    read, deliver or lend
+    capture, in a hook            flush                       deliver, result, settle
+    compute stream                copy stream                 host worker, or the thread that asks
+    pack into the open chunk  ─►  one copy, chunk to slot ─►  read, hand over or lend  ─►  free
+    ──────────────────── _lock ────────────────────────────   ──── _moving, _lock at steps ────
 
-Two locks. `_lock` guards the bookkeeping and is held for reserve, pack and link; nothing waits,
-calls a consumer or runs a user's code under it (R11). `_moving` is held by a thread that moves
-bytes out of slots and may wait for a event or a worker, neither of which needs either lock.
+The states of chunks and slots are drawn in `fastcap.transfer.pool`. Two locks, `_moving` first:
+
+* `_lock` guards the bookkeeping: reserve, pack and link are one step under it, and so is every
+  change of a piece's home. Nothing under it waits or runs a user's code (R11).
+* `_moving` is for the one thread that moves bytes out of slots, or pins more of them. It may wait
+  for copies and for workers, since neither takes a lock; never for a lease, which the user ends.
+
+So a hook waits for a thread that moves bytes only where no slot is free (`_make_room`), and where
+`replan` sizes memory, once.
 """
 
 from __future__ import annotations
@@ -224,7 +232,7 @@ class StagedTransfer:
         if capture.pieces and capture.target is not None:  # none: another thread is dropping it
             self._read(capture)
         for ticket in capture.tickets:
-            ticket.wait()
+            ticket.wait()  # whoever asks for the value reads it next, or lets go of its memory
             if (error := ticket.error()) is not None:
                 raise error
 
@@ -266,7 +274,7 @@ class StagedTransfer:
             piece, slot = pieces[0]
             if not isinstance(slot, Slot):
                 return None
-            self._device.synchronize(slot.landed)
+            self._device.synchronize(slot.landed)  # R5: who is lent it reads without asking again
             if self._memory.is_open and self._memory.slots.is_last(slot):
                 self._memory.add_slot(self._lock)
             with self._lock:
@@ -320,7 +328,7 @@ class StagedTransfer:
         with reading(pieces, self._lock):
             for ticket in tickets:
                 ticket.wait()  # its error is raised by `result`
-            self._device.synchronize(slot.landed)
+            self._device.synchronize(slot.landed)  # R5, and no copy may write it from here on
             for piece in pieces:
                 self._spill(piece, slot)
 

@@ -424,7 +424,7 @@ MUTANTS = [
     ),
     _mutant(
         "R11",
-        "a event is waited for under the lock",
+        "an event is waited for under the lock",
         (
             f"{STAGED}:StagedTransfer._read_piece",
             "self._device.synchronize(home.landed)",

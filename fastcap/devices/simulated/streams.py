@@ -45,7 +45,7 @@ class SimulatedStream:
 
 @dataclass(slots=True, eq=False)
 class Mark:
-    """One recording of a event: reached when its stream gets there.
+    """One recording of an event: reached when its stream gets there.
 
     Attributes:
         stream: Whose progress it stands for.
@@ -69,7 +69,7 @@ class Operation:
 
 @dataclass(slots=True, eq=False)
 class SimulatedEvent:
-    """A event that can be marked again; `last` is what a wait captures, `None` if never marked."""
+    """An event that can be marked again; `last` is what a wait captures, `None` if never marked."""
 
     last: Mark | None = None
 

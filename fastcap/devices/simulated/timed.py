@@ -66,7 +66,7 @@ class Timeline:
 
 @dataclass(slots=True, eq=False)
 class Moment:
-    """A event: the time at which the work before its last mark ends."""
+    """An event: the time at which the work before its last mark ends."""
 
     at: float = 0.0
 
