@@ -35,7 +35,7 @@ from fastcap.bench.timeline import (
 from fastcap.devices.accelerator import AcceleratorDevice
 from fastcap.devices.base import Destination, HostBuffer, Staging, Ticket
 from fastcap.devices.cpu import SynchronousDevice
-from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.devices.simulated import SimulatedCosts, TimedDevice
 from fastcap.devices.simulated import timed as virtual
 from fastcap.records import Statistics
 from fastcap.streaming import stream
@@ -206,7 +206,7 @@ class RecordingTwin(TimedDevice):
 
     forward_stream = COMPUTE_STREAM
 
-    def __init__(self, costs: Costs | None = None) -> None:
+    def __init__(self, costs: SimulatedCosts | None = None) -> None:
         super().__init__(costs)
         self._recorder = Recorder()
 

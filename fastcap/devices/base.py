@@ -130,7 +130,7 @@ def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(slots=True)
-class Counters:
+class DeviceCounters:
     """What a device has done; `Statistics` explains each field."""
 
     copies: int = 0
@@ -161,7 +161,7 @@ class Device(ABC, Generic[StreamT, EventT]):
 
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device
-        self.counters = Counters()
+        self.counters = DeviceCounters()
 
     # Streams and events
 

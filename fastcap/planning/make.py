@@ -12,13 +12,12 @@ from torch import nn
 from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.model.forward import Forward, count_rows, is_meta
 from fastcap.model.sites import Sites
-from fastcap.planning.assemble import Run, assemble
+from fastcap.planning.assemble import PlannedRun, assemble
 from fastcap.planning.costs import Into
 from fastcap.planning.examples import BATCH_SIZE, batch_like
-from fastcap.planning.machine import Machine, is_positive
+from fastcap.planning.machine import Machine, is_positive, opened_run_device
 from fastcap.planning.measure import PassSecs, measure_forward, measure_machine
 from fastcap.planning.observe import observe
-from fastcap.planning.place import opened_place
 from fastcap.planning.plans import Plan
 from fastcap.request import request_run
 from fastcap.selection.per_sample import MaskOfBatch
@@ -138,7 +137,7 @@ def plan(
     n_samples = as_count("n_samples", n_samples)
     batch_size = None if batch_size is None else as_count("batch_size", batch_size)
     n_tokens = None if n_tokens is None else as_count("n_tokens", n_tokens)
-    run = Run(
+    run = PlannedRun(
         selection=request.selection,
         n_samples=n_samples,
         into=into,
@@ -151,7 +150,7 @@ def plan(
     batch = batch_like(example, _at_most(n_samples, batch_size, example), n_tokens)
     observed = observe(request, batch)
     rates, passes = machine or Machine(), PassSecs(forward_secs, None)
-    with opened_place(call.device, device, measure) as place:
+    with opened_run_device(call.device, device, measure) as place:
         if measure:
             rates = measure_machine(place.device, run.archive_folder, rates)
             if place.device is not None and forward_secs is None and not is_meta(model):
@@ -174,7 +173,7 @@ def _as_folder(folder: Any) -> Path:
         raise ArgumentTypeError(f"folder must be a path; got {folder!r}.") from error
 
 
-def _check(run: Run, forward_secs: float | None, machine: Machine | None) -> None:
+def _check(run: PlannedRun, forward_secs: float | None, machine: Machine | None) -> None:
     if run.into not in ("memory", "loop", "archive"):
         raise ArgumentError(f"into must be 'memory', 'loop' or 'archive'; got {run.into!r}.")
     if run.lends and run.into != "loop":

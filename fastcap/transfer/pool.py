@@ -1,10 +1,10 @@
 """The memory of a transfer: staging chunks in a ring, slots in a pool, and leases on slots.
 
-Pure bookkeeping over one device's buffers. Nothing here blocks the host. The transfer calls it under
-its `_lock` (`reading` takes that itself): every arrow below is one step under the lock.
+Pure bookkeeping over one device's buffers. Nothing here blocks the host. The transfer calls it
+under its `_lock` (`reading` takes that itself): every arrow below is one step under the lock.
 
-A chunk is staging that hooks fill and a copy empties, to a slot or (`pinned_out`) straight to rows of
-the caller. The ring has one open chunk at a time:
+A chunk is staging that hooks fill and a copy empties, to a slot or (`pinned_out`) straight to the
+caller's rows. The ring has one open chunk at a time:
 
               reserve, pack                    full, or somebody flushes
     empty ───────────────────► filling ──────────────────────────────────► copying
@@ -27,9 +27,9 @@ A slot is pinned memory that one copy writes and the host reads:
     a tensor of the user   `n_leases`      lend                              collect_returned
 
 A piece has one home: chunk, then slot, then perhaps memory that it was spilled to; `None` once it
-was handed over, read or dropped. What goes on without the lock changes nobody's home: streams run, in
-the order that events give them; workers and threads read slots that they hold; and the finalizer of a
-lease, on any thread, puts into a `SimpleQueue` (R6).
+was handed over, read or dropped. What goes on without the lock changes nobody's home: streams run,
+in the order that events give them; workers and threads read slots that they hold; and the finalizer
+of a lease, on any thread, puts into a `SimpleQueue` (R6).
 """
 
 from __future__ import annotations
