@@ -28,8 +28,7 @@ from fastcap.model.sites import BoundSite
 from fastcap.model.unfired import explain_unfired
 from fastcap.records import Statistics
 from fastcap.selection.per_sample import Rows, RowSource
-from fastcap.selection.selector import Selector
-from fastcap.selection.token_count import TokenCounter
+from fastcap.selection.reading import SiteReader
 from fastcap.spec import Selection, Site
 from fastcap.transfer.base import Capture, Target, Transfer
 from fastcap.transfer.budget import Limits
@@ -219,16 +218,10 @@ class Engine:
     ) -> None:
         self._model = model
         self._bound = list(sites)
-        self._tokens = TokenCounter()
         self._rows = rows or RowSource(selection)
-        self._counts_tokens = (
-            selection.positions is not None
-            and selection.seq_dim is None
-            and not selection.needs_mask
-        )
+        self._read = SiteReader(selection, self._rows)
         self._sites = [bound.site for bound in sites]
         self._dtype = selection.dtype
-        self._selector = Selector(selection)
         self._may_move = callable(selection.reduce)  # to another device: it is the user's code
         self._limits = limits
         self._always = always
@@ -249,20 +242,14 @@ class Engine:
         self._buffers.keeps = True
         # Around the sites' own hooks: what a pass is called with is read before the first of them
         # (a site may be the root's input), and forgotten after the last (it may be its output).
-        readers: list[TokenCounter | RowSource] = [self._rows]
-        if self._counts_tokens:
-            readers.append(self._tokens)
-        first: list[RemovableHandle] = []
+        first = self._read.before(self._model)
         try:
-            for reader in readers:
-                first += reader.before(self._model)
             self.handles += attach(self._bound, self)
         except BaseException:
             detach(first)
             raise
         self.handles += first  # behind the sites' own, which `report_unfired` counts on
-        for reader in readers:
-            self.handles += reader.after(self._model)
+        self.handles += self._read.after(self._model)
 
     def detach(self) -> None:
         detach(self.handles)
@@ -291,11 +278,7 @@ class Engine:
         check_capturable(value, site)
         transfer = self._transfer(value.device)
         transfer.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
-        rows = lengths = None
-        if self._rows.is_asked:
-            rows = self._rows(current.rows, site)
-            lengths = self._rows.lengths(rows)
-        value = self._selector(value, site, self._tokens, rows, transfer.device)
+        value, lengths = self._read(value, site, current.rows, transfer.device)
         if self._may_move:
             transfer = self._transfer(value.device)
             transfer.refuse_graphs()

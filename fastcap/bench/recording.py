@@ -218,7 +218,7 @@ class RecordingTwin(TimedDevice):
         secs = max(self.host_secs, self.compute.free_at)
         return lambda: secs
 
-    def _note(self, timeline: virtual.Timeline, secs: float, *what: Any) -> None:
+    def _note(self, timeline: virtual.TimedStream, secs: float, *what: Any) -> None:
         end = timeline.free_at
         self._recorder.note(lambda: end - secs, lambda: end, *what)
 

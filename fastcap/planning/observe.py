@@ -18,9 +18,8 @@ from fastcap.model.parts import check_capturable, describe_miss, take_part
 from fastcap.model.unfired import explain_unfired
 from fastcap.planning.examples import tokens_per_sample
 from fastcap.request import RunRequest
-from fastcap.selection.per_sample import RowSource
-from fastcap.selection.selector import Selector
-from fastcap.selection.token_count import TokenCounter
+from fastcap.selection.per_sample import Rows
+from fastcap.selection.reading import SiteReader
 from fastcap.transfer.base import wire_dtype_for
 
 
@@ -138,15 +137,9 @@ class _Observer:
         self._model = request.model
         self._bound = list(request.bound)
         self._dtype = selection.dtype
-        self._selector = Selector(selection)
         self._rows = request.rows
-        self._of_batch: Any = None
-        self._tokens = TokenCounter()
-        self._counts_tokens = (
-            selection.positions is not None
-            and selection.seq_dim is None
-            and not selection.needs_mask
-        )
+        self._of_batch: Rows | None = None
+        self._read = SiteReader(selection, request.rows)
         self._calls: list[list[Call]] = [[] for _ in self._bound]
         self._misses: dict[int, str] = {}
         self.in_order: list[Call] = []
@@ -154,16 +147,10 @@ class _Observer:
     def run(self, batch: Any, forward: Any) -> None:
         """Call `forward` with hooks on the sites."""
         self._of_batch = self._rows.of_batch(batch)
-        readers: list[RowSource | TokenCounter] = [self._rows]
-        if self._counts_tokens:
-            readers.append(self._tokens)
-        handles = []
+        handles = self._read.before(self._model)
         try:
-            for reader in readers:
-                handles += reader.before(self._model)
             handles += attach(self._bound, self)
-            for reader in readers:
-                handles += reader.after(self._model)
+            handles += self._read.after(self._model)
             forward()
         finally:
             detach(handles)
@@ -183,12 +170,7 @@ class _Observer:
         site = self._bound[index].site
         if not value.is_meta:
             check_capturable(value, site)
-        if self._rows.is_asked:
-            rows = self._rows(self._of_batch, site)
-            device = SynchronousDevice(value.device)
-            selected = self._selector(value, site, self._tokens, rows, device)
-        else:
-            selected = self._selector(value, site, self._tokens)
+        selected, _ = self._read(value, site, self._of_batch, SynchronousDevice(value.device))
         dtype = self._dtype or selected.dtype
         return Call(
             tuple(value.shape), tuple(selected.shape), selected.dtype, dtype, selected.device
