@@ -13,7 +13,8 @@ caller's rows. The ring has one open chunk at a time:
       │     is wanted any more                                                │
       └───────────────────────────────────────────────────────────────────────┘
         opened again, oldest copy first. The host does not wait for that copy: each stream
-        that packs does (`open_to` has it wait for `copied`, R3)
+        that packs does (`open_to` has it wait for `copied`, R3). A chunk that is full while no
+        slot is free stays open, and whoever packs next makes room first
 
 A slot is pinned memory that one copy writes and the host reads:
 
