@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks import programs
-from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.devices.simulated import SimulatedCosts, TimedDevice
 from fastcap.formatting import format_bytes
 from tests.support.virtual import (
     Load,
@@ -71,7 +71,7 @@ def play() -> Iterator[Row]:
     """32 layers of width 4096 in bfloat16, 8 x 1,024 tokens, all positions of every layer."""
     for n_passes in PASSES:
         for rate in HOST_RATES:
-            costs = Costs(host_bytes_per_sec=rate)
+            costs = SimulatedCosts(host_bytes_per_sec=rate)
             load = Load(n_passes=n_passes, pinned_bytes=HOST_BYTES, costs=costs)
             for destination in LIMITS:
                 yield _row(replace(load, lends=destination != FRESH), destination)
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None:
         content = {
             "kind": "simulated: a virtual clock with assumed rates, not a measurement",
-            "assumed": asdict(Costs()),
+            "assumed": asdict(SimulatedCosts()),
             "rows": [asdict(row) for row in rows],
         }
         programs.say(f"written: {programs.write(options.out, 'virtual', origin, content)}")

@@ -1,6 +1,7 @@
 """fastcap: exact activation capture for PyTorch models at almost no cost to the forward pass.
 
 ActivationStore            capture while you drive the passes yourself
+Consumer                   receive what passes capture in a class of your own
 extract                    from a dataset to an archive on disk, of any size
 extract_representations    from a dataset to one tensor per site
 list_sites                 what can be captured in a model
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcap._version import __version__ as __version__
 from fastcap.activations import ActivationStore as ActivationStore
+from fastcap.consumers.base import Consumer as Consumer
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
 from fastcap.records import BatchRecords as BatchRecords
@@ -37,6 +39,7 @@ __all__ = [
     "ActivationStore",
     "Archive",
     "BatchRecords",
+    "Consumer",
     "FastcapError",
     "FastcapWarning",
     "Record",

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.engine import Engine, Pass
-from fastcap.errors import ArgumentError, ArgumentTypeError
+from fastcap.errors import ArgumentTypeError
 from fastcap.model.forward import forget_compiled, has_compiled, is_compiled
 from fastcap.model.hooks import detach
 from fastcap.model.passes import watch_passes
-from fastcap.model.sites import Sites, as_site_names, bind_sites
+from fastcap.model.sites import Sites, bind_sites
 from fastcap.records import Statistics
-from fastcap.selection.per_sample import MaskOf, RowSource
-from fastcap.spec import Positions, Reduce, as_keeps_all, make_selection
-from fastcap.transfer.budget import make_limits
+from fastcap.request import request_capture
+from fastcap.selection.per_sample import MaskOf
+from fastcap.spec import Positions, Reduce
 from fastcap.warn import warn
 
 
@@ -82,18 +82,21 @@ class ActivationStore:
         pinned_bytes: int | None = None,
     ) -> None:
         self._model = model
-        self._names = as_site_names(layers, model)
-        self._selection = make_selection(positions, reduce, dtype, seq_dim)
-        if self._selection.batch_key is not None:
-            raise ArgumentError(
-                f"positions={self._selection.batch_key!r}: the words a store knows are 'last' and "
-                "'unpadded'. A key of the batch is for stream() and extract_representations(); "
-                "here, give one list of positions per sample."
-            )
-        self._rows = RowSource(self._selection, mask)
-        self._limits = make_limits(staging_bytes, pinned_bytes)
+        self._request = request_capture(
+            model,
+            layers,
+            positions=positions,
+            reduce=reduce,
+            dtype=dtype,
+            seq_dim=seq_dim,
+            mask=mask,
+            calls=calls,
+            zero_copy=zero_copy,
+            staging_bytes=staging_bytes,
+            pinned_bytes=pinned_bytes,
+        )
         self._zero_copy = zero_copy
-        self._latest = Pass(keeps_all=as_keeps_all(calls))
+        self._latest = Pass(keeps_all=self._request.keeps_all)
         self._engine: Engine | None = None
         self._past = Statistics()
         self._hooks: list[RemovableHandle] = []
@@ -109,7 +112,7 @@ class ActivationStore:
     @property
     def layer_names(self) -> list[str]:
         """The sites as given, in a new list: patterns unexpanded, modules as their paths."""
-        return list(self._names)
+        return list(self._request.names)
 
     @property
     def activations(self) -> dict[str, Tensor]:
@@ -128,8 +131,8 @@ class ActivationStore:
         """
         if self._engine is not None:
             return
-        sites = bind_sites(self._model, self._names)
-        engine = Engine(self._model, sites, self._selection, self._limits, self._latest, self._rows)
+        sites = bind_sites(self._model, self._request.names)
+        engine = self._request.engine(sites, self._latest)
         engine.handles = self._hooks
         if is_compiled(self._model) or has_compiled():
             self._retrace()

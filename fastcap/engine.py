@@ -12,15 +12,14 @@ import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.devices import open_device
-from fastcap.devices.base import Destination
 from fastcap.host_memory import HostBuffers
 from fastcap.model.early_stop import CallsSeen
 from fastcap.model.hooks import attach, detach, modes_are_on, modes_off
@@ -29,12 +28,10 @@ from fastcap.model.sites import BoundSite
 from fastcap.model.unfired import explain_unfired
 from fastcap.records import Statistics
 from fastcap.selection.per_sample import Rows, RowSource
-from fastcap.selection.selector import Selector
-from fastcap.selection.token_count import TokenCounter
+from fastcap.selection.reading import SiteReader
 from fastcap.spec import Selection, Site
-from fastcap.transfer.base import Capture, Transfer
+from fastcap.transfer.base import Capture, Target, Transfer
 from fastcap.transfer.budget import Limits
-from fastcap.transfer.pinned_out import wait_for
 from fastcap.transfer.staged import StagedTransfer
 from fastcap.transfer.synchronous import SynchronousTransfer
 from fastcap.warn import warn
@@ -43,27 +40,17 @@ IDLE_BYTES = 2 << 30
 """Most of the memory of dropped results that is kept for later ones, unless `pinned_bytes` says."""
 
 
-class Place(Protocol):
-    """A consumer that may know, in the hook, where a value will be delivered."""
-
-    def __call__(
-        self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
-    ) -> tuple[Tensor, Tensor | Destination | None]:
-        """The rows of `value` that are wanted, and where they go if that is known.
-
-        Args:
-            site: The site's name.
-            value: What was selected there.
-            dtype: The dtype to deliver.
-            lengths: Rows of each sample, of a ragged value.
-        """
+PlaceHook: TypeAlias = Callable[
+    [str, Tensor, torch.dtype, tuple[int, ...] | None], tuple[Tensor, Target | None]
+]
+"""`fastcap.Consumer.place`, which explains it."""
 
 
 class Pass:
     """What one pass has captured, or many: whoever drives the model decides.
 
     Args:
-        place: The consumer's wish; `None` for owned memory.
+        place: The consumer's method; `None` for owned memory.
         calls_seen: Told of every site that fires; may end the pass.
         keeps_all: Whether earlier calls of a site are kept beside the last.
         rows: What the batch says of its samples; `None` where the model's call has to.
@@ -92,7 +79,7 @@ class Pass:
 
     def __init__(
         self,
-        place: Place | None = None,
+        place: PlaceHook | None = None,
         calls_seen: CallsSeen | None = None,
         keeps_all: bool = False,
         rows: Rows | None = None,
@@ -122,6 +109,42 @@ class Pass:
         """Every capture that is kept."""
         return [found for site in list(self.captures) for found in self.calls(site)]
 
+    # For consumers, when the pass is over
+
+    @property
+    def sites(self) -> list[str]:
+        """Sites that captured something, in the order in which they first did."""
+        return list(self.captures)
+
+    def deliver(self) -> None:
+        """Have host threads copy every value to memory of its own, while the next pass runs."""
+        for transfer, capture in self.all():
+            transfer.deliver(capture)
+
+    def tensor(self, site: str) -> Tensor:
+        """What the last call of a site produced: on the CPU, contiguous, detached, the caller's.
+        Waits for its copy. Not for what `fastcap.Consumer.place` had delivered to a tensor or file
+        of its own: `settle` waits for that.
+
+        Raises:
+            DeviceMemoryError, HostMemoryError: It could not be captured for lack of memory.
+        """
+        transfer, capture = self.captures[site]
+        value = transfer.result(capture)
+        assert value is not None  # what a finished pass has captured is nobody else's to drop
+        return value
+
+    def settle(self) -> None:
+        """Wait until every value is where `deliver`, or `fastcap.Consumer.place`, had it sent."""
+        for transfer, capture in self.all():
+            transfer.settle(capture)
+
+    def lengths(self, site: str) -> tuple[int, ...] | None:
+        """With `positions="unpadded"`, how many rows each sample has; else `None`."""
+        return self.captures[site][1].lengths
+
+    # For the engine
+
     def file(
         self, site: str, transfer: Transfer, capture: Capture
     ) -> tuple[Transfer, Capture] | None:
@@ -146,9 +169,9 @@ class Pass:
         last = self.captures.get(site)
         if last is None or last[0] is transfer:
             return
-        for other, capture in [*self._superseded.pop(site, ()), last]:
+        for _, capture in [*self._superseded.pop(site, ()), last]:
             for ticket in capture.tickets:  # its error is nobody's any more
-                wait_for(other.device, ticket)
+                ticket.wait()
 
     def clear(self) -> None:
         with self._lock:
@@ -195,16 +218,10 @@ class Engine:
     ) -> None:
         self._model = model
         self._bound = list(sites)
-        self._tokens = TokenCounter()
         self._rows = rows or RowSource(selection)
-        self._counts_tokens = (
-            selection.positions is not None
-            and selection.seq_dim is None
-            and not selection.needs_mask
-        )
+        self._read = SiteReader(selection, self._rows)
         self._sites = [bound.site for bound in sites]
         self._dtype = selection.dtype
-        self._selector = Selector(selection)
         self._may_move = callable(selection.reduce)  # to another device: it is the user's code
         self._limits = limits
         self._always = always
@@ -225,20 +242,14 @@ class Engine:
         self._buffers.keeps = True
         # Around the sites' own hooks: what a pass is called with is read before the first of them
         # (a site may be the root's input), and forgotten after the last (it may be its output).
-        readers: list[TokenCounter | RowSource] = [self._rows]
-        if self._counts_tokens:
-            readers.append(self._tokens)
-        first: list[RemovableHandle] = []
+        first = self._read.before(self._model)
         try:
-            for reader in readers:
-                first += reader.before(self._model)
             self.handles += attach(self._bound, self)
         except BaseException:
             detach(first)
             raise
         self.handles += first  # behind the sites' own, which `report_unfired` counts on
-        for reader in readers:
-            self.handles += reader.after(self._model)
+        self.handles += self._read.after(self._model)
 
     def detach(self) -> None:
         detach(self.handles)
@@ -267,16 +278,12 @@ class Engine:
         check_capturable(value, site)
         transfer = self._transfer(value.device)
         transfer.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
-        rows = lengths = None
-        if self._rows.is_asked:
-            rows = self._rows(current.rows, site)
-            lengths = self._rows.lengths(rows)
-        value = self._selector(value, site, self._tokens, rows, transfer.device)
+        value, lengths = self._read(value, site, current.rows, transfer.device)
         if self._may_move:
             transfer = self._transfer(value.device)
             transfer.refuse_graphs()
         dtype = self._dtype or value.dtype
-        target: Tensor | Destination | None = None
+        target: Target | None = None
         if current.place is not None:
             current.finish_elsewhere(site.name, transfer)
             value, target = current.place(site.name, value, dtype, lengths)

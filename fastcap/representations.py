@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from fastcap.consumers.memory import MemoryResult
 from fastcap.consumers.out import check_out
 from fastcap.devices import open_device
-from fastcap.engine import Engine
-from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.model.early_stop import EarlyStop, StopAfter
-from fastcap.model.forward import BatchCaller, Forward, evaluation_mode
-from fastcap.model.sites import Sites, as_site_names, bind_sites
+from fastcap.errors import ArgumentError
+from fastcap.model.early_stop import StopAfter
+from fastcap.model.forward import Forward, evaluation_mode
+from fastcap.model.sites import Sites
 from fastcap.progress import Progress, open_progress
-from fastcap.selection.per_sample import MaskOfBatch, RowSource
-from fastcap.spec import UNPADDED, Positions, Reduce, as_count, make_selection
+from fastcap.request import as_dataset, length_of, request_run
+from fastcap.selection.per_sample import MaskOfBatch
+from fastcap.spec import UNPADDED, Positions, Reduce, as_count
 from fastcap.streaming import Stream
-from fastcap.transfer.budget import make_limits
 from fastcap.warn import warn
 
 PREFETCH = 1
@@ -123,97 +122,53 @@ def extract_representations(
         >>> acts["1"].shape
         torch.Size([5, 3, 2])
     """
-    names = as_site_names(layers, model)
     num_workers = as_count("num_workers", num_workers, at_least=0)
-    if not names:
-        raise ArgumentError("layers is empty: name at least one module, such as ['layers.0.mlp'].")
-    batch_size = as_count("batch_size", batch_size)
-    max_samples = None if max_samples is None else as_count("max_samples", max_samples)
-    selection = make_selection(positions, reduce, dtype, seq_dim)
-    if selection.positions == UNPADDED:
+    request = request_run(
+        model,
+        layers,
+        device=device,
+        positions=positions,
+        reduce=reduce,
+        dtype=dtype,
+        seq_dim=seq_dim,
+        mask=mask,
+        inputs=inputs,
+        forward=forward,
+        stop_after_last_site=stop_after_last_site,
+        staging_bytes=staging_bytes,
+        pinned_bytes=pinned_bytes,
+        argument="layers",
+    )
+    if request.selection.positions == UNPADDED:
         raise ArgumentError(
             "positions='unpadded' gives a row for each real token, and rows of a result are "
             "samples. Receive it batch by batch with fastcap.stream(), or select one row per "
             "sample (positions='last', reduce='mean')."
         )
-    limits = make_limits(staging_bytes, pinned_bytes)
-    call = BatchCaller(model, device, inputs, forward)
     loader: DataLoader[Any] = DataLoader(
         as_dataset(dataset, num_workers),
-        batch_size=batch_size,
+        batch_size=as_count("batch_size", batch_size),
         shuffle=False,
         num_workers=num_workers,
         collate_fn=collate_fn,
     )
-    bound = bind_sites(model, names)
-    found = [each.site.name for each in bound]
+    max_samples = None if max_samples is None else as_count("max_samples", max_samples)
     result = MemoryResult(length_of(dataset), max_samples, check_memory)
     if out is not None:
-        checked = check_out(out, found, result.n_expected)
-        result.write_into(checked, open_device(call.device).reaches)
-    early_stop = EarlyStop(model, found, stop_after_last_site)
-    rows = RowSource(selection, mask_of_batch=mask)
-    engine = Engine(model, bound, selection, limits, rows=rows)
+        checked = check_out(out, request.site_names, result.n_expected)
+        result.write_into(checked, open_device(request.call.device).reaches)
     with (
         open_progress(progress, result.n_expected) as advance,
         evaluation_mode(model),
-        Stream(
-            _until_full(loader, result),
-            engine,
-            call,
-            model,
-            PREFETCH,
-            early_stop,
-            consumer=result,
-        ) as run,
+        Stream(_until_full(loader, result), request, PREFETCH, result) as run,
     ):
         for records in run:
             advance(min(records.samples.stop, result.n_done))
         acts = result.tensors()
     if result.n_done == 0:
-        sites = ", ".join(map(repr, engine.site_names))
+        sites = ", ".join(map(repr, request.site_names))
         warn(f"Nothing was captured at {sites}: the dataset gave no sample. The result is empty.")
-    return {name: acts[name] for name in engine.site_names if name in acts}
-
-
-def length_of(dataset: Any) -> int | None:
-    """Samples of a dataset; `None` where it does not say."""
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None
-
-
-class _Iterated(IterableDataset[Any]):
-    """A generator, or anything else that can only be iterated, as `DataLoader` wants it."""
-
-    def __init__(self, samples: Iterable[Any]) -> None:
-        self._samples = samples
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._samples)
-
-
-def as_dataset(dataset: Any, num_workers: int) -> Any:
-    """What a `DataLoader` accepts: the dataset, or something that iterates over it.
-
-    Raises:
-        ArgumentError: Several workers would give every sample of it.
-        ArgumentTypeError: It is no dataset.
-    """
-    if isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__"):
-        return dataset
-    if isinstance(dataset, Iterable):
-        if num_workers > 1:
-            raise ArgumentError(
-                f"Each of {num_workers} workers would give every sample of a "
-                f"{type(dataset).__name__}, which can only be iterated. Pass num_workers=1, a "
-                "list, or an IterableDataset that shares its samples out among workers."
-            )
-        return _Iterated(dataset)
-    raise ArgumentTypeError(
-        f"dataset must be a dataset or a list of samples; got {type(dataset).__name__}."
-    )
+    return {name: acts[name] for name in request.site_names if name in acts}
 
 
 def _until_full(loader: Iterable[Any], result: MemoryResult) -> Iterable[Any]:

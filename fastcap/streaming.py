@@ -5,44 +5,23 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastcap.devices.base import Destination
-from fastcap.engine import Engine, Pass
-from fastcap.errors import ArgumentError, BatchError
-from fastcap.model.early_stop import CallsSeen, EarlyStop, StopAfter
-from fastcap.model.forward import (
-    BatchCaller,
-    Forward,
-    count_rows,
-    evaluation_mode,
-    uncompiled,
-)
+from fastcap.consumers.base import Consumer
+from fastcap.engine import Pass
+from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
+from fastcap.model.early_stop import CallsSeen, StopAfter
+from fastcap.model.forward import Forward, count_rows, evaluation_mode, uncompiled
 from fastcap.model.hooks import detach
-from fastcap.model.sites import Sites, as_site_names, bind_sites
+from fastcap.model.sites import Sites
 from fastcap.records import BatchRecords, Record, Statistics
-from fastcap.selection.per_sample import MaskOfBatch, RowSource
-from fastcap.spec import Positions, Reduce, as_count, as_keeps_all, make_selection
-from fastcap.transfer.budget import make_limits
+from fastcap.request import RunRequest, request_run
+from fastcap.selection.per_sample import MaskOfBatch
+from fastcap.spec import Positions, Reduce, as_count
 from fastcap.warn import warn
-
-
-class Consumer(Protocol):
-    """Who receives what a pass captured, when it is not the caller's loop."""
-
-    def begin(self, n_batch: int) -> None:
-        """A pass over `n_batch` samples is about to run."""
-
-    def place(
-        self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
-    ) -> tuple[Tensor, Tensor | Destination | None]:
-        """See `fastcap.engine.Place`."""
-
-    def end(self, finished: Pass) -> None:
-        """The pass is over. Nobody else asks for what it captured."""
 
 
 class _Finished(NamedTuple):
@@ -64,29 +43,25 @@ class Stream(Iterator[BatchRecords]):
     def __init__(
         self,
         batches: Iterable[Any],
-        engine: Engine,
-        call: BatchCaller,
-        model: nn.Module,
+        request: RunRequest,
         prefetch: int,
-        early_stop: EarlyStop,
-        zero_copy: bool = False,
         consumer: Consumer | None = None,
-        keeps_all: bool = False,
     ) -> None:
         self._batches = iter(batches)
-        self._engine = engine
-        self._call = call
-        self._model = model
+        self._engine = engine = request.engine(request.bound)
+        self._call = request.call
+        self._model = request.model
         self._prefetch = prefetch
-        self._zero_copy = zero_copy
+        self._zero_copy = request.zero_copy
         self._consumer = consumer
-        self._early_stop = early_stop
-        self._keeps_all = keeps_all
+        self._early_stop = request.early_stop
+        self._keeps_all = request.keeps_all
         self._running: deque[_Finished] = deque()
         self._postponed: Exception | None = None
         self._n_passes = 0
         self._n_samples = 0
         self._ended = False
+        self._is_closed = False
         engine.attach()
         weakref.finalize(self, detach, engine.handles).atexit = False
 
@@ -95,7 +70,7 @@ class Stream(Iterator[BatchRecords]):
             while not self._ended and len(self._running) <= self._prefetch:
                 self._run_next()
             if not self._running:
-                self._raise_postponed()
+                self._end()
                 raise StopIteration
             return self._deliver(self._running.popleft())
         except BaseException:
@@ -116,6 +91,14 @@ class Stream(Iterator[BatchRecords]):
             self._running.append(self._run(batch))
         except Exception as error:  # noqa: BLE001 - raised unchanged, after delivery
             self._end_after_delivery(error)
+
+    def _end(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        try:
+            if consumer is not None and not self._is_closed:
+                consumer.drain()
+        finally:  # the first error is the one to raise
+            self._raise_postponed()
 
     def _raise_postponed(self) -> None:
         error, self._postponed = self._postponed, None
@@ -213,7 +196,7 @@ class Stream(Iterator[BatchRecords]):
 
     def close(self) -> None:
         """Remove the hooks and give memory back. Records already delivered stay as they are."""
-        self._ended = True
+        self._ended = self._is_closed = True
         self._running.clear()
         self._engine.close()
 
@@ -243,6 +226,7 @@ def stream(
     staging_bytes: int | None = None,
     pinned_bytes: int | None = None,
     prefetch: int = 1,
+    consumer: Consumer | None = None,
 ) -> Stream:
     """Run the model over batches and hand out what its sites produced, batch by batch.
 
@@ -280,6 +264,8 @@ def stream(
         staging_bytes: Staging memory on the accelerator, in bytes.
         pinned_bytes: Slot memory on the host, in bytes.
         prefetch: Passes run ahead of the batch handed out. 0 if your loop changes the model.
+        consumer: Who receives what passes capture, instead of the records handed out, which then
+            are empty; see `fastcap.Consumer`.
 
     Returns:
         An iterator of `BatchRecords`, which also is a context manager.
@@ -299,25 +285,36 @@ def stream(
         0 torch.Size([1, 2])
         1 torch.Size([1, 2])
     """
-    names = as_site_names(sites, model)
-    if not names:
-        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
-    selection = make_selection(positions, reduce, dtype, seq_dim)
-    limits = make_limits(staging_bytes, pinned_bytes, zero_copy)
-    prefetch = as_count("prefetch", prefetch, at_least=0)
-    keeps_all = as_keeps_all(calls)
-    call = BatchCaller(model, device, inputs, forward)
-    bound = bind_sites(model, names)
-    early_stop = EarlyStop(model, [each.site.name for each in bound], stop_after_last_site)
-    rows = RowSource(selection, mask_of_batch=mask)
-    engine = Engine(model, bound, selection, limits, rows=rows)
-    return Stream(
-        batches,
-        engine,
-        call,
+    request = request_run(
         model,
-        prefetch,
-        early_stop,
-        zero_copy,
-        keeps_all=keeps_all,
+        sites,
+        device=device,
+        positions=positions,
+        reduce=reduce,
+        dtype=dtype,
+        seq_dim=seq_dim,
+        mask=mask,
+        inputs=inputs,
+        forward=forward,
+        calls=calls,
+        stop_after_last_site=stop_after_last_site,
+        zero_copy=zero_copy,
+        staging_bytes=staging_bytes,
+        pinned_bytes=pinned_bytes,
     )
+    if consumer is not None:
+        _check_consumer(consumer, request)
+    return Stream(batches, request, as_count("prefetch", prefetch, at_least=0), consumer)
+
+
+def _check_consumer(consumer: Any, request: RunRequest) -> None:
+    if not isinstance(consumer, Consumer):
+        raise ArgumentTypeError(
+            f"consumer must be an instance of a subclass of fastcap.Consumer; got {consumer!r}."
+        )
+    if request.keeps_all or request.zero_copy:
+        asked = "calls='all'" if request.keeps_all else "zero_copy=True"
+        raise ArgumentError(
+            f"{asked} is for a loop over the stream's records, and consumer= receives what they "
+            "would hold. Leave one of them out."
+        )

@@ -349,7 +349,7 @@ def test_workers_copy_alone_and_nobody_else_does(device: AcceleratorDevice) -> N
     """Neither the thread that starts them nor threads to come."""
     before, of_new_threads = torch.get_num_threads(), torch_threads()
     found: list[int] = []
-    device._workers.submit(0, lambda: found.append(torch.get_num_threads())).future.result()
+    device._workers.submit(0, lambda: found.append(torch.get_num_threads())).result()
     assert found == [1]
     assert torch.get_num_threads() == before
     assert torch_threads() == of_new_threads

@@ -14,7 +14,7 @@ from torch import nn
 
 from fastcap.bench import Span, Timeline, make_case, record_timeline, recording
 from fastcap.bench.recording import Recorder, RecordingAccelerator, RecordingTwin
-from fastcap.devices.simulated import Costs
+from fastcap.devices.simulated import SimulatedCosts
 from fastcap.errors import SaveError
 from fastcap.transfer.budget import Budget
 from tests.support.devices import LoggedStreams, logged_accelerator
@@ -28,7 +28,7 @@ BY_HAND = Load(
     forward_secs=0.3,
     launch_secs=0.0,
     budget=Budget(100_000_000, 2, 8),
-    costs=Costs(
+    costs=SimulatedCosts(
         link_bytes_per_sec=1 * GB,
         copy_latency_secs=0.0,
         memory_bytes_per_sec=1e6 * GB,

@@ -464,3 +464,26 @@ def test_a_mask_function_that_returns_none_is_an_error() -> None:
         "mask= returned None for a batch; it must return a (batch, sequence) tensor of zeros and "
         "ones, such as lambda batch: batch['input_ids'] != 0."
     )
+
+
+class CallsItself(nn.Module):
+    """A root module that is called within its own call, and then gives fewer positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Identity()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] > 2:
+            self(ids[:, :2])
+        found: Tensor = self.norm(ids[:, :2, None].float())
+        return found
+
+
+def test_after_a_call_within_a_call_the_outer_one_s_tokens_count_again() -> None:
+    model = CallsItself()
+    with fastcap.ActivationStore(model, ["norm"], positions=-1) as store:
+        model(make_ids(3, n_tokens=2))
+        assert store.activations["norm"].shape == (3, 1)
+        with pytest.raises(SelectionError, match="but the pass has 5 tokens per sample"):
+            model(make_ids(3, n_tokens=5))

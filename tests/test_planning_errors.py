@@ -303,7 +303,7 @@ def test_a_device_that_is_not_here_cannot_be_measured(monkeypatch: pytest.Monkey
     def fail(_: torch.device) -> None:
         raise RuntimeError("no such\nthing")
 
-    monkeypatch.setattr("fastcap.planning.place.open_device", fail)
+    monkeypatch.setattr("fastcap.planning.machine.open_device", fail)
     model = nn.Linear(4, 4, device="meta")
     assert refusal(DeviceError, model=model, device="xpu", measure=True) == (
         "device='xpu' cannot be measured on this machine: no such thing. Measure there, or leave "

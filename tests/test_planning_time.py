@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastcap
-from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.devices.simulated import SimulatedCosts, TimedDevice
 from fastcap.formatting import format_secs
 from fastcap.planning import Machine, Plan
 from fastcap.planning.examples import ID_BYTES
@@ -120,7 +120,7 @@ def test_a_model_that_waits_for_its_launches_has_room_for_packs() -> None:
 
 
 def test_rates_measured_through_the_device_are_those_of_the_machine() -> None:
-    costs = Costs(link_bytes_per_sec=12 * GB, host_bytes_per_sec=3 * GB, hook_secs=8e-6)
+    costs = SimulatedCosts(link_bytes_per_sec=12 * GB, host_bytes_per_sec=3 * GB, hook_secs=8e-6)
     device = TimedDevice(costs)
     with running_on(device):
         found = measure_machine(device)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastcap.devices.simulated import Costs
+from fastcap.devices.simulated import SimulatedCosts
 from fastcap.transfer.budget import Budget
 from tests.support.virtual import (
     BURSTY,
@@ -25,10 +25,10 @@ GB = 1e9
 ROOMY = Budget(chunk_bytes=64 * MiB, n_chunks=4, n_slots=110)
 COMPUTE_BOUND = Load(budget=ROOMY)
 LINK_BOUND = Load(budget=ROOMY, forward_secs=20 * MS, lends=True)
-CONSUMER_BOUND = Load(budget=ROOMY, costs=Costs(host_bytes_per_sec=1.5 * GB))
+CONSUMER_BOUND = Load(budget=ROOMY, costs=SimulatedCosts(host_bytes_per_sec=1.5 * GB))
 LAUNCH_BOUND = Load(budget=ROOMY, launch_secs=350 * MS)
 
-FREE = Costs(
+FREE = SimulatedCosts(
     link_bytes_per_sec=1 * GB,
     copy_latency_secs=0.0,
     memory_bytes_per_sec=1e6 * GB,
@@ -156,7 +156,7 @@ GRID = {
         n_layers=12, site_bytes=12 * MiB, forward_secs=20 * MS, launch_secs=1 * MS, budget=ROOMY
     ),
 }
-"""A 32-layer, width-4096 bf16 model on one H200, with the constants of `Costs`."""
+"""A 32-layer, width-4096 bf16 model on one H200, with the constants of `SimulatedCosts`."""
 
 
 def test_the_virtual_twin_of_an_h200(summary: Callable[[str, str], None]) -> None:

@@ -18,7 +18,7 @@ from benchmarks.gpu.destinations import (
     SLOTS,
 )
 from benchmarks.gpu.floors import ARCHIVE, FRESH
-from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.devices.simulated import SimulatedCosts, TimedDevice
 from fastcap.formatting import format_bytes, markdown_table
 from fastcap.transfer.pinned_out import PINNED_OUT_BYTES
 from tests.support.virtual import (
@@ -32,7 +32,7 @@ from tests.support.virtual import (
     synchronous_secs,
 )
 
-COSTS = Costs()
+COSTS = SimulatedCosts()
 DISK_BYTES_PER_SEC = 2.5e9
 HOST_BYTES = 32 << 30  # what slots may take by default on a host with 128 GiB to spare
 DESTINATIONS = (SLOTS, LOOP, FRESH, PINNED, ARCHIVE, HOOK)

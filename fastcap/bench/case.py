@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fastcap import reference
 from fastcap.errors import ArgumentError, BatchError
 from fastcap.model.forward import BatchCaller, Forward, count_rows, evaluation_mode, uncompiled
-from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
-from fastcap.spec import Positions, Reduce, Selection, make_selection
+from fastcap.model.sites import BoundSite, Sites
+from fastcap.request import request_run
+from fastcap.spec import Positions, Reduce, Selection
 
 Values = Mapping[str, Tensor]
 """One tensor of shape `(n_samples, ...)` per site, in the order of the sites."""
@@ -153,7 +154,19 @@ def make_case(
             which a plain hook cannot take.
         SiteNotFoundError: A site is no module of the model.
     """
-    selection = make_selection(positions, reduce, dtype, seq_dim)
+    inputs = None if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
+    request = request_run(
+        model,
+        sites,
+        device=device,
+        positions=positions,
+        reduce=reduce,
+        dtype=dtype,
+        seq_dim=seq_dim,
+        inputs=inputs,
+        forward=forward,
+    )
+    selection = request.selection
     if selection.needs_mask or selection.by_sample is not None or selection.batch_key is not None:
         raise ArgumentError(
             f"positions={positions!r}, reduce={reduce!r}: a selection that differs from sample to "
@@ -163,18 +176,13 @@ def make_case(
     given = list(batches)
     if not given:
         raise ArgumentError("batches is empty: give at least one, such as [{'input_ids': ids}].")
-    names = as_site_names(sites, model)
-    if not names:
-        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     options = {"positions": positions, "reduce": reduce, "dtype": dtype, "seq_dim": seq_dim}
-    inputs = None if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
-    call = BatchCaller(model, device, inputs, forward)
     return Case(
         model,
         given,
-        bind_sites(model, names),
+        request.bound,
         selection,
         options,
         {"inputs": inputs, "forward": forward},
-        call,
+        request.call,
     )

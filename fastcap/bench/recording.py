@@ -35,7 +35,7 @@ from fastcap.bench.timeline import (
 from fastcap.devices.accelerator import AcceleratorDevice
 from fastcap.devices.base import Destination, HostBuffer, Staging, Ticket
 from fastcap.devices.cpu import SynchronousDevice
-from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.devices.simulated import SimulatedCosts, TimedDevice
 from fastcap.devices.simulated import timed as virtual
 from fastcap.records import Statistics
 from fastcap.streaming import stream
@@ -206,7 +206,7 @@ class RecordingTwin(TimedDevice):
 
     forward_stream = COMPUTE_STREAM
 
-    def __init__(self, costs: Costs | None = None) -> None:
+    def __init__(self, costs: SimulatedCosts | None = None) -> None:
         super().__init__(costs)
         self._recorder = Recorder()
 
@@ -218,7 +218,7 @@ class RecordingTwin(TimedDevice):
         secs = max(self.host_secs, self.compute.free_at)
         return lambda: secs
 
-    def _note(self, timeline: virtual.Timeline, secs: float, *what: Any) -> None:
+    def _note(self, timeline: virtual.TimedStream, secs: float, *what: Any) -> None:
         end = timeline.free_at
         self._recorder.note(lambda: end - secs, lambda: end, *what)
 

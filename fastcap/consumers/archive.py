@@ -23,6 +23,7 @@ from fastcap.archive.layout import StreamSpec, dtype_name
 from fastcap.archive.reader import Archive
 from fastcap.archive.shards import Part
 from fastcap.archive.writer import Commit, Writer
+from fastcap.consumers.base import RowConsumer
 from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ResultError
@@ -53,8 +54,8 @@ class _Batch:
         self.group.add(self.samples, self.parts, self.lengths)
 
 
-class ArchiveResult:
-    """A `fastcap.streaming.Consumer` that writes an archive.
+class ArchiveResult(RowConsumer):
+    """Writes an archive; see `fastcap.Consumer`.
 
     Args:
         open_writer: Makes the writer, given the archive's streams and a thread for checksums;
@@ -65,7 +66,6 @@ class ArchiveResult:
         earlier: The archive that is continued; `None` where there is none yet.
 
     Attributes:
-        n_done: Samples whose passes are over.
         n_committed: Samples of this run that are on disk.
         commit_secs: Seconds spent in commits.
         held_secs: Seconds that the run waited for them.
@@ -79,6 +79,7 @@ class ArchiveResult:
         on_commit: OnCommit | None = None,
         earlier: Archive | None = None,
     ) -> None:
+        super().__init__()
         self._open_writer = open_writer
         self._site_names = site_names
         self._beside = beside
@@ -91,17 +92,13 @@ class ArchiveResult:
         self._expected: tuple[range, Values, int] | None = None
         self._samples = range(0)
         self._values = Values()
-        self._n_batch = 0
-        self._n_passes = 0
         self._group: Group | None = None
         self._parts: dict[str, Part] = {}
-        self._misfits: dict[str, tuple[int, ...]] = {}
         self._batches: deque[_Batch] = deque()
         self._full: Group | None = None
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="fastcap-commit")
         self._committing: Future[None] | None = None
         self._checksums = ThreadPoolExecutor(1, thread_name_prefix="fastcap-checksum")
-        self.n_done = 0
         self.n_committed = 0
         self.commit_secs = 0.0
         self.held_secs = 0.0
@@ -122,32 +119,27 @@ class ArchiveResult:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
         n_found = count_rows(batch)
         if n_found is not None:
-            _check_rows(samples.start, n_found, n_batch)
+            _check_batch_size(samples.start, n_found, n_batch)
         values = self._beside.take(batch, len(samples), n_batch)
         self._expected = samples, values, n_batch
 
-    def begin(self, n_batch: int) -> None:
-        """A pass over `n_batch` samples is about to run."""
+    def begin(self, n_samples: int) -> None:
+        """A pass over `n_samples` is about to run."""
         assert self._expected is not None
         self._samples, self._values, n_expected = self._expected
         self._expected = None
-        self._n_batch = n_batch
-        self._misfits.clear()
+        self._begin_batch(n_samples)
         self._abandon_pass()
         self._settle_written()
         if self._writer is not None:
             self._group = self._writer.group()
-        _check_rows(self._samples.start, n_batch, n_expected)
+        _check_batch_size(self._samples.start, n_samples, n_expected)
 
     def place(
         self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
     ) -> tuple[Tensor, Part | None]:
         """In the hook: the rows that are kept and, from the second pass on, where they go."""
-        self._misfits.pop(site, None)
-        n_rows = self._n_batch if lengths is None else sum(lengths)
-        n_samples = self._n_batch if lengths is None else len(lengths)
-        if value.ndim == 0 or (value.shape[0], n_samples) != (n_rows, self._n_batch):
-            self._misfits[site] = tuple(value.shape)  # an error if this call is the last one
+        if not self._has_row_per_sample(site, value, lengths):
             return value, None
         n_kept = len(self._samples)
         value = value[: n_kept if lengths is None else sum(lengths[:n_kept])]
@@ -175,8 +167,7 @@ class ArchiveResult:
         self._batches.append(batch)
         self._parts = {}
         self._group = None
-        self.n_done += len(self._samples)
-        self._n_passes += 1
+        self._end_batch(len(self._samples))
         if self._writer.is_full:
             self._commit_group()
 
@@ -218,12 +209,7 @@ class ArchiveResult:
         self._writer = self._open_writer((*self._specs.values(), *beside), self._checksums)
 
     def _check(self, finished: Pass) -> dict[str, StreamSpec]:
-        for site, shape in self._misfits.items():
-            raise ResultError(
-                f"Site {site!r} produced shape {shape} for a batch of {self._n_batch} samples: its "
-                "first dimension is not the batch, so its rows cannot be matched to samples. "
-                "Capture another module, or receive it batch by batch with fastcap.stream()."
-            )
+        self._refuse_misfits()
         found = {}
         for site, (_, capture) in finished.captures.items():
             if capture.error is not None:
@@ -366,7 +352,7 @@ class ArchiveResult:
                 self._writer.close()
 
 
-def _check_rows(start: int, n_found: int, n_expected: int) -> None:
+def _check_batch_size(start: int, n_found: int, n_expected: int) -> None:
     if n_found != n_expected:
         raise ResultError(
             f"Samples {start} to {start + n_expected - 1} became a batch of {n_found}, so its rows "

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fastcap.consumers.base import RowConsumer
 from fastcap.engine import Pass
 from fastcap.errors import HostMemoryError, ResultError, ResultTooLargeError
 from fastcap.formatting import format_bytes
@@ -41,7 +42,7 @@ class _Rows:
     is_pinned: bool = False
 
 
-class MemoryResult:
+class MemoryResult(RowConsumer):
     """Collects `(n_samples, ...)` per site.
 
     Args:
@@ -53,6 +54,7 @@ class MemoryResult:
     def __init__(
         self, n_samples: int | None, max_samples: int | None, check_memory: bool = True
     ) -> None:
+        super().__init__()
         if n_samples is not None and max_samples is not None:
             n_samples = min(n_samples, max_samples)
         self.n_expected = n_samples
@@ -63,12 +65,8 @@ class MemoryResult:
         self._first_rows: dict[str, _Rows] = {}
         self._placed: set[str] = set()
         self._written: set[str] = set()
-        self._misfits: dict[str, tuple[int, ...]] = {}
         self._unsettled: deque[tuple[Transfer, Capture]] = deque()
-        self._n_batch = 0
         self._n_kept = 0
-        self._n_passes = 0
-        self.n_done = 0
 
     def write_into(self, out: Mapping[str, Tensor], reaches: Callable[[Tensor], bool]) -> None:
         """Before the first pass: take the caller's memory, by site, and none of its own.
@@ -85,14 +83,14 @@ class MemoryResult:
 
     # Around one pass
 
-    def begin(self, n_batch: int) -> None:
-        """A pass over `n_batch` samples is about to run; the last one is run whole and cropped."""
-        self._misfits.clear()
+    def begin(self, n_samples: int) -> None:
+        """A pass over `n_samples` is about to run; the last one is run whole and cropped."""
+        self._begin_batch(n_samples)
         self._placed.clear()
         self._written.clear()
-        self._n_batch = self._n_kept = n_batch
+        self._n_kept = n_samples
         if self._max_samples is not None:
-            self._n_kept = min(n_batch, self._max_samples - self.n_done)
+            self._n_kept = min(n_samples, self._max_samples - self.n_done)
         if self._out is not None:
             self._refuse_longer(self._rows or self._out, self.n_done + self._n_kept)
         elif self._rows is not None:
@@ -102,10 +100,8 @@ class MemoryResult:
         self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
     ) -> tuple[Tensor, Tensor | PinnedRows | None]:
         """In the hook: the rows that are kept and, where that is known already, where they go."""
-        self._misfits.pop(site, None)
         self._placed.discard(site)
-        if value.ndim == 0 or value.shape[0] != self._n_batch:
-            self._misfits[site] = tuple(value.shape)  # an error if this call is the last one
+        if not self._has_row_per_sample(site, value):
             return value, None
         value = value[: self._n_kept]
         rows = self._rows_for(site, value, dtype) if self._rows is None else self._rows.get(site)
@@ -150,8 +146,7 @@ class MemoryResult:
                 rows = self._rows[site].view
                 transfer.deliver(capture, rows[self.n_done : self.n_done + self._n_kept])
             self._unsettled.append((transfer, capture))
-        self.n_done += self._n_kept
-        self._n_passes += 1
+        self._end_batch(self._n_kept)
 
     def settle(self) -> None:
         """Wait until every row given to `end` so far is in place.
@@ -183,12 +178,7 @@ class MemoryResult:
     # Checks
 
     def _check(self, finished: Pass) -> None:
-        for site, shape in self._misfits.items():
-            raise ResultError(
-                f"Site {site!r} produced shape {shape} for a batch of {self._n_batch} samples: its "
-                "first dimension is not the batch, so its rows cannot be matched to samples. "
-                "Capture another module, or receive it batch by batch with fastcap.stream()."
-            )
+        self._refuse_misfits()
         if self._rows is None:
             return
         for site in self._rows.keys() - finished.captures.keys():
@@ -196,7 +186,7 @@ class MemoryResult:
         for site, (_, capture) in finished.captures.items():
             if site not in self._rows:
                 self._refuse_gap(site, "captured something", "earlier ones did not")
-            self._check_rows(site, tuple(capture.shape[1:]), capture.dtype)
+            self._refuse_other_rows(site, tuple(capture.shape[1:]), capture.dtype)
 
     def _check_out(self, site: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert self._rows is not None
@@ -225,7 +215,7 @@ class MemoryResult:
             "match the samples. Leave this site out, or receive it with fastcap.stream()."
         )
 
-    def _check_rows(self, site: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def _refuse_other_rows(self, site: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert self._rows is not None
         view = self._rows[site].view
         if shape != tuple(view.shape[1:]):

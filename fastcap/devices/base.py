@@ -2,12 +2,12 @@
 
 A device has compute streams, which belong to the model; one copy stream, which belongs to fastcap;
 and host workers. Work on one stream runs in the order it was given; work on two streams runs in any
-order unless a event says otherwise. Everything the engine wants from an accelerator is asked here,
+order unless an event says otherwise. Everything the engine wants from an accelerator is asked here,
 so that a simulated device can run the same engine under any schedule.
 
 Requirements on a device, checked by one contract suite (`tests/test_device_contract.py`):
 
-* A event that was never marked is done. Marking it again moves it; a wait captures the last mark
+* An event that was never marked is done. Marking it again moves it; a wait captures the last mark
   at the time of the call.
 * `copy` reads staging and writes slots, or rows of a result that it `reaches`, and does nothing
   else; it starts after the events it is given, in order with earlier copies, and marks the events
@@ -46,6 +46,9 @@ class Ticket(Protocol):
 
     def done(self) -> bool:
         """Whether the bytes are in place, or the delivery failed."""
+
+    def wait(self) -> None:
+        """Block the host until it is done. Its error is not raised here."""
 
     def error(self) -> BaseException | None:
         """Why a delivery that is done failed; `None` when it did not."""
@@ -127,7 +130,7 @@ def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(slots=True)
-class Counters:
+class DeviceCounters:
     """What a device has done; `Statistics` explains each field."""
 
     copies: int = 0
@@ -158,7 +161,7 @@ class Device(ABC, Generic[StreamT, EventT]):
 
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device
-        self.counters = Counters()
+        self.counters = DeviceCounters()
 
     # Streams and events
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +25,17 @@ N_WORKERS = min(4, os.cpu_count() or 1)  # guessed: enough to hide first touch, 
 class FutureTicket:
     """A delivery given to a thread; see `fastcap.devices.base.Ticket`."""
 
-    __slots__ = ("future",)
+    __slots__ = ("_device", "future")
 
-    def __init__(self, future: Future[None]) -> None:
+    def __init__(self, device: ThreadedDevice[Any, Any], future: Future[None]) -> None:
+        self._device = device
         self.future = future
 
     def done(self) -> bool:
         return self.future.done()
+
+    def wait(self) -> None:
+        self._device.join(self)
 
     def error(self) -> BaseException | None:
         return self.future.exception()
@@ -57,9 +62,9 @@ class HostWorkers:
             for i in range(n_workers)
         ]
 
-    def submit(self, worker: int, task: Callable[[], None]) -> FutureTicket:
+    def submit(self, worker: int, task: Callable[[], None]) -> Future[None]:
         """Have `task` run on the given worker, counted modulo their number."""
-        return FutureTicket(self._threads[worker % len(self._threads)].submit(task))
+        return self._threads[worker % len(self._threads)].submit(task)
 
     def close(self) -> None:
         for thread in self._threads:
@@ -142,7 +147,7 @@ class ThreadedDevice(Device[StreamT, EventT]):
         worker: int,
     ) -> Ticket:
         task = partial(self._read_after, slot, offset, dtype, target, after)
-        return self._workers.submit(worker, task)
+        return FutureTicket(self, self._workers.submit(worker, task))
 
     def _read_after(
         self,

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from fastcap.errors import ArgumentError, ResultError
 from fastcap.extraction.signals import leave_signals_to_parent
 from fastcap.model.forward import count_rows
-from fastcap.representations import as_dataset, length_of
+from fastcap.request import as_dataset, length_of
 from fastcap.spec import as_count
 
 
-class Receiver(Protocol):
+class BatchListener(Protocol):
     """Told of every batch before it runs."""
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
@@ -171,11 +171,11 @@ class Batches:
         self.n_run = 0
         self.loading_secs = 0.0
 
-    def run(self, receiver: Receiver) -> Iterator[Any]:
-        """Each batch, announced to its receiver."""
+    def run(self, listener: BatchListener) -> Iterator[Any]:
+        """Each batch, announced to its listener."""
         found = self._some() if self._by_number else self._all()
         for batch, wanted, n_batch in found:
-            receiver.expect(wanted, batch, n_batch)
+            listener.expect(wanted, batch, n_batch)
             self.n_run += 1
             yield batch
 

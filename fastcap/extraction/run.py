@@ -21,21 +21,20 @@ from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
 from fastcap.consumers.archive import ArchiveResult, OnCommit
 from fastcap.consumers.batch_columns import BatchColumns
-from fastcap.engine import Engine
 from fastcap.errors import ArchiveError, ArgumentError
 from fastcap.extraction.batches import Batches, make_grid, make_share
 from fastcap.extraction.resume import open_earlier
 from fastcap.extraction.signals import Interruption
 from fastcap.fingerprint import describe_creator, describe_run
-from fastcap.model.early_stop import EarlyStop, StopAfter
-from fastcap.model.forward import BatchCaller, Forward, evaluation_mode
-from fastcap.model.sites import Sites, as_site_names, bind_sites
+from fastcap.model.early_stop import StopAfter
+from fastcap.model.forward import Forward, evaluation_mode
+from fastcap.model.sites import Sites
 from fastcap.progress import Progress, Report, open_report
 from fastcap.rates import Counters
-from fastcap.selection.per_sample import MaskOfBatch, RowSource
-from fastcap.spec import Positions, Reduce, as_count, make_selection
+from fastcap.request import RunRequest, request_run
+from fastcap.selection.per_sample import MaskOfBatch
+from fastcap.spec import Positions, Reduce, as_count
 from fastcap.streaming import Stream
-from fastcap.transfer.budget import make_limits
 
 
 def extract(
@@ -130,22 +129,30 @@ def extract(
         >>> archive["1"][4].shape
         torch.Size([3, 2])
     """
-    names = as_site_names(sites, model)
-    if not names:
-        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
-    selection = make_selection(positions, reduce, dtype, seq_dim)
-    limits = make_limits(staging_bytes, pinned_bytes)
+    request = request_run(
+        model,
+        sites,
+        device=device,
+        positions=positions,
+        reduce=reduce,
+        dtype=dtype,
+        seq_dim=seq_dim,
+        mask=mask,
+        inputs=inputs,
+        forward=forward,
+        stop_after_last_site=stop_after_last_site,
+        staging_bytes=staging_bytes,
+        pinned_bytes=pinned_bytes,
+    )
     share = make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
     grid = make_grid(dataset, batch_size, max_samples)
-    call = BatchCaller(model, device, inputs, forward)
     beside = BatchColumns(labels)
-    bound = bind_sites(model, names)
     config = describe_run(
         model,
         dataset,
-        [each.site.name for each in bound],
-        selection,
+        request.site_names,
+        request.selection,
         batch_size=grid.batch_size,
         n_samples=grid.n_samples,
         inputs=inputs,
@@ -155,7 +162,7 @@ def extract(
         labels=labels,
     )
     config |= grid.describe()
-    creator = describe_creator(_device_name(call.device))
+    creator = describe_creator(_device_name(request.call.device))
     root = Path(out)
     there = open_earlier(root, config, creator, share.rank)
     if there is not None and there.is_complete:
@@ -166,10 +173,7 @@ def extract(
         meta = new_meta(streams, grid.n_samples, grid.batch_size, config, creator)
         return Writer(root, meta, rank=share.rank, limits=groups, checksums=checksums)
 
-    rows = RowSource(selection, mask_of_batch=mask)
-    engine = Engine(model, bound, selection, limits, rows=rows)
-    early_stop = EarlyStop(model, engine.site_names, stop_after_last_site)
-    result = ArchiveResult(open_writer, engine.site_names, beside, on_commit, there)
+    result = ArchiveResult(open_writer, request.site_names, beside, on_commit, there)
     n_before = 0 if there is None else len(there)
     n_expected = grid.n_samples if share.is_whole else None
     with (
@@ -178,15 +182,26 @@ def extract(
         open_report(progress, n_expected, n_before) as report,
         evaluation_mode(model),
     ):
-        run = Stream(batches.run(result), engine, call, model, 0, early_stop, consumer=result)
-        advance = partial(_advance, report, engine, batches, result)
-        _drive(run, result, interruption, advance)
-        result.finish(batches.n_total)
-        advance()
+        _run(request, batches, result, interruption, report)
     if n_before + result.n_committed != grid.n_samples:
         interruption.end(root, n_before + result.n_committed, grid.n_samples)
     batches.check_any()
     return Archive(root, LocalFiles())
+
+
+def _run(
+    request: RunRequest,
+    batches: Batches,
+    result: ArchiveResult,
+    interruption: Interruption,
+    report: Report,
+) -> None:
+    """Run the batches, and commit what they give."""
+    run = Stream(batches.run(result), request, prefetch=0, consumer=result)
+    advance = partial(_advance, report, run, batches, result)
+    _drive(run, result, interruption, advance)
+    result.finish(batches.n_total)
+    advance()
 
 
 def _drive(
@@ -211,8 +226,8 @@ def _drive(
         raise
 
 
-def _advance(report: Report, engine: Engine, batches: Batches, result: ArchiveResult) -> None:
-    counted = engine.statistics()
+def _advance(report: Report, run: Stream, batches: Batches, result: ArchiveResult) -> None:
+    counted = run.statistics()
     report(
         Counters(
             n_samples=result.n_done,

@@ -1,15 +1,80 @@
-"""Counts the passes over a root module, and says when one is over."""
+"""Observes the calls of a root module: what they are called with, and when a pass is over.
+
+All hooks here hold weak references only (R12), and a copy of the model, which takes hooks along, is
+not observed.
+"""
 
 from __future__ import annotations
 
+import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.model.hooks import calls_on_stack, untraced
+
+ReadingT = TypeVar("ReadingT")
+
+
+class RootCalls(ABC, Generic[ReadingT]):
+    """What the running calls of a root module were called with, thread by thread.
+
+    A subclass says what is read of a call. Readings are kept outermost call first. The hook after a
+    call does not run when a KeyboardInterrupt ends it (R8), so a reading may be left over: the next
+    call drops it, and the stack is asked before one is relied on.
+    """
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+        self._model_ref: weakref.ref[nn.Module] | None = None
+
+    @abstractmethod
+    def read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReadingT:
+        """A call of the model is about to run: what to keep of its arguments."""
+
+    def before(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put a hook on the root module that reads each call."""
+        self._model_ref = weakref.ref(model)
+        self_ref = weakref.ref(self)
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls = self_ref()
+            if calls is not None and calls._is_root(module):
+                reading = calls.read_call(args, kwargs)
+                readings = calls._readings()
+                del readings[calls_on_stack(module) - 1 :]
+                readings.append(reading)
+
+        return [model.register_forward_pre_hook(untraced(before), with_kwargs=True)]
+
+    def after(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put a hook on the root module that forgets it."""
+        self_ref = weakref.ref(self)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            calls = self_ref()
+            if calls is not None and calls._is_root(module):
+                del calls._readings()[calls_on_stack(module) - 1 :]
+
+        return [model.register_forward_hook(untraced(after), always_call=True)]
+
+    def n_running(self) -> int:
+        """Calls of the root module that this thread is within."""
+        model = self._model_ref() if self._model_ref is not None else None
+        return 0 if model is None else calls_on_stack(model)
+
+    def _is_root(self, module: nn.Module) -> bool:
+        return self._model_ref is not None and module is self._model_ref()
+
+    def _readings(self) -> list[ReadingT]:
+        if not hasattr(self._of_thread, "readings"):
+            self._of_thread.readings = []
+        readings: list[ReadingT] = self._of_thread.readings
+        return readings
 
 
 def watch_passes(

@@ -11,13 +11,13 @@ plans      the result, with its `table`, its `advice` and its `comparison`
 make       `plan` itself
 """
 
-from fastcap.planning.comparison import Compared as Compared
-from fastcap.planning.comparison import Comparison as Comparison
 from fastcap.planning.costs import Costs as Costs
 from fastcap.planning.costs import Term as Term
 from fastcap.planning.machine import Machine as Machine
 from fastcap.planning.machine import read_machine as read_machine
 from fastcap.planning.make import plan as plan
+from fastcap.planning.plans import Compared as Compared
+from fastcap.planning.plans import Comparison as Comparison
 from fastcap.planning.plans import Plan as Plan
 from fastcap.planning.sizes import MemoryPlan as MemoryPlan
 from fastcap.planning.sizes import SitePlan as SitePlan

@@ -16,10 +16,9 @@ from fastcap.errors import ArgumentError, ResultError, SelectionError
 from fastcap.host_memory import available_bytes
 from fastcap.planning.costs import Into, Load, costs_of
 from fastcap.planning.examples import bytes_beside
-from fastcap.planning.machine import Machine
+from fastcap.planning.machine import Machine, RunDevice
 from fastcap.planning.measure import PassSecs, nearest_folder
 from fastcap.planning.observe import Call, Observed
-from fastcap.planning.place import Place
 from fastcap.planning.plans import Plan
 from fastcap.planning.sizes import MemoryPlan, SitePlan, Size
 from fastcap.spec import UNPADDED, Selection
@@ -28,7 +27,7 @@ from fastcap.transfer.synchronous import QUEUED_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class PlannedRun:
     """What was asked, checked; see `fastcap.plan`."""
 
     selection: Selection
@@ -67,7 +66,12 @@ class _Transfer:
 
 
 def assemble(
-    run: Run, observed: Observed, batch: Any, place: Place, machine: Machine, passes: PassSecs
+    run: PlannedRun,
+    observed: Observed,
+    batch: Any,
+    place: RunDevice,
+    machine: Machine,
+    passes: PassSecs,
 ) -> Plan:
     """The plan.
 
@@ -126,14 +130,14 @@ def _check_last_pass(selection: Selection, size: Size) -> None:
         )
 
 
-def _check_files(run: Run, sites: Sequence[SitePlan]) -> None:
+def _check_files(run: PlannedRun, sites: Sequence[SitePlan]) -> None:
     """That files can hold every dtype."""
     if run.into == "archive":
         for site in sites:
             dtype_name(site.dtype, site.name)
 
 
-def _check_rows(run: Run, observed: Observed, batch_size: int) -> bool:
+def _check_rows(run: PlannedRun, observed: Observed, batch_size: int) -> bool:
     """Whether the rows of every site are samples."""
     needs_rows = run.into != "loop" and run.selection.positions != UNPADDED
     is_even = True
@@ -163,7 +167,9 @@ def _site(name: str, calls: Sequence[Call], keeps_all: bool, is_direct: bool) ->
     )
 
 
-def _transfers(run: Run, observed: Observed, place: Place, size: Size) -> list[_Transfer]:
+def _transfers(
+    run: PlannedRun, observed: Observed, place: RunDevice, size: Size
+) -> list[_Transfer]:
     """One for each device that values live on, as the engine has them."""
     by_device: dict[torch.device, list[Call]] = {}
     for call in observed.in_order:
@@ -181,7 +187,7 @@ def _transfers(run: Run, observed: Observed, place: Place, size: Size) -> list[_
 
 
 def _budget(
-    run: Run, n_sites: int, calls: Sequence[Call], free_bytes: int | None, size: Size
+    run: PlannedRun, n_sites: int, calls: Sequence[Call], free_bytes: int | None, size: Size
 ) -> Budget:
     """What a transfer takes at the first record, and after the first pass if there is a second."""
     sent = [call.link_bytes for call in calls]
@@ -196,7 +202,7 @@ def _budget(
     return replace(first, n_slots=n_slots, slots_reason=settled.slots_reason)
 
 
-def _beside_bytes(run: Run, batch: Any, sites: Sequence[SitePlan], size: Size) -> int:
+def _beside_bytes(run: PlannedRun, batch: Any, sites: Sequence[SitePlan], size: Size) -> int:
     if run.into != "archive":
         return 0
     n_ragged_sites = len(sites) if run.selection.positions == UNPADDED else 0
@@ -204,7 +210,7 @@ def _beside_bytes(run: Run, batch: Any, sites: Sequence[SitePlan], size: Size) -
 
 
 def _memory(
-    run: Run,
+    run: PlannedRun,
     sites: Sequence[SitePlan],
     transfers: Sequence[_Transfer],
     size: Size,
@@ -229,7 +235,9 @@ def _memory(
     )
 
 
-def _result_bytes(run: Run, transfers: Sequence[_Transfer], size: Size, pass_bytes: int) -> int:
+def _result_bytes(
+    run: PlannedRun, transfers: Sequence[_Transfer], size: Size, pass_bytes: int
+) -> int:
     """Host memory beside the slots: a result, or the records on their way to somewhere else."""
     if run.into == "memory":
         return size.total(pass_bytes)
@@ -245,10 +253,10 @@ def _result_bytes(run: Run, transfers: Sequence[_Transfer], size: Size, pass_byt
 
 
 def _load(
-    run: Run,
+    run: PlannedRun,
     sites: Sequence[SitePlan],
     transfers: Sequence[_Transfer],
-    place: Place,
+    place: RunDevice,
     size: Size,
     passes: PassSecs,
     disk_bytes: int,

@@ -1,13 +1,20 @@
-"""The rates of a machine: what a plan divides bytes by."""
+"""The rates of a machine, which a plan divides bytes by; and the device the run will be on."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastcap.errors import ArgumentError
+import torch
+
+from fastcap.devices import open_device
+from fastcap.devices.base import AnyDevice
+from fastcap.errors import ArgumentError, DeviceError
+from fastcap.model.forward import as_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,3 +94,72 @@ def read_machine(path: Path) -> Machine:
             "the file with: fastcap plan MODEL ... --measure --json > machine.json"
         )
     return Machine(**found)
+
+
+# Where the run will be
+
+WITHOUT_LINK = ("cpu", "mps")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDevice:
+    """Where the run will be, and who can be asked how that works and how fast it is.
+
+    Attributes:
+        device: The device, if it is here; `None` for an accelerator that nobody can ask.
+        assumed: What was taken for granted, in sentences.
+    """
+
+    device: AnyDevice | None
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether hooks copy by themselves."""
+        return self.device is not None and self.device.direct
+
+
+@contextlib.contextmanager
+def opened_run_device(
+    of_model: torch.device, asked: torch.device | str | int | None, measure: bool
+) -> Iterator[RunDevice]:
+    """The place of a model on `of_model`; of one without data, the device that was asked for.
+
+    Raises:
+        DeviceError: No device of torch, or one that is to be measured and cannot be opened.
+    """
+    found = _run_device(of_model, asked, measure)
+    try:
+        yield found
+    finally:
+        if found.device is not None:
+            found.device.close()
+
+
+def _run_device(
+    of_model: torch.device, asked: torch.device | str | int | None, measure: bool
+) -> RunDevice:
+    if of_model.type != "meta":
+        return RunDevice(open_device(of_model))
+    here = "The model has no data, so its forward pass is not measured."
+    if asked is None:
+        return RunDevice(
+            None, (f"{here} Planned for an accelerator; device= names another place.",)
+        )
+    wanted = as_device(asked)
+    if wanted.type == "meta":
+        raise DeviceError(
+            "device='meta' holds no data, so no run can be there. Name the place of the run, such "
+            "as 'cuda' or 'cpu'."
+        )
+    if not measure:
+        return RunDevice(open_device(wanted) if wanted.type in WITHOUT_LINK else None, (here,))
+    try:
+        device = open_device(wanted)
+        torch.empty(0, device=device.torch_device)
+        return RunDevice(device, (here,))
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(
+            f"device={str(wanted)!r} cannot be measured on this machine: "
+            f"{' '.join(str(error).split())[:120]}. Measure there, or leave measure= out."
+        ) from error

@@ -10,19 +10,18 @@ import torch
 from torch import nn
 
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.model.forward import BatchCaller, Forward, count_rows, is_meta
-from fastcap.model.sites import Sites, as_site_names, bind_sites
-from fastcap.planning.assemble import Run, assemble
+from fastcap.model.forward import Forward, count_rows, is_meta
+from fastcap.model.sites import Sites
+from fastcap.planning.assemble import PlannedRun, assemble
 from fastcap.planning.costs import Into
 from fastcap.planning.examples import BATCH_SIZE, batch_like
-from fastcap.planning.machine import Machine, is_positive
+from fastcap.planning.machine import Machine, is_positive, opened_run_device
 from fastcap.planning.measure import PassSecs, measure_forward, measure_machine
 from fastcap.planning.observe import observe
-from fastcap.planning.place import opened_place
 from fastcap.planning.plans import Plan
+from fastcap.request import request_run
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import UNPADDED, Positions, Reduce, as_count, as_keeps_all, make_selection
-from fastcap.transfer.budget import make_limits
+from fastcap.spec import UNPADDED, Positions, Reduce, as_count
 
 
 def plan(
@@ -117,28 +116,41 @@ def plan(
         >>> f"{small.total_bytes:,}"
         '67,108,864'
     """
-    names = as_site_names(sites, model)
-    if not names:
-        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
+    request = request_run(
+        model,
+        sites,
+        device=device,
+        positions=positions,
+        reduce=reduce,
+        dtype=dtype,
+        seq_dim=seq_dim,
+        mask=mask,
+        inputs=inputs,
+        forward=forward,
+        calls=calls,
+        zero_copy=zero_copy,
+        staging_bytes=staging_bytes,
+        pinned_bytes=pinned_bytes,
+        may_be_meta=True,
+    )
+    call = request.call
     n_samples = as_count("n_samples", n_samples)
     batch_size = None if batch_size is None else as_count("batch_size", batch_size)
     n_tokens = None if n_tokens is None else as_count("n_tokens", n_tokens)
-    selection = make_selection(positions, reduce, dtype, seq_dim)
-    run = Run(
-        selection=selection,
+    run = PlannedRun(
+        selection=request.selection,
         n_samples=n_samples,
         into=into,
         lends=zero_copy,
-        keeps_all=as_keeps_all(calls),
+        keeps_all=request.keeps_all,
         folder=_as_folder(folder),
-        limits=make_limits(staging_bytes, pinned_bytes, zero_copy),
+        limits=request.limits,
     )
     _check(run, forward_secs, machine)
-    call = BatchCaller(model, device, inputs, forward, may_be_meta=True)
     batch = batch_like(example, _at_most(n_samples, batch_size, example), n_tokens)
-    observed = observe(model, bind_sites(model, names), selection, mask, call, batch)
+    observed = observe(request, batch)
     rates, passes = machine or Machine(), PassSecs(forward_secs, None)
-    with opened_place(call.device, device, measure) as place:
+    with opened_run_device(call.device, device, measure) as place:
         if measure:
             rates = measure_machine(place.device, run.archive_folder, rates)
             if place.device is not None and forward_secs is None and not is_meta(model):
@@ -161,7 +173,7 @@ def _as_folder(folder: Any) -> Path:
         raise ArgumentTypeError(f"folder must be a path; got {folder!r}.") from error
 
 
-def _check(run: Run, forward_secs: float | None, machine: Machine | None) -> None:
+def _check(run: PlannedRun, forward_secs: float | None, machine: Machine | None) -> None:
     if run.into not in ("memory", "loop", "archive"):
         raise ArgumentError(f"into must be 'memory', 'loop' or 'archive'; got {run.into!r}.")
     if run.lends and run.into != "loop":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,16 +12,14 @@ from torch import Tensor, nn
 
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import DeviceError, FastcapError
-from fastcap.model.forward import BatchCaller, count_rows, unchanged, uncompiled
+from fastcap.model.forward import count_rows, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach, modes_off
 from fastcap.model.parts import check_capturable, describe_miss, take_part
-from fastcap.model.sites import BoundSite
 from fastcap.model.unfired import explain_unfired
 from fastcap.planning.examples import tokens_per_sample
-from fastcap.selection.per_sample import MaskOfBatch, RowSource
-from fastcap.selection.selector import Selector
-from fastcap.selection.token_count import TokenCounter
-from fastcap.spec import Selection
+from fastcap.request import RunRequest
+from fastcap.selection.per_sample import Rows
+from fastcap.selection.reading import SiteReader
 from fastcap.transfer.base import wire_dtype_for
 
 
@@ -83,14 +81,7 @@ class Observed:
         return len(self.calls) + len(self.silent)
 
 
-def observe(
-    model: nn.Module,
-    bound: Sequence[BoundSite],
-    selection: Selection,
-    mask: MaskOfBatch,
-    call: BatchCaller,
-    batch: Any,
-) -> Observed:
+def observe(request: RunRequest, batch: Any) -> Observed:
     """Run one pass and note what would be captured. The model is as before afterwards.
 
     Raises:
@@ -98,7 +89,8 @@ def observe(
         DeviceError: A model without data cannot run this batch.
         Whatever the model raises, unchanged.
     """
-    observer = _Observer(model, bound, selection, mask)
+    model, call = request.model, request.call
+    observer = _Observer(request)
     prepared = call.prepare(batch)
     try:
         with unchanged(model, call.device), uncompiled(), torch.no_grad():
@@ -140,42 +132,25 @@ def _doubts(model: nn.Module, batch: Any, is_shapes_only: bool) -> Iterator[str]
 class _Observer:
     """Takes the engine's place behind the hooks; see `fastcap.model.hooks.Receiver`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        bound: Sequence[BoundSite],
-        selection: Selection,
-        mask: MaskOfBatch,
-    ) -> None:
-        self._model = model
-        self._bound = list(bound)
+    def __init__(self, request: RunRequest) -> None:
+        selection = request.selection
+        self._model = request.model
+        self._bound = list(request.bound)
         self._dtype = selection.dtype
-        self._selector = Selector(selection)
-        self._rows = RowSource(selection, mask_of_batch=mask)
-        self._of_batch: Any = None
-        self._tokens = TokenCounter()
-        self._counts_tokens = (
-            selection.positions is not None
-            and selection.seq_dim is None
-            and not selection.needs_mask
-        )
-        self._calls: list[list[Call]] = [[] for _ in bound]
+        self._rows = request.rows
+        self._of_batch: Rows | None = None
+        self._read = SiteReader(selection, request.rows)
+        self._calls: list[list[Call]] = [[] for _ in self._bound]
         self._misses: dict[int, str] = {}
         self.in_order: list[Call] = []
 
     def run(self, batch: Any, forward: Any) -> None:
         """Call `forward` with hooks on the sites."""
         self._of_batch = self._rows.of_batch(batch)
-        readers: list[RowSource | TokenCounter] = [self._rows]
-        if self._counts_tokens:
-            readers.append(self._tokens)
-        handles = []
+        handles = self._read.before(self._model)
         try:
-            for reader in readers:
-                handles += reader.before(self._model)
             handles += attach(self._bound, self)
-            for reader in readers:
-                handles += reader.after(self._model)
+            handles += self._read.after(self._model)
             forward()
         finally:
             detach(handles)
@@ -195,12 +170,7 @@ class _Observer:
         site = self._bound[index].site
         if not value.is_meta:
             check_capturable(value, site)
-        if self._rows.is_asked:
-            rows = self._rows(self._of_batch, site)
-            device = SynchronousDevice(value.device)
-            selected = self._selector(value, site, self._tokens, rows, device)
-        else:
-            selected = self._selector(value, site, self._tokens)
+        selected, _ = self._read(value, site, self._of_batch, SynchronousDevice(value.device))
         dtype = self._dtype or selected.dtype
         return Call(
             tuple(value.shape), tuple(selected.shape), selected.dtype, dtype, selected.device

@@ -13,12 +13,50 @@ from torch import Tensor
 from fastcap.archive.reader import Archive
 from fastcap.errors import ArgumentTypeError
 from fastcap.planning import advice, table
-from fastcap.planning.comparison import Compared, Comparison
 from fastcap.planning.costs import BoundName, Costs, Into
 from fastcap.planning.machine import Machine
 from fastcap.planning.sizes import MemoryPlan, SitePlan, Size, dtype_name
 from fastcap.records import Statistics
 from fastcap.spec import Selection
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One quantity: planned, and as it was; `None` where not known.
+
+    Attributes:
+        name: `captured`, `staging`, `slots`, `result`, `disk` or `time`.
+        planned: What the plan said.
+        found: What the run took.
+        unit: `bytes` or `secs`.
+    """
+
+    name: str
+    planned: float | None
+    found: float | None
+    unit: str = "bytes"
+
+    @property
+    def ratio(self) -> float | None:
+        """Found by planned."""
+        if self.found is None or not self.planned:
+            return None
+        return self.found / self.planned
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Planned against measured; `str` is a table.
+
+    Attributes:
+        rows: Quantity by quantity.
+    """
+
+    rows: tuple[Compared, ...]
+
+    def __str__(self) -> str:
+        cells = [(row.name, row.planned, row.found, row.unit) for row in self.rows]
+        return table.page(table.of_comparison(cells))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

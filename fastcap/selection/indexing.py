@@ -53,6 +53,8 @@ def take_of_samples(
 
 
 def _gather(value: Tensor, dim: int, samples: Tensor, positions: Tensor) -> Tensor:
+    # (batch, ..., sequence, ...) → (batch, sequence, ...), indexed by two tensors of one shape:
+    # (n,) for rows one after another → (n, ...); (batch, n_positions) → (batch, n_positions, ...).
     return as_indexable(value).movedim(dim, 1)[samples, positions].view(value.dtype)
 
 
@@ -75,12 +77,12 @@ def _mean(value: Tensor, dim: int, padding: Padding, device: AnyDevice, site: Si
     )
     if value.itemsize == 1:  # torch cannot fill float8
         value = value.to(precise)
-    is_padding = padding.padded.on(device)
+    is_padding = padding.padded.on(device)  # (batch, sequence)
     shape = [1] * value.ndim
-    shape[0], shape[dim] = is_padding.shape
+    shape[0], shape[dim] = is_padding.shape  # (batch, 1, ..., sequence, ..., 1): broadcasts
     # Dense, so that sums run in the same order whatever the layout of the value.
     total = value.masked_fill(is_padding.view(shape), 0).contiguous().sum(dim, dtype=precise)
-    counts = padding.counts.on(device)
+    counts = padding.counts.on(device)  # (batch,); total is value's shape without `dim`
     return total / counts.view([-1] + [1] * (total.ndim - 1))
 
 

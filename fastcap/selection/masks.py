@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.errors import SelectionError
-from fastcap.model.hooks import calls_on_stack, modes_off, untraced
+from fastcap.model.hooks import modes_off
+from fastcap.model.passes import RootCalls
 from fastcap.selection.padding import Padding
 from fastcap.spec import Site
 
 
-class MaskReader:
+class MaskReader(RootCalls[Any]):
     """Knows the mask of the running call of the root module.
 
     Args:
@@ -27,42 +26,16 @@ class MaskReader:
     """
 
     def __init__(self, of_call: Callable[..., Any] | None = None) -> None:
+        super().__init__()
         self._of_call = of_call
         self._mask_of: Callable[..., Any] = of_call or _no_mask
-        self._of_thread = threading.local()
-        self._model_ref: weakref.ref[nn.Module] | None = None
         self.n_reads = 0
 
     def before(self, model: nn.Module) -> list[RemovableHandle]:
-        """Put a hook on the root module that reads the mask of each call."""
-        self._model_ref = weakref.ref(model)
         self._mask_of = self._of_call or _attention_mask_of(model)
-        reader_ref = weakref.ref(self)  # R12: a user's callable may lead to the store
+        return super().before(model)
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            reader = reader_ref()
-            if reader is not None and reader.is_for(module):
-                reader.begin(module, args, kwargs)
-
-        return [model.register_forward_pre_hook(untraced(before), with_kwargs=True)]
-
-    def after(self, model: nn.Module) -> list[RemovableHandle]:
-        """Put a hook on the root module that forgets it."""
-        reader_ref = weakref.ref(self)
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            reader = reader_ref()
-            if reader is not None and reader.is_for(module):
-                del _masks(reader._of_thread)[calls_on_stack(module) - 1 :]
-
-        return [model.register_forward_hook(untraced(after), always_call=True)]
-
-    def is_for(self, module: nn.Module) -> bool:
-        """Whether this is the model, and not a copy that took the hooks along."""
-        return self._model_ref is not None and module is self._model_ref()
-
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A call of the model is about to run."""
+    def read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mask = self._mask_of(*args, **kwargs)
         if mask is None and self._of_call is not None:
             raise SelectionError(
@@ -72,9 +45,7 @@ class MaskReader:
         if isinstance(mask, Tensor):
             with modes_off():
                 mask = mask.detach().clone()  # the model may write to its own
-        masks = _masks(self._of_thread)
-        del masks[calls_on_stack(module) - 1 :]  # left over by calls that were interrupted (R8)
-        masks.append(mask)
+        return mask
 
     def padding(self, site: Site, asked: str) -> Padding:
         """What the mask of the running call says, worked out once per call.
@@ -82,9 +53,7 @@ class MaskReader:
         Raises:
             SelectionError: There is no mask, or it is not one of zeros and ones.
         """
-        model = self._model_ref() if self._model_ref is not None else None
-        n_calls = 0 if model is None else calls_on_stack(model)
-        masks = _masks(self._of_thread)
+        n_calls, masks = self.n_running(), self._readings()
         found = masks[n_calls - 1] if 0 < n_calls <= len(masks) else None
         if found is None:
             why = (
@@ -126,11 +95,3 @@ def _attention_mask_of(model: nn.Module) -> Callable[..., Any]:
         return args[index] if index < len(args) else kwargs.get("attention_mask")
 
     return attention_mask_of
-
-
-def _masks(of_thread: threading.local) -> list[Any]:
-    """The masks of the running calls of the root module in this thread, outermost first."""
-    if not hasattr(of_thread, "masks"):
-        of_thread.masks = []
-    masks: list[Any] = of_thread.masks
-    return masks

@@ -55,7 +55,7 @@ class Padding:
         self.n_reads = 0
         with torch.inference_mode(False), torch.no_grad():
             self._mask = self._read(mask)
-            counts = self._mask.sum(dim=1)
+            counts = self._mask.sum(dim=1)  # (batch, sequence) → (batch,)
         self.lengths: tuple[int, ...] = tuple(counts.tolist())
         if 0 in self.lengths:
             raise SelectionError(
@@ -89,7 +89,7 @@ class Padding:
     @cached_property
     def _real(self) -> tuple[Tensor, Tensor]:
         """Sample and position of every real token, row by row."""
-        samples, positions = self._mask.nonzero(as_tuple=True)
+        samples, positions = self._mask.nonzero(as_tuple=True)  # (n_real_tokens,) each
         return samples, positions
 
     @cached_property
@@ -102,7 +102,7 @@ class Padding:
     def last(self) -> tuple[Uploaded, Uploaded]:
         """Sample and position of each sample's last real token: `(batch,)` each."""
         samples, positions = self._real
-        ends = self.counts.host.cumsum(0) - 1
+        ends = self.counts.host.cumsum(0) - 1  # (batch,): each sample's last row in _real
         return Uploaded(samples[ends]), Uploaded(positions[ends])
 
     @cached_property
@@ -165,9 +165,9 @@ class SamplePositions:
                 self._resolved.clear()
             with torch.inference_mode(False), torch.no_grad():
                 positions = self._positions
-                samples = torch.arange(len(positions), device="cpu")
+                samples = torch.arange(len(positions), device="cpu")  # (batch,)
                 if not self.drops_dimension:
-                    samples = samples[:, None]
+                    samples = samples[:, None]  # (batch, 1), beside (batch, n_positions)
                 positions = torch.where(positions < 0, positions + length, positions)
             found = self._resolved[length] = (Uploaded(samples), Uploaded(positions))
         return found

@@ -103,17 +103,18 @@ class Selector:
         positions: Any = self._selection.positions
         if isinstance(positions, int):
             try:
-                return value.select(dim, positions)
+                return value.select(dim, positions)  # (batch, sequence, ...) → (batch, ...)
             except IndexError:
                 raise _out_of_range(value, dim, positions, site) from None
         if isinstance(positions, slice):
-            return value[(slice(None),) * dim + (positions,)]
+            return value[(slice(None),) * dim + (positions,)]  # a view
         length = value.shape[dim]
         for position in positions:
             if not -length <= position < length:
                 raise _out_of_range(value, dim, position, site)
         index = self._index(length)
         where = index.host.to(value.device) if device is None else index.on(device)
+        # (batch, sequence, ...) → (batch, n_positions, ...)
         return as_indexable(value).index_select(dim, where).view(value.dtype)
 
     def _index(self, length: int) -> Uploaded:

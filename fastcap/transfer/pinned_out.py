@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcap.devices.base import AnyDevice, HostBuffer, Ticket
+from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.host_memory import normal_mode
 from fastcap.transfer.base import Capture
 from fastcap.transfer.pool import Chunk, Piece, Slot, StagingRing
@@ -60,15 +60,18 @@ class PinnedRows:
 class Landing:
     """A ticket for what a copy brings straight to its rows; see `fastcap.devices.base.Ticket`."""
 
-    __slots__ = ("_device", "_spare", "event")
+    __slots__ = ("_device", "_event", "_spare")
 
     def __init__(self, device: AnyDevice, event: Any, spare: queue.SimpleQueue[Any]) -> None:
         self._device = device
         self._spare = spare
-        self.event = event
+        self._event = event
 
     def done(self) -> bool:
-        return self._device.query(self.event)
+        return self._device.query(self._event)
+
+    def wait(self) -> None:
+        self._device.synchronize(self._event)
 
     def error(self) -> None:
         return None
@@ -76,24 +79,35 @@ class Landing:
     def __del__(self) -> None:
         # Nobody holds the ticket, so nobody will wait for its event: another copy may mark it. As
         # every finalizer it may run at any moment, and only puts (R6).
-        self._spare.put(self.event)
+        self._spare.put(self._event)
 
 
 class Landings:
-    """Tickets for copies that go straight. A event is made only while all others are in use."""
+    """Tickets for copies that go straight. An event is made only while all others are in use.
+
+    Attributes:
+        were_used: Whether any copy went straight.
+    """
 
     def __init__(self, device: AnyDevice) -> None:
         self._device = device
+        self.were_used = False
         self._spare: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def copy(self, chunk: Chunk) -> Landing:
-        """Copy the pieces of a chunk to their rows; they are delivered when the landing is done."""
+    def copy(self, chunk: Chunk) -> None:
+        """Copy the pieces of a chunk to their rows; they are delivered when the landing is done.
+        Under the transfer's lock.
+        """
+        self.were_used = True
         try:
             event = self._spare.get_nowait()
         except queue.Empty:
             event = self._device.event()
         copy_to_rows(self._device, chunk, event)
-        return Landing(self._device, event, self._spare)
+        landing = Landing(self._device, event, self._spare)
+        for piece in list(chunk.pieces):
+            piece.owner.tickets.append(landing)
+            piece.unlink()
 
 
 def choose_way(capture: Capture, ring: StagingRing) -> None:
@@ -109,7 +123,7 @@ def choose_way(capture: Capture, ring: StagingRing) -> None:
 
 
 def copy_to_rows(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
-    """Copy the pieces of a chunk to their rows, and mark a event when they are there."""
+    """Copy the pieces of a chunk to their rows, and mark an event when they are there."""
     pieces = list(chunk.pieces)
     after = chunk.record_packed()
     for piece in pieces:
@@ -121,15 +135,10 @@ def copy_to_rows(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
 
 
 def wait_for_copies(device: AnyDevice, chunk: Chunk, slot: Slot) -> None:
-    """Block the host until no copy is under way, also where an interrupt came before its mark."""
+    """Block the host until no copy is under way, also where an interrupt came before its event.
+
+    The rows are the caller's, who may free them next.
+    """
     event = device.event()
     device.copy(chunk.staging, slot.buffer, 0, after=(), then=(event,))
     device.synchronize(event)
-
-
-def wait_for(device: AnyDevice, ticket: Ticket) -> None:
-    """Block the host until a delivery is done, whoever makes it."""
-    if isinstance(ticket, Landing):
-        device.synchronize(ticket.event)
-    else:
-        device.join(ticket)

@@ -1,16 +1,46 @@
 """The memory of a transfer: staging chunks in a ring, slots in a pool, and leases on slots.
 
-Pure bookkeeping over one device's buffers. Nothing here waits, and nothing here locks: the transfer
-calls it under its own lock. What may run at any time, on any thread, is the finalizer of a lease,
-and it only puts into a `SimpleQueue` (R6).
+Pure bookkeeping over one device's buffers. Nothing here blocks the host. The transfer calls it
+under its `_lock` (`reading` takes that itself): every arrow below is one step under the lock.
+
+A chunk is staging that hooks fill and a copy empties, to a slot or (`pinned_out`) straight to the
+caller's rows. The ring has one open chunk at a time:
+
+              reserve, pack                    full, or somebody flushes
+    empty ───────────────────► filling ──────────────────────────────────► copying
+      ▲ ▲                         │       record_packed: an event on each     │
+      │ └── abandon: no piece ────┘       stream that packed (R2)             │
+      │     is wanted any more                                                │
+      └───────────────────────────────────────────────────────────────────────┘
+        opened again, oldest copy first. The host does not wait for that copy: each stream
+        that packs does (`open_to` has it wait for `copied`, R3). A chunk that is full while no
+        slot is free stays open, and whoever packs next makes room first
+
+A slot is pinned memory that one copy writes and the host reads:
+
+             take               `landed` is done            nobody holds it
+     free ──────────► copying ───────────────────► landed ───────────────────► free (R6)
+
+    who holds a slot       counted by      taken by                          given back by
+    a value still wanted   `pieces`        the copy of its chunk             unlink, or a spill (R7)
+    a host worker          `tickets`       _hand_over                        the ticket, when done
+    a thread that reads    `n_readers`     reading, around the bytes' move   the same
+    a tensor of the user   `n_leases`      lend                              collect_returned
+
+A piece has one home: chunk, then slot, then perhaps memory that it was spilled to; `None` once it
+was handed over, read or dropped. What goes on without the lock changes nobody's home: streams run,
+in the order that events give them; workers and threads read slots that they hold; and the finalizer
+of a lease, on any thread, puts into a `SimpleQueue` (R6).
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import threading
 import weakref
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -21,7 +51,7 @@ from fastcap.host_memory import bytes_tensor
 from fastcap.transfer.budget import ALIGNMENT_BYTES
 
 Event: TypeAlias = Any
-"""A event of the device at hand; opaque here."""
+"""An event of the device at hand; opaque here."""
 
 
 SMALL_BYTES = 1 << 17
@@ -80,7 +110,7 @@ class Chunk:
         self._is_recorded = False
         self._ended: list[Event] = []  # of streams that nothing may be asked of any more
         self._spare_events: list[Event] = [device.event()]
-        # Marked when the memory may be written again: first by the stream it was allocated on
+        # Recorded when the memory may be written again: first by the stream it was allocated on
         # (other streams know nothing of that allocation), then by every copy.
         self.copied: Event = device.event()
         device.record(self.copied, device.current_stream())
@@ -113,9 +143,9 @@ class Chunk:
         self.is_fleeting = False
 
     def record_packed(self) -> list[Event]:
-        """A event behind the packs of every stream that packed here, whoever is asking (R2).
+        """An event behind the packs of every stream that packed here, whoever is asking (R2).
 
-        Marked when the chunk is full, even if no slot is free yet: marked later, it would come
+        Recorded when the chunk is full, even if no slot is free yet: later, it would come
         behind what the model has launched since, and the copy would wait for that.
         """
         if not self._is_recorded:
@@ -189,6 +219,30 @@ class Slot:
         self.tickets: list[Ticket] = []
         self.n_leases = 0
         self.n_readers = 0
+
+
+@contextlib.contextmanager
+def reading(
+    pieces: Iterable[Piece], lock: threading.Lock
+) -> Iterator[list[tuple[Piece, Slot | HostBuffer]]]:
+    """Pieces with their homes, whose slots are not reused until the block ends.
+
+    Args:
+        pieces: Of one transfer.
+        lock: The transfer's. It is not held in the block, which may wait (R11).
+    """
+    with lock:
+        homes = [(piece, piece.home) for piece in pieces]
+        placed = [(p, home) for p, home in homes if isinstance(home, Slot | HostBuffer)]
+        slots = {home for _, home in placed if isinstance(home, Slot)}
+        for slot in slots:
+            slot.n_readers += 1
+    try:
+        yield placed
+    finally:
+        with lock:
+            for slot in slots:
+                slot.n_readers -= 1
 
 
 Lease: TypeAlias = tuple[Slot, int, int]

@@ -1,11 +1,19 @@
 """The transfer of accelerators: pack on the model's stream, copy on ours, deliver on the host.
 
-    hook, compute stream          per chunk, copy stream              host
-    pack into the open chunk  →  one copy from chunk to slot   →    read, deliver or lend
+    capture, in a hook            flush                       deliver, result, settle
+    compute stream                copy stream                 host worker, or the thread that asks
+    pack into the open chunk  ─►  one copy, chunk to slot ─►  read, hand over or lend  ─►  free
+    ──────────────────── _lock ────────────────────────────   ──── _moving, _lock at steps ────
 
-Two locks. `_lock` guards the bookkeeping and is held for reserve, pack and link; nothing waits,
-calls a consumer or runs a user's code under it (R11). `_moving` is held by a thread that moves
-bytes out of slots and may wait for a event or a worker, neither of which needs either lock.
+The states of chunks and slots are drawn in `fastcap.transfer.pool`. Two locks, `_moving` first:
+
+* `_lock` guards the bookkeeping: reserve, pack and link are one step under it, and so is every
+  change of a piece's home. Nothing under it waits or runs a user's code (R11).
+* `_moving` is for the one thread that moves bytes out of slots, or pins more of them. It may wait
+  for copies and for workers, since neither takes a lock; never for a lease, which the user ends.
+
+So a hook waits for a thread that moves bytes only where no slot is free (`_make_room`), and where
+`replan` sizes memory, once.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -34,8 +42,8 @@ from fastcap.transfer.base import (
 )
 from fastcap.transfer.budget import Limits
 from fastcap.transfer.memory import TransferMemory
-from fastcap.transfer.pinned_out import Landings, choose_way, wait_for, wait_for_copies
-from fastcap.transfer.pool import Chunk, Piece, Slot
+from fastcap.transfer.pinned_out import Landings, choose_way, wait_for_copies
+from fastcap.transfer.pool import Chunk, Piece, Slot, reading
 
 
 class StagedTransfer:
@@ -51,7 +59,6 @@ class StagedTransfer:
         self._memory = TransferMemory(device, limits, n_sites)
         self._small: deque[Capture] = deque()  # with targets that nobody has filled yet
         self._landings = Landings(device)
-        self._used_pinned_out = False
         self._counters = TransferCounters()
 
     # captured → staged, in the hook
@@ -144,11 +151,7 @@ class StagedTransfer:
         if chunk.fill_bytes == 0 or chunk.abandon():
             return True
         if chunk.is_pinned_out and chunk.pieces:
-            self._used_pinned_out = True
-            landing = self._landings.copy(chunk)
-            for piece in list(chunk.pieces):
-                piece.owner.tickets.append(landing)
-                piece.unlink()
+            self._landings.copy(chunk)
         elif not self._copy_to_slot(chunk):
             return False
         chunk.reset()
@@ -229,7 +232,7 @@ class StagedTransfer:
         if capture.pieces and capture.target is not None:  # none: another thread is dropping it
             self._read(capture)
         for ticket in capture.tickets:
-            wait_for(self._device, ticket)
+            ticket.wait()  # whoever asks for the value reads it next, or lets go of its memory
             if (error := ticket.error()) is not None:
                 raise error
 
@@ -250,7 +253,7 @@ class StagedTransfer:
 
     def _read(self, capture: Capture) -> None:
         """Move a value to its target, in this thread."""
-        with self._reading(capture.pieces) as pieces:
+        with reading(capture.pieces, self._lock) as pieces:
             for piece, home in pieces:
                 self._read_piece(piece, home)
         self._unlink_all(capture)
@@ -265,13 +268,13 @@ class StagedTransfer:
 
     def _lend(self, capture: Capture) -> Tensor | None:
         """The bytes of a slot without a copy, where the slot is worth it; else `None`."""
-        with self._reading(capture.pieces) as pieces:
+        with reading(capture.pieces, self._lock) as pieces:
             if len(pieces) != 1 or capture.dtype != capture.wire_dtype:
                 return None
             piece, slot = pieces[0]
             if not isinstance(slot, Slot):
                 return None
-            self._device.synchronize(slot.landed)
+            self._device.synchronize(slot.landed)  # R5: who is lent it reads without asking again
             if self._memory.is_open and self._memory.slots.is_last(slot):
                 self._memory.add_slot(self._lock)
             with self._lock:
@@ -282,22 +285,6 @@ class StagedTransfer:
         self._unlink_all(capture)
         with torch.inference_mode(False):
             return memory.view(capture.dtype).view(capture.shape)
-
-    @contextlib.contextmanager
-    def _reading(self, pieces: Iterable[Piece]) -> Iterator[list[tuple[Piece, Slot | HostBuffer]]]:
-        """Pieces with their homes, whose slots are not reused until the block ends."""
-        with self._lock:
-            homes = [(piece, piece.home) for piece in pieces]
-            placed = [(p, home) for p, home in homes if isinstance(home, Slot | HostBuffer)]
-            slots = {home for _, home in placed if isinstance(home, Slot)}
-            for slot in slots:
-                slot.n_readers += 1
-        try:
-            yield placed
-        finally:
-            with self._lock:
-                for slot in slots:
-                    slot.n_readers -= 1
 
     # delivered → free
 
@@ -338,10 +325,10 @@ class StagedTransfer:
     def _empty(self, slot: Slot) -> None:
         with self._lock:
             pieces, tickets = list(slot.pieces), list(slot.tickets)
-        with self._reading(pieces):
+        with reading(pieces, self._lock):
             for ticket in tickets:
-                self._device.join(ticket)  # its error is raised by `result`
-            self._device.synchronize(slot.landed)
+                ticket.wait()  # its error is raised by `result`
+            self._device.synchronize(slot.landed)  # R5, and no copy may write it from here on
             for piece in pieces:
                 self._spill(piece, slot)
 
@@ -393,7 +380,7 @@ class StagedTransfer:
         with self._moving:
             self._read_small(waits=True)
             self._small.clear()
-            if self._used_pinned_out and self._memory.is_open:
+            if self._landings.were_used and self._memory.is_open:
                 # The caller's memory: nothing writes it from here on.
                 ring, slots = self._memory.ring, self._memory.slots
                 wait_for_copies(self._device, ring.open, slots.all()[0])

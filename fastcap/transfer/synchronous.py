@@ -102,7 +102,7 @@ class SynchronousTransfer:
                     return
                 self._queued.popleft()
                 self._queued_bytes -= queued_bytes
-            self._device.join(ticket)  # its error is raised by `settle`
+            ticket.wait()  # back-pressure: the disk is behind. Its error is raised by `settle`
 
     def deliver(self, capture: Capture, target: Target | None = None, lend: bool = False) -> None:
         if target is None or capture.target is target or capture.tickets or capture.error:
@@ -123,7 +123,7 @@ class SynchronousTransfer:
     def settle(self, capture: Capture) -> None:
         capture.note_read()
         for ticket in capture.tickets:
-            self._device.join(ticket)
+            ticket.wait()
             if (error := ticket.error()) is not None:
                 raise error
 

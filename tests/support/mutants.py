@@ -424,7 +424,7 @@ MUTANTS = [
     ),
     _mutant(
         "R11",
-        "a event is waited for under the lock",
+        "an event is waited for under the lock",
         (
             f"{STAGED}:StagedTransfer._read_piece",
             "self._device.synchronize(home.landed)",
@@ -526,7 +526,7 @@ SURVIVING = {
         "values that go straight are waited for all the same. Asking first only lets go of "
         "captures early."
     ),
-    "transfer.pinned_out:wait_for synchronize": (
+    "transfer.pinned_out:Landing.wait synchronize": (
         "who waits for such a value is about to close its transfer, which waits for the last of "
         "them, unless a site is called on two devices in one pass (tests/test_out.py). Without the "
         "call a value would be called delivered that is not."

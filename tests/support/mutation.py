@@ -149,11 +149,15 @@ class _Remover(ast.NodeTransformer):
 
 
 def _called_on_device(node: ast.Call) -> tuple[str, str] | None:
-    """The device, as it is written, and its method, if that is what is called."""
+    """The device, as it is written, and its method, if that is what is called; also a ticket that
+    is waited for, which is the device's.
+    """
     if not isinstance(node.func, ast.Attribute):
         return None
     device = ast.unparse(node.func.value)
-    return (device, node.func.attr) if device.split(".")[-1] in ("_device", "device") else None
+    is_wait = (device, node.func.attr) == ("ticket", "wait")
+    is_call = is_wait or device.split(".")[-1] in ("_device", "device")
+    return (device, node.func.attr) if is_call else None
 
 
 def seam_calls(*module_names: str) -> Iterator[Deletion]:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcap
 from fastcap.devices.base import HostBuffer, Ticket
-from fastcap.devices.simulated import Costs, Schedule, SimulatedDevice, TimedDevice
+from fastcap.devices.simulated import Schedule, SimulatedCosts, SimulatedDevice, TimedDevice
 from fastcap.devices.simulated.streams import SimulatedEvent
 from fastcap.errors import DeviceError, DeviceMemoryError
 from fastcap.transfer.budget import Budget
@@ -415,7 +415,7 @@ def copies_hide_behind_the_model() -> None:
 class _Pausing(TimedDevice):
     """Host workers stand still for `secs` before the fortieth delivery, as on a disk that syncs."""
 
-    def __init__(self, costs: Costs, secs: float) -> None:
+    def __init__(self, costs: SimulatedCosts, secs: float) -> None:
         super().__init__(costs)
         self._secs = secs
         self._n_deliveries = 0

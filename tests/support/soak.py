@@ -107,9 +107,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "landing": _mutant(
         "R5",
-        "transfer.pinned_out:wait_for synchronize (call 0)",
-        f"{PINNED_OUT}:wait_for",
-        "device.synchronize(ticket.event)",
+        "transfer.pinned_out:Landing.wait synchronize (call 0)",
+        f"{PINNED_OUT}:Landing.wait",
+        "self._device.synchronize(self._event)",
     ),
 }
 """Engines with one wait left out, by a short name. What they drop is in the words of the table in

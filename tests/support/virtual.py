@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
-from fastcap.devices.simulated import Costs, TimedDevice
+from fastcap.devices.simulated import SimulatedCosts, TimedDevice
 from fastcap.transfer.budget import Budget
 from tests.support.runs import running_on
 
@@ -45,7 +45,7 @@ class Load:
     budget: Budget | None = None
     pinned_bytes: int | None = None
     lends: bool = False
-    costs: Costs = field(default_factory=Costs)
+    costs: SimulatedCosts = field(default_factory=SimulatedCosts)
 
     @property
     def pass_bytes(self) -> int:

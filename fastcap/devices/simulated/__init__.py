@@ -14,13 +14,13 @@ from fastcap.devices.simulated.runner import StuckError as StuckError
 from fastcap.devices.simulated.schedule import EXTREMES as EXTREMES
 from fastcap.devices.simulated.schedule import Schedule as Schedule
 from fastcap.devices.simulated.streams import SimulatedStream as SimulatedStream
-from fastcap.devices.simulated.timed import Costs as Costs
+from fastcap.devices.simulated.timed import SimulatedCosts as SimulatedCosts
 from fastcap.devices.simulated.timed import TimedDevice as TimedDevice
 
 __all__ = [
     "EXTREMES",
-    "Costs",
     "Schedule",
+    "SimulatedCosts",
     "SimulatedDevice",
     "SimulatedStream",
     "StuckError",

@@ -344,7 +344,7 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
         after: SimulatedEvent | None,
         worker: int,
     ) -> Ticket:
-        ticket = SimulatedTicket(self._is_reached)
+        ticket = SimulatedTicket(self._is_reached, self.join)
 
         def run() -> None:
             try:

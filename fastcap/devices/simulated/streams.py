@@ -45,7 +45,7 @@ class SimulatedStream:
 
 @dataclass(slots=True, eq=False)
 class Mark:
-    """One recording of a event: reached when its stream gets there.
+    """One recording of an event: reached when its stream gets there.
 
     Attributes:
         stream: Whose progress it stands for.
@@ -69,7 +69,7 @@ class Operation:
 
 @dataclass(slots=True, eq=False)
 class SimulatedEvent:
-    """A event that can be marked again; `last` is what a wait captures, `None` if never marked."""
+    """An event that can be marked again; `last` is what a wait captures, `None` if never marked."""
 
     last: Mark | None = None
 
@@ -77,15 +77,21 @@ class SimulatedEvent:
 class SimulatedTicket:
     """A delivery on a simulated worker; `is_reached` answers for the device and its judge."""
 
-    __slots__ = ("_is_reached", "failure", "mark")
+    __slots__ = ("_is_reached", "_join", "failure", "mark")
 
-    def __init__(self, is_reached: Callable[[Mark], bool]) -> None:
+    def __init__(
+        self, is_reached: Callable[[Mark], bool], join: Callable[[SimulatedTicket], None]
+    ) -> None:
         self._is_reached = is_reached
+        self._join = join
         self.mark: Mark | None = None
         self.failure: BaseException | None = None
 
     def done(self) -> bool:
         return self.mark is not None and self._is_reached(self.mark)
+
+    def wait(self) -> None:
+        self._join(self)
 
     def error(self) -> BaseException | None:
         return self.failure

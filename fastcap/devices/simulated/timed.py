@@ -28,7 +28,7 @@ GB = 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class SimulatedCosts:
     """A machine's rates.
 
     Attributes:
@@ -53,7 +53,7 @@ class Costs:
 
 
 @dataclass(slots=True, eq=False)
-class Timeline:
+class TimedStream:
     """A stream, and when it is free again, in seconds."""
 
     free_at: float = 0.0
@@ -66,7 +66,7 @@ class Timeline:
 
 @dataclass(slots=True, eq=False)
 class Moment:
-    """A event: the time at which the work before its last mark ends."""
+    """An event: the time at which the work before its last mark ends."""
 
     at: float = 0.0
 
@@ -83,11 +83,14 @@ class TimedTicket:
     def done(self) -> bool:
         return self.at <= self._device.host_secs
 
+    def wait(self) -> None:
+        self._device.join(self)
+
     def error(self) -> BaseException | None:
         return None
 
 
-class TimedDevice(Device[Timeline, Moment]):
+class TimedDevice(Device[TimedStream, Moment]):
     """See the module.
 
     Args:
@@ -99,14 +102,14 @@ class TimedDevice(Device[Timeline, Moment]):
         n_read_bytes: What the calling thread has copied out of slots.
     """
 
-    def __init__(self, costs: Costs | None = None, reaches_all: bool = False) -> None:
+    def __init__(self, costs: SimulatedCosts | None = None, reaches_all: bool = False) -> None:
         super().__init__(torch.device("cpu"))
-        self.costs = costs or Costs()
+        self.costs = costs or SimulatedCosts()
         self._reaches_all = reaches_all
         self.host_secs = 0.0
         self.n_read_bytes = 0
-        self.compute, self.copy_stream = Timeline(), Timeline()
-        self.workers = [Timeline() for _ in range(self.costs.n_workers)]
+        self.compute, self.copy_stream = TimedStream(), TimedStream()
+        self.workers = [TimedStream() for _ in range(self.costs.n_workers)]
 
     # The model's side
 
@@ -125,17 +128,17 @@ class TimedDevice(Device[Timeline, Moment]):
 
     # Streams and events
 
-    def current_stream(self) -> Timeline:
+    def current_stream(self) -> TimedStream:
         return self.compute
 
     def event(self) -> Moment:
         self.counters.events += 1
         return Moment()
 
-    def record(self, event: Moment, stream: Timeline) -> None:
+    def record(self, event: Moment, stream: TimedStream) -> None:
         event.at = max(stream.free_at, self.host_secs)
 
-    def wait_event(self, stream: Timeline, event: Moment) -> None:
+    def wait_event(self, stream: TimedStream, event: Moment) -> None:
         self.counters.stream_waits += 1
         stream.free_at = max(stream.free_at, event.at)
 
