@@ -57,7 +57,7 @@ class ActivationStore:
         ArgumentTypeError, ArgumentError: An argument of the wrong type or out of range. Names are
             checked by `enable`.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
         >>> with fastcap.ActivationStore(model, ["0"]) as store:

@@ -29,7 +29,7 @@ class ReferenceStore:
         activations: The value of each site's last call.
         calls: The values of all its calls since `clear`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))
         >>> with ReferenceStore(model, ["0"]) as oracle:

@@ -113,9 +113,9 @@ def extract_representations(
             that does not say its length.
         ResultTooLargeError: The result cannot fit in memory; known after the first batch.
         DeviceError: The model is not on `device`.
-        Whatever the model raises, unchanged.
+        Exception: Whatever the model raises, unchanged.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
         >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]

@@ -63,7 +63,7 @@ def save_activations(
         ArgumentTypeError: A value is no tensor or array, or a name no string.
         UnsupportedTensorError: A sparse, nested, quantised or meta tensor.
 
-    Example:
+    Examples:
         >>> import tempfile, numpy, torch, fastcap
         >>> folder = tempfile.mkdtemp()
         >>> path = fastcap.save_activations({"layers.0": torch.ones(2, 3)}, folder + "/acts")

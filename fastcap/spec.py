@@ -74,7 +74,7 @@ def parse_site(text: str) -> Site:
     regular expression may contain colons: the part is what follows one and reads as a part up to
     the end.
 
-    Example:
+    Examples:
         >>> parse_site("layers.0:output[1]")
         Site(name='layers.0:output[1]', module='layers.0', steps=(('index', 1),), side='output')
         >>> parse_site("layers.0.mlp:output").name

@@ -288,9 +288,9 @@ def stream(
         SiteNotFoundError: A site is no module of the model.
         ArgumentError: No sites, or an argument out of range.
         DeviceError: The model is not on `device`.
-        Whatever a pass raises, unchanged, after the batches before it were handed out.
+        Exception: Whatever a pass raises, unchanged, after the preceding batches are delivered.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
         >>> batches = [torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5, 6]])]

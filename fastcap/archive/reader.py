@@ -69,7 +69,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
         ArchiveError: There is no archive, or it cannot be read.
         ArchiveFormatError: It is of another version, or was not written by fastcap.
 
-    Example:
+    Examples:
         >>> import tempfile, torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
         >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]

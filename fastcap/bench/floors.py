@@ -90,7 +90,7 @@ def measure_floors(
     Raises:
         SaveError: Nothing can be written in `folder`.
 
-    Example:
+    Examples:
         >>> floors = measure_floors("cpu", 1 << 20, rest_secs=None, n_repeats=1)
         >>> floors.warm_gb_per_sec > 0, floors.link_gb_per_sec
         (True, None)
@@ -201,7 +201,7 @@ def predict(n_bytes: int, floors: Floors, hookless_secs: float) -> Prediction:
     On the CPU the copy is work of the thread that runs the model, so it adds to the forward. Behind
     an accelerator the forward, the link and the host each work on their own: the slowest sets it.
 
-    Example:
+    Examples:
         >>> predict(2 * 10**9, Floors(8.0, 4.0, 2.0), hookless_secs=1.0)
         Prediction(secs=1.5, what='forward + copy into fresh memory')
     """
@@ -222,7 +222,7 @@ def predict_archive(n_bytes: int, floors: Floors, hookless_secs: float) -> Predi
     """The time for an archive of `n_bytes`: the forward, the link and the disk work beside one
     another, and the slowest sets it.
 
-    Example:
+    Examples:
         >>> predict_archive(10**9, Floors(8.0, 4.0, 2.0, disk_gb_per_sec=0.5), hookless_secs=1.0)
         Prediction(secs=2.0, what='write to disk')
     """
@@ -235,7 +235,7 @@ def predict_archive(n_bytes: int, floors: Floors, hookless_secs: float) -> Predi
 def floor_secs(n_bytes: int, floors: Floors, hookless_secs: float) -> dict[str, float]:
     """Seconds that `n_bytes` take on each floor by itself; what was not measured is left out.
 
-    Example:
+    Examples:
         >>> floor_secs(8 * 10**9, Floors(8.0, 4.0, 2.0), hookless_secs=3.0)
         {'forward': 3.0, 'copy into fresh memory': 2.0, 'copy into warm memory': 1.0}
     """

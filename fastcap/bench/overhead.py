@@ -134,7 +134,7 @@ def overhead(
         BatchError: A batch does not say how many samples it has.
         SiteNotFoundError: A site is no module of the model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastcap.bench import overhead
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())

@@ -190,7 +190,7 @@ class RecordingTwin(TimedDevice):
     Args:
         costs: The machine's rates.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastcap.bench import RecordingTwin, make_case, record_timeline
         >>> twin = RecordingTwin()

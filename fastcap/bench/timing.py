@@ -60,7 +60,7 @@ def paired_ratio(secs: Sequence[float], base_secs: Sequence[float]) -> Ratio:
     claims, so the interval is Student's t on the same logarithms; see `log_interval`. One round
     gives no interval.
 
-    Example:
+    Examples:
         >>> print(paired_ratio([2.2, 2.0, 2.1], [2.0, 2.0, 2.0]))
         1.049 [0.932, 1.181]
     """
@@ -98,7 +98,7 @@ def order_of_round(names: Sequence[str], index: int) -> list[str]:
     rotation would run every way after the same other in all rounds, and a way that is given the
     memory that one before it has just returned is faster for it.
 
-    Example:
+    Examples:
         >>> ["".join(order_of_round("abc", index)) for index in range(6)]
         ['abc', 'cba', 'bca', 'acb', 'cab', 'bac']
     """

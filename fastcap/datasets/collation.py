@@ -27,7 +27,7 @@ class LabelCollator:
         ArgumentError: A label with the name of one of the model's inputs.
         BatchError: A sample without a key, or a label that is neither number nor text.
 
-    Example:
+    Examples:
         >>> collate = LabelCollator(lambda texts: {"input_ids": torch.zeros(len(texts), 3)},
         ...                         labels=["label"])
         >>> collate([{"text": "One.", "label": 1}, {"text": "Two.", "label": 0}])["label"]

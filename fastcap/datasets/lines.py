@@ -37,7 +37,7 @@ class LineFile(Dataset[dict[str, Any]]):
             texts mixed with chats, or labels of another kind; names the line.
         FileNotFoundError: No such file.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "texts.jsonl"
         >>> _ = path.write_text('{"text": "One.", "label": 1}\n{"text": "Two.", "label": 0}\n')

@@ -45,7 +45,7 @@ class TokenFile(Dataset[dict[str, Tensor]]):
         BatchError: When a sample is read: an id that the model does not have.
         FileNotFoundError: No such file.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "train.bin"
         >>> np.arange(12, dtype="<u2").tofile(path)

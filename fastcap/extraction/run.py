@@ -120,9 +120,10 @@ def extract(
         ArchiveWriteError: A file call failed (a full disk); what was committed is intact.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
         KeyboardInterrupt, SystemExit: A signal came, and what was complete is committed.
-        Whatever the model or the dataset raises, unchanged, after committing what was complete.
+        Exception: Whatever the model or dataset raises, unchanged, after committing complete
+            samples.
 
-    Example:
+    Examples:
         >>> import tempfile, torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
         >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]

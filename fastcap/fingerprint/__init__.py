@@ -121,7 +121,7 @@ def differences(
 ) -> list[str]:
     """One line for each difference between two descriptions, at most 5 for one part.
 
-    Example:
+    Examples:
         >>> differences({"sites": ["a"], "batch_size": 8}, {"sites": ["b"], "batch_size": 8})
         ["sites: asked ['a'], the archive has ['b']"]
     """

@@ -78,7 +78,7 @@ def sites(
         SiteNotFoundError: No blocks, or no such module in them; says what was looked for.
         ArgumentError, ArgumentTypeError: An unknown alias, or a layer that does not exist.
 
-    Example:
+    Examples:
         >>> from transformers import GPT2Config, GPT2Model
         >>> model = GPT2Model(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10,
         ...                              bos_token_id=0, eos_token_id=0))

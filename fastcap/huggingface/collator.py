@@ -52,7 +52,7 @@ class Collator:
         ArgumentError: A side that is none, `max_tokens` beyond the model's positions, no token to
             pad with, or left padding for a model whose positions it would shift.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer, models
         >>> from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
         >>> from fastcap import stream

@@ -74,10 +74,11 @@ def extract(
         LoadError, MissingExtraError: The model cannot be loaded.
         SiteNotFoundError: An alias or a name that is not in this model.
         ArgumentError, ArgumentTypeError, BatchError: Texts or options that cannot be used.
-        Whatever `extract_representations` raises. Without `positions` or `reduce`, texts of
-        different lengths make batches of different lengths, which is a `ResultError`.
+        ResultError: Texts of different lengths without `positions` or `reduce`: their batches do
+            not fit into one tensor.
+        Exception: Whatever else `extract_representations` raises.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer, models
         >>> from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
         >>> from fastcap.huggingface import extract

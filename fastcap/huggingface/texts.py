@@ -33,7 +33,7 @@ def read_texts(path: str | os.PathLike[str], text_key: str = "text") -> Iterator
             line.
         FileNotFoundError: No such file.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "texts.jsonl"
         >>> _ = path.write_text('{"text": "One."}\n{"text": "Two."}\n')

@@ -83,9 +83,9 @@ def list_sites(
     Raises:
         SiteNotFoundError: A site is no module of the model.
         BatchError, MissingInputError, DeviceError: The model cannot be called with the example.
-        Whatever the model raises, unchanged.
+        Exception: Whatever the model raises, unchanged.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
         >>> [(site.name, site.type) for site in fastcap.list_sites(model)]

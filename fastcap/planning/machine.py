@@ -30,7 +30,7 @@ class Machine:
     Raises:
         ArgumentError: A rate that is no positive number.
 
-    Example:
+    Examples:
         >>> from fastcap.planning import Machine
         >>> Machine(link_bytes_per_sec=55e9).disk_bytes_per_sec is None
         True

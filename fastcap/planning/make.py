@@ -100,9 +100,9 @@ def plan(
         ArchiveError: A dtype that files of an archive cannot hold.
         BatchError, MissingInputError, DeviceError: The model cannot be called with the example.
         SaveError: The disk was to be measured, and `folder` cannot be written.
-        Whatever the model raises, unchanged.
+        Exception: Whatever the model raises, unchanged.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> with torch.device("meta"):
         ...     model = torch.nn.Sequential(
