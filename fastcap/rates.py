@@ -1,4 +1,4 @@
-"""How fast a run is, how long it still takes, and what it waits for."""
+"""Throughput of a run, time left, and what the run is waiting for."""
 
 from __future__ import annotations
 

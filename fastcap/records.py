@@ -1,4 +1,4 @@
-"""What a user gets back: records, one pass's records together, and counts.
+"""What callers receive: records, the records of one pass, and statistics.
 
 The six states of a capture, in order: captured (the hook has fired) → staged (packed into staging)
 → copying (its chunk is on the copy stream) → landed (its bytes are in a slot) → delivered (they are

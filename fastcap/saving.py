@@ -1,4 +1,4 @@
-"""`save_activations`: one file that plain NumPy, or stock safetensors, reads back.
+"""`save_activations`: one file that plain NumPy or stock safetensors can read.
 
 Written under a temporary name in the same folder, synced, then renamed: a file under the final
 name is always whole.

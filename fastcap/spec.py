@@ -1,4 +1,4 @@
-"""The question a user asks: which places of a model, and what to take there.
+"""The request: which sites of a model to capture, and what to keep of each.
 
 Everything here is a frozen value that knows nothing of modules, devices or hooks. The engine and
 the oracle (`fastcap.reference`) share these values and no code that answers them.

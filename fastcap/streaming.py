@@ -1,4 +1,4 @@
-"""`stream`: passes over batches, and their records one batch at a time, while the next one runs."""
+"""`stream`: run a model over batches and yield each batch's records while the next one runs."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import pytest
 
 import fastcap
 from fastcap import bench, datasets, errors, huggingface, planning
+from tests import architecture
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -114,6 +115,12 @@ def test_python_blocks_that_do_not_run_say_so(page: Path) -> None:
         block for block in FRAGMENT.findall(page.read_text()) if not block.startswith("# Not run")
     ]
     assert not silent
+
+
+def test_the_drawn_layers_are_those_that_imports_obey() -> None:
+    page = architecture.PAGE.read_text()
+    assert architecture.BLOCK.search(page)
+    assert page == architecture.rewritten(page), "run: python -m tests.architecture"
 
 
 def test_files_named_in_comments_exist() -> None:

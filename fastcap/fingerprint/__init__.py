@@ -1,4 +1,4 @@
-"""What makes two runs the same run: everything that values depend on, as JSON, and its hash.
+"""What makes two runs the same run: everything values depend on, as JSON and as a hash.
 
 Where the data and the model came from (paths, machines, devices) is no part of it: only what they
 are. Descriptions are the same in every process.
