@@ -108,7 +108,6 @@ def test_the_site_builds_without_a_warning_or_an_outside_resource(tmp_path: Path
     assert 'id="fastcap.ActivationStore.get"' in capture
 
 
-
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_python_blocks_that_do_not_run_say_so(page: Path) -> None:
     silent = [

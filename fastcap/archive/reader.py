@@ -57,17 +57,17 @@ class Problem:
 
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
-    """Open an archive for reading: what is committed now, also while it is being written.
+    """Open an archive for reading: what is committed now, even while it is being written.
 
     Args:
-        path: Its directory.
+        path: The archive's directory.
 
     Returns:
-        The archive. Nothing is mapped before it is asked for.
+        The archive. Files are memory-mapped on first access.
 
     Raises:
-        ArchiveError: There is no archive, or it cannot be read.
-        ArchiveFormatError: It is of another version, or was not written by fastcap.
+        ArchiveError: There is no archive at `path`, or it cannot be read.
+        ArchiveFormatError: It has another format version, or was not written by fastcap.
 
     Examples:
         >>> import tempfile, torch, fastcap
@@ -100,7 +100,7 @@ class Archive:
     Attributes:
         path: The directory.
         meta: What it holds and what it was made from.
-        writers: Its writers, live and dead, with what they committed and left.
+        writers: All writers, live and dead, with what they committed and left behind.
 
     Args:
         path: The directory.
@@ -119,31 +119,31 @@ class Archive:
 
     @property
     def sites(self) -> list[str]:
-        """The sites, in the order asked."""
+        """The sites, in the order requested."""
         return [spec.name for spec in self.meta.streams if spec.kind == "site"]
 
     @property
     def streams(self) -> list[str]:
-        """Everything that each sample has: sites, then `batch:` and `label:` streams."""
+        """The names of all streams of a sample: sites, then `batch:` and `label:` streams."""
         return [spec.name for spec in self.meta.streams]
 
     @property
     def ids(self) -> list[tuple[int, int]]:
-        """The samples that are there, as ranges `(start, stop)` of their ids."""
+        """The committed samples, as ranges `(start, stop)` of ids."""
         return list(self._index.ranges)
 
     def __len__(self) -> int:
-        """How many samples are there."""
+        """The number of committed samples."""
         return self._index.n_samples
 
     @property
     def n_samples(self) -> int | None:
-        """How many samples there will be; `None` while no writer has seen the end of the data."""
+        """The final number of samples; `None` until a writer has seen the end of the data."""
         totals = [w.journal.n_total for w in self.writers if w.journal.n_total is not None]
         return max(totals, default=self.meta.n_samples)
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether all samples from `start` up to `stop` are there."""
+        """Whether all samples from `start` up to `stop` are committed."""
         return self._index.has(start, stop)
 
     @property
@@ -152,7 +152,7 @@ class Archive:
 
     @property
     def damages(self) -> list[Damage]:
-        """Committed groups whose files are gone or cut; their samples count as missing."""
+        """Committed groups whose files are missing or truncated; their samples count as missing."""
         return [damage for writer in self.writers for damage in writer.damages]
 
     def __contains__(self, name: object) -> bool:
@@ -177,10 +177,10 @@ class Archive:
         raise ArchiveError(f"{str(self.path)!r} has no {name!r}. {hint}It has {self.streams[:20]}.")
 
     def verify(self) -> list[Problem]:
-        """Read every committed byte, and compare sizes, headers and checksums.
+        """Read every committed byte and check sizes, headers and checksums.
 
         Returns:
-            What is wrong; empty if nothing is.
+            The problems found; empty if there are none.
         """
         problems = [
             Problem(damage.directory, damage.reason, damage.group.samples)
@@ -304,10 +304,10 @@ def _check_offsets(offsets: Tensor, n_rows: int, path: Path) -> None:
 class Samples:
     """One stream of an archive, by sample id.
 
-    An int gives one sample; a slice a stack `(n, *shape)`, or a list where samples have different
-    numbers of rows. Values are views of the mapped file, and are meant to be read: writing to one
-    never changes the file, but others that this `Archive` gives would show it, so `clone()` what
-    you want to change. A slice that crosses groups is a copy.
+    An int gives one sample. A slice gives a stack `(n, *shape)`, or a list if samples have
+    different numbers of rows. Values are views of the memory-mapped file and meant to be read:
+    writing to one never changes the file, but is visible in other views from this `Archive`, so
+    `clone()` what you want to change. A slice that crosses groups is a copy.
 
     Attributes:
         spec: Name, dtype and shape.
@@ -323,14 +323,14 @@ class Samples:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample, or of one row of it where samples have different numbers of rows."""
+        """The shape of one sample, or of one of its rows if samples differ in length."""
         return self.spec.shape
 
     def __len__(self) -> int:
         return len(self._archive)
 
     def __iter__(self) -> Iterator[Any]:
-        """The samples that are there, in the order of their ids."""
+        """The committed samples, in the order of their ids."""
         for start, stop in self._archive.ids:
             for run in self._archive._index.runs(start, stop):
                 yield from self._archive._values(run, self.spec)

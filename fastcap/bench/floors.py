@@ -43,7 +43,7 @@ class Floors:
         fresh_torch_gb_per_sec: Into memory new from `torch.empty`, which does not.
         rested_gb_per_sec: Into memory new from NumPy, given back to the system some seconds before;
             `None` where it was not measured.
-        link_gb_per_sec: From the accelerator into pinned memory; `None` on the CPU.
+        link_gb_per_sec: From the accelerator to pinned memory; `None` on the CPU.
         disk_gb_per_sec: Into a new file, with one fsync at its end; `None` where it was not
             measured.
     """
@@ -63,7 +63,7 @@ class Floors:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The time that the floors predict for a run with capture, and what sets it."""
+    """The time the floors predict for a run with capture, and what determines it."""
 
     secs: float
     what: str
@@ -88,7 +88,7 @@ def measure_floors(
         n_repeats: Of each measurement but the rested one.
 
     Raises:
-        SaveError: Nothing can be written in `folder`.
+        SaveError: `folder` cannot be written.
 
     Examples:
         >>> floors = measure_floors("cpu", 1 << 20, rest_secs=None, n_repeats=1)

@@ -34,7 +34,7 @@ T_QUANTILES = (
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as long one way takes as another.
+    """The ratio of two methods' times.
 
     Attributes:
         mean: The geometric mean of the rounds' ratios.
@@ -53,7 +53,7 @@ class Ratio:
 
 
 def paired_ratio(secs: Sequence[float], base_secs: Sequence[float]) -> Ratio:
-    """Compare two ways round by round: the geometric mean of the rounds' ratios, and an interval.
+    """Compare two methods round by round: geometric mean of the rounds' ratios, with an interval.
 
     Ratios are averaged as logarithms, so that a way that is held against another, and the other
     against it, come out as `r` and `1 / r`. With seven rounds a bootstrap covers less than it

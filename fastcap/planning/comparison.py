@@ -9,12 +9,12 @@ from fastcap.planning import table
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One quantity: planned, and as it was; `None` where not known.
+    """One quantity, planned and actual; `None` if unknown.
 
     Attributes:
         name: `captured`, `staging`, `slots`, `result`, `disk` or `time`.
         planned: What the plan said.
-        found: What the run took.
+        found: What the run actually took.
         unit: `bytes` or `secs`.
     """
 
@@ -25,7 +25,7 @@ class Compared:
 
     @property
     def ratio(self) -> float | None:
-        """Found by planned."""
+        """Found divided by planned."""
         if self.found is None or not self.planned:
             return None
         return self.found / self.planned
@@ -33,10 +33,10 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Planned against measured; `str` is a table.
+    """Planned against actual; `str()` is a table.
 
     Attributes:
-        rows: Quantity by quantity.
+        rows: One per quantity.
     """
 
     rows: tuple[Compared, ...]
