@@ -75,7 +75,7 @@ class ArgumentTypeError(FastcapError, TypeError):
 
 
 class SiteNotFoundError(FastcapError, ValueError):
-    """A site names no module of the model, or a pattern matches none."""
+    """A site or pattern matches no module of the model."""
 
 
 class SelectionError(FastcapError, ValueError):

@@ -97,15 +97,13 @@ def reopen(path: Path, files: Files) -> Archive:
 class Archive:
     """A directory of activations, read-only; see `open_archive`.
 
+    `archive[stream]` is the `Samples` of a site, `batch:` or `label:` stream, `name in archive`
+    says whether there is one, and `len(archive)` is the number of committed samples.
+
     Attributes:
         path: The directory.
         meta: What it holds and what it was made from.
         writers: All writers, live and dead, with what they committed and left behind.
-
-    Args:
-        path: The directory.
-        files: The file system.
-        is_settled: See `fastcap.archive.recovery.scan`.
     """
 
     def __init__(self, path: Path, files: Files, is_settled: bool = False) -> None:
@@ -148,6 +146,7 @@ class Archive:
 
     @property
     def is_complete(self) -> bool:
+        """Whether every sample of the data is committed."""
         return self.n_samples is not None and self.has(0, self.n_samples)
 
     @property
@@ -319,6 +318,7 @@ class Samples:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype stored."""
         return self.spec.torch_dtype
 
     @property
