@@ -1,3 +1,3 @@
-"""The version, below everything."""
+"""The version number."""
 
 __version__ = "0.1.0"

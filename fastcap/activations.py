@@ -24,40 +24,43 @@ from fastcap.warn import warn
 
 
 class ActivationStore:
-    """Captures what modules return, at every forward pass while it is enabled.
+    """Captures module outputs in every forward pass while it is enabled.
 
     Use it as a context manager, or call `enable` and `disable`. A site keeps the value of its last
-    call until the next one or `clear`. Values are as they were when the hook fired: later in-place
-    operations do not change them. Tensors you get are yours: on the CPU, contiguous, detached.
+    call until the next call or `clear`. Values are snapshots taken when the hook fires: later
+    in-place operations do not change them. Tensors you get are yours: on the CPU, contiguous and
+    detached.
 
     Args:
-        model: Any module. It keeps its `state_dict`, can be deep-copied (copies do not capture),
-            and its outputs do not change.
-        layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
-            of the model; one string is one site. Behind a name, `:output[1]`, `:output.name`,
-            `:input` or `:input.name` ask for another part; see `docs/concepts.md`.
+        model: Any module. Its `state_dict` and outputs do not change, and it can be deep-copied
+            (copies do not capture).
+        layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
+            objects of the model; one string is one site. A suffix `:output[1]`, `:output.name`,
+            `:input` or `:input.name` selects another part; see `docs/concepts.md`.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
-            `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
-            another (see `lengths`); or one list of ints per sample, for passes of so many samples.
-        reduce: A callable on the selected tensor, on its own device, before the copy; or `"mean"`
-            over each sample's real tokens, accumulated in float32 (float64 for float64).
+            `"last"` for the last real token of each sample; `"unpadded"` for all real tokens,
+            concatenated (see `lengths`); or one list of ints per sample, for passes of that many
+            samples.
+        reduce: A callable applied to the selected tensor on its own device, before the copy; or
+            `"mean"` over the real tokens of each sample, accumulated in float32 (float64 for
+            float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
-        seq_dim: The dimension `positions` count along; 1 unless given.
+        seq_dim: The dimension that `positions` index; 1 by default.
         mask: Which tokens are real, `(batch, sequence)` of zeros and ones: a tensor for all passes,
-            or a callable on the arguments of the model's call, such as `lambda ids: ids != 0`. By
-            default the `attention_mask` that the model is called with.
+            or a callable that takes the arguments of the model call, such as
+            `lambda ids: ids != 0`. By default the `attention_mask` the model is called with.
         calls: `"last"` keeps the last call of each module; `"all"` keeps every call until `clear`,
-            also those of loops, shared modules and steps of `generate()`: see `calls`.
+            including loops, shared modules and the steps of `generate()`: see `calls`.
         zero_copy: Lend values out of pinned slots where they fill at least half of one, instead of
-            copying them; the slot is used again when the tensor and every view of it are gone.
+            copying them; the slot is reused when the tensor and all views of it are gone.
         staging_bytes: Staging memory on the accelerator, in bytes.
         pinned_bytes: Slot memory on the host, in bytes.
 
     Raises:
-        ArgumentTypeError, ArgumentError: An argument of the wrong type or out of range. Names are
-            checked by `enable`.
+        ArgumentTypeError, ArgumentError: An argument of the wrong type or out of range. Site
+            names are checked by `enable`.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
         >>> with fastcap.ActivationStore(model, ["0"]) as store:
@@ -116,18 +119,18 @@ class ActivationStore:
 
     @property
     def activations(self) -> dict[str, Tensor]:
-        """What is captured so far, in a new dict, in the order in which sites first fired.
+        """A new dict of everything captured so far, in the order in which sites first fired.
 
-        The tensors are the ones `get` returns.
+        The tensors are the same objects that `get` returns.
         """
         values = {site: self.get(site) for site in list(self._latest.captures)}
         return {site: value for site, value in values.items() if value is not None}
 
     def enable(self) -> None:
-        """Put hooks on the model. Does nothing when they are there already.
+        """Register the hooks on the model; does nothing if they already are.
 
         Raises:
-            SiteNotFoundError: A name is no module of the model; no hook is left behind.
+            SiteNotFoundError: A site does not name a module of the model; no hook is left behind.
         """
         if self._engine is not None:
             return
@@ -162,7 +165,7 @@ class ActivationStore:
         )
 
     def disable(self) -> None:
-        """Take the hooks off and give staging and slots back. What is captured stays readable."""
+        """Remove the hooks and free staging and slots. Captured values stay readable."""
         engine, self._engine = self._engine, None
         if engine is None:
             return
@@ -183,21 +186,21 @@ class ActivationStore:
             raise errors[0]
 
     def clear(self) -> None:
-        """Forget every captured value; the hooks stay."""
+        """Drop every captured value; the hooks stay."""
         self._latest.clear()
 
     def get(self, name: str) -> Tensor | None:
         """The value of a site's last call, or `None` if it has not fired or is not a site.
 
-        May be called at any moment, also inside a pass. Asking again without a pass in between
-        gives the same tensor.
+        Can be called at any time, including inside a pass. Calling it again without a pass in
+        between returns the same tensor.
 
         Returns:
-            A CPU tensor, contiguous and detached, in the dtype the module produced unless asked
-            otherwise. It is yours and never changes.
+            A CPU tensor, contiguous and detached, in the dtype the module produced unless `dtype`
+            was given. It is yours and never changes.
 
         Raises:
-            DeviceMemoryError, HostMemoryError: The value could not be captured for lack of memory.
+            DeviceMemoryError, HostMemoryError: There was not enough memory to capture the value.
         """
         name = name.removesuffix(":output")  # the default part is in no key
         while (found := self._latest.captures.get(name)) is not None:
@@ -209,13 +212,13 @@ class ActivationStore:
         return None
 
     def calls(self, name: str) -> list[Tensor]:
-        """What each call of a site produced since `clear`, in order; with `calls="last"`, the last.
+        """The values of a site's calls since `clear`, in order; with `calls="last"`, only the last.
 
-        The tensors are as those of `get`. With `calls="all"` every call of a module that a pass
-        calls several times is here, and every step of `generate()`.
+        The tensors are like those of `get`. With `calls="all"`, this includes every call of a
+        module that is called several times per pass, and every step of `generate()`.
 
         Raises:
-            DeviceMemoryError, HostMemoryError: A value could not be captured for lack of memory.
+            DeviceMemoryError, HostMemoryError: There was not enough memory to capture a value.
         """
         found = self._latest.calls(name.removesuffix(":output"))
         values = [transfer.result(capture, lend=self._zero_copy) for transfer, capture in found]
@@ -224,19 +227,19 @@ class ActivationStore:
         return [value for value in values if value is not None]
 
     def age(self, name: str) -> int | None:
-        """How many passes have begun since the one whose value `get` returns; `None` without one.
+        """How many passes old the value of `get` is; `None` if there is none.
 
-        0 is the latest pass. More says that the site did not fire since: its value is an older one.
-        Passes are calls of the model itself, not of its modules.
+        0 is the latest pass. A larger number means that the site has not fired since. Passes are
+        calls of the model itself, not of its submodules.
         """
         captured_in = self._latest.captured_in.get(name.removesuffix(":output"))
         return None if captured_in is None else self._latest.number - captured_in
 
     def lengths(self, name: str) -> tuple[int, ...] | None:
-        """Of a site's value with `positions="unpadded"`, how many rows each sample has.
+        """With `positions="unpadded"`, the number of rows of each sample in a site's value.
 
         `store.get(name).split(store.lengths(name))` is one tensor per sample. `None` for other
-        selections, and where `get` returns `None`.
+        selections, and if `get` returns `None`.
         """
         found = self._latest.captures.get(name.removesuffix(":output"))
         return None if found is None else found[1].lengths

@@ -1,4 +1,4 @@
-"""The engine: from hooks that fire to captures that are filed by pass and site.
+"""The engine: hooks that fire become captures, keyed by pass and site.
 
 A capture goes captured → staged → copying → landed → delivered → free. The way from the hook to
 host memory is a transfer's business (`fastcap.transfer`), one for each device that the model's

@@ -1,23 +1,23 @@
 """Every error and warning that fastcap raises on purpose, in one tree.
 
-Each class also is the built-in class that the documented calls raised in the same place, so code
-that catches `ValueError` or `KeyError` today goes on working:
+Each class is also the built-in class that the synchronous hook recipe raises in the same place, so
+code that catches `ValueError` or `KeyError` keeps working:
 
     FastcapError
     ├── ArgumentError (ValueError)           an argument outside its range
     ├── ArgumentTypeError (TypeError)        an argument of the wrong type
-    ├── SiteNotFoundError (ValueError)       a name or pattern of no module of the model
-    ├── SelectionError (ValueError)          what was asked cannot be taken from this value
+    ├── SiteNotFoundError (ValueError)       a name or pattern that matches no module
+    ├── SelectionError (ValueError)          the selection does not fit this value
     │   ├── PositionError (IndexError)       a position out of range
     │   └── CastError (TypeError)            a dtype that cannot hold the values
     ├── UnsupportedTensorError (TypeError)   nested, sparse, quantised, meta, functorch tensors
     ├── UnsupportedModuleError (RuntimeError)  TorchScript, which runs no hooks
     ├── BatchError (TypeError)               a batch the model cannot be called with
     │   └── MissingInputError (KeyError)     a batch without an input that was asked for
-    ├── ResultError (RuntimeError)           values that cannot be put together into one result
+    ├── ResultError (RuntimeError)           values that do not fit into one result
     ├── DeviceError (RuntimeError)           the model and `device` disagree, or a stream is busy
     │   └── DeviceMemoryError                staging does not fit on the accelerator
-    ├── HostMemoryError (MemoryError)        host memory cannot be had or pinned
+    ├── HostMemoryError (MemoryError)        host memory cannot be allocated or pinned
     │   └── ResultTooLargeError              the result cannot fit: refused before it is tried
     ├── LoadError (OSError)                  a model or tokenizer cannot be loaded
     ├── SaveError (OSError)                  a file could not be written; nothing partial is left
@@ -25,7 +25,7 @@ that catches `ValueError` or `KeyError` today goes on working:
     │   ├── ArchiveWriteError                its writer is dead; what was committed is intact
     │   ├── ArchiveFormatError (ValueError)  not an archive, damaged, or of a newer version
     │   ├── ArchiveConfigError (ValueError)  made from another model, data or selection
-    │   └── MissingSampleError (IndexError)  a sample that nobody has committed
+    │   └── MissingSampleError (IndexError)  a sample that is not committed
     └── MissingExtraError (ImportError)      an optional package is needed
 
     FastcapWarning (UserWarning)             something was not captured, or looks wrong
@@ -67,7 +67,7 @@ class FastcapError(Exception):
 
 
 class ArgumentError(FastcapError, ValueError):
-    """An argument is outside the range it can have."""
+    """An argument is out of range."""
 
 
 class ArgumentTypeError(FastcapError, TypeError):
@@ -75,11 +75,11 @@ class ArgumentTypeError(FastcapError, TypeError):
 
 
 class SiteNotFoundError(FastcapError, ValueError):
-    """A site names no module of the model, or a pattern matches none."""
+    """A site or pattern matches no module of the model."""
 
 
 class SelectionError(FastcapError, ValueError):
-    """What was asked cannot be taken from the value a site produced."""
+    """The selection does not fit the value a site produced."""
 
 
 class PositionError(SelectionError, IndexError):
@@ -87,7 +87,7 @@ class PositionError(SelectionError, IndexError):
 
 
 class CastError(SelectionError, TypeError):
-    """The dtype asked for cannot hold the values (complex to float, float to int)."""
+    """The requested dtype cannot hold the values (complex to float, float to int)."""
 
 
 class UnsupportedTensorError(FastcapError, TypeError):
@@ -99,7 +99,7 @@ class UnsupportedModuleError(FastcapError, RuntimeError):
 
 
 class BatchError(FastcapError, TypeError):
-    """A batch is of a kind the model cannot be called with."""
+    """The model cannot be called with this kind of batch."""
 
 
 class MissingInputError(BatchError, KeyError):
@@ -110,11 +110,11 @@ class MissingInputError(BatchError, KeyError):
 
 
 class ResultError(FastcapError, RuntimeError):
-    """The values of two batches cannot be rows of one result."""
+    """The values of two batches do not fit into one result."""
 
 
 class DeviceError(FastcapError, RuntimeError):
-    """The model, the values and `device` do not fit together."""
+    """The model, its values and `device` do not match."""
 
 
 class DeviceMemoryError(DeviceError):
@@ -149,11 +149,11 @@ class ArchiveError(FastcapError, OSError):
 
 
 class ArchiveWriteError(ArchiveError):
-    """A file call failed, and the writer is dead. What was committed before is intact."""
+    """A file operation failed, and the writer is dead. What was committed is intact."""
 
 
 class ArchiveFormatError(ArchiveError, ValueError):
-    """Bytes that are no archive of a version that this fastcap reads."""
+    """Not an archive, damaged, or of a version this fastcap cannot read."""
 
 
 class ArchiveConfigError(ArchiveError, ValueError):

@@ -1,4 +1,4 @@
-"""Host memory: how much may still be taken, and how to take it so that first touches are cheap."""
+"""Host memory: how much is available, and how to allocate it with cheap first touches."""
 
 from __future__ import annotations
 

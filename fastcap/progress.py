@@ -1,4 +1,4 @@
-"""Progress of a long run: a bar from tqdm, lines in a log, or a callable of the caller's."""
+"""Progress of a long run: a tqdm bar, log lines, or the caller's callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a run is, how long it still takes, and what it waits for."""
+"""Throughput of a run, time left, and what the run is waiting for."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Figures:
         left_secs: Seconds that the rest takes at this rate; `None` where unknown.
         bound: What limits the run; `None` before there is anything to tell it by.
 
-    Example:
+    Examples:
         >>> print(Figures(samples_per_sec=210.4, bytes_per_sec=1.7e9, left_secs=75, bound="link"))
         210 samples/s, 1:15 left, 1.70 GB/s, bound by link
     """
@@ -97,7 +97,7 @@ class Rates:
         window_secs: What `recent` looks back on.
         clock: Seconds that only grow.
 
-    Example:
+    Examples:
         >>> now = iter([0.0, 10.0])
         >>> rates = Rates(n_expected=300, clock=lambda: next(now))
         >>> rates.update(Counters(n_samples=100, written_bytes=5 * 10**9, loading_secs=6.0))
@@ -168,7 +168,7 @@ def find_bound(change: Counters, secs: float) -> Bound:
     blamed only if the bytes would have kept a slow one busy for half of the time. What is left is
     compute.
 
-    Example:
+    Examples:
         >>> find_bound(Counters(waited_secs=0.5), secs=10.0)
         'compute'
         >>> busy = Counters(waited_secs=4.0, joined_secs=3.0, delivery_secs=7.0, file_secs=6.0)
@@ -194,7 +194,7 @@ def find_bound(change: Counters, secs: float) -> Bound:
 def clock_time(secs: float) -> str:
     """Seconds as people read them: `1:05`, `2:03:04`.
 
-    Example:
+    Examples:
         >>> clock_time(65), clock_time(7384.2)
         ('1:05', '2:03:04')
     """

@@ -1,4 +1,4 @@
-"""What a user gets back: records, one pass's records together, and counts.
+"""What callers receive: records, the records of one pass, and statistics.
 
 The six states of a capture, in order: captured (the hook has fired) → staged (packed into staging)
 → copying (its chunk is on the copy stream) → landed (its bytes are in a slot) → delivered (they are
@@ -18,14 +18,14 @@ class Record:
     """One delivered capture.
 
     Attributes:
-        site: The site's name, as asked.
+        site: The site's name, as requested.
         tensor: The value: on the CPU, contiguous, detached, owned by the receiver.
-        pass_index: Which pass of the stream it came from, from 0.
-        call_index: Which call of the module within the pass it came from, from 0 (the last call
-            is the one kept, unless all are asked for).
-        samples: The samples that the rows stand for, counted over the whole stream.
-        lengths: With `positions="unpadded"`, how many rows each sample has: `tensor.split(lengths)`
-            is one tensor per sample. Otherwise `None`.
+        pass_index: The pass it came from, from 0.
+        call_index: The call of the module within the pass, from 0 (the last call is the one kept,
+            unless all are requested).
+        samples: The samples of the rows, numbered over the whole iteration.
+        lengths: With `positions="unpadded"`, the number of rows of each sample:
+            `tensor.split(lengths)` is one tensor per sample. Otherwise `None`.
     """
 
     site: str
@@ -37,14 +37,13 @@ class Record:
 
 
 class BatchRecords(Mapping[str, Tensor]):
-    """The records of one pass: a mapping from site to tensor, in the order the sites were asked.
+    """The records of one pass: a mapping from site to tensor, in the order of the sites.
 
     Attributes:
         batch: The batch as it came from the caller's iterable.
-        pass_index: Which pass this was, from 0.
-        samples: The samples of this batch, counted over the whole stream.
-        records: The same tensors with their site, pass and call; with `calls="all"`, those of
-            earlier calls too.
+        pass_index: The index of the pass, from 0.
+        samples: The samples of this batch, numbered over the whole iteration.
+        records: The same tensors as `Record` objects; with `calls="all"`, earlier calls too.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class BatchRecords(Mapping[str, Tensor]):
         return self._tensors[site]
 
     def lengths(self, site: str) -> tuple[int, ...] | None:
-        """How many rows each sample has in a ragged value (`positions="unpadded"`), else `None`.
+        """Rows of each sample in a ragged value (`positions="unpadded"`); otherwise `None`.
 
         `records[site].split(records.lengths(site))` is one tensor per sample.
         """
@@ -71,7 +70,7 @@ class BatchRecords(Mapping[str, Tensor]):
         return iter(self._tensors)
 
     def calls(self, site: str) -> list[Tensor]:
-        """What each call of a site produced, in order: one tensor unless `calls="all"`."""
+        """The values of a site's calls, in order: one tensor unless `calls="all"`."""
         return [record.tensor for record in self.records if record.site == site]
 
     def __len__(self) -> int:
@@ -84,10 +83,10 @@ class BatchRecords(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What capturing has cost so far, counted at the device seam.
+    """What capturing has cost so far, counted at the device interface.
 
-    Bytes are what really moved, after selection and narrowing. On a CPU model `copies` counts the
-    hooks' own copies, since there is no link.
+    Bytes are what actually moved, after selection and narrowing. On a CPU model, `copies` counts
+    the hooks' own copies, since there is no link.
     """
 
     captures: int = 0
@@ -99,17 +98,17 @@ class Statistics:
     copied_bytes: int = 0
     """Bytes of those copies."""
     superseded_bytes: int = 0
-    """Bytes captured in vain: a later call of the same site replaced them unread."""
+    """Bytes captured but never read: a later call of the same site replaced them."""
     waits: int = 0
     """Times the host waited for a copy, a host worker or a free slot."""
     waited_secs: float = 0.0
     """Seconds of those waits, on the device's clock."""
     joined_secs: float = 0.0
-    """The part of `waited_secs` that was for host workers, and not for copies."""
+    """The part of `waited_secs` spent on host workers rather than copies."""
     delivery_secs: float = 0.0
-    """Seconds that host workers have moved bytes, added up over them."""
+    """Seconds host workers spent moving bytes, summed over workers."""
     stream_waits: int = 0
-    """Times a compute stream was made to wait (without the host) before staging is rewritten."""
+    """Times a compute stream waited (without the host) before staging was rewritten."""
     spills: int = 0
     """Values moved out of a slot to make room for the next copy."""
     spilled_bytes: int = 0
@@ -119,17 +118,17 @@ class Statistics:
     device_allocations: int = 0
     """Staging buffers allocated on the device."""
     staging_bytes: int = 0
-    """Bytes of those buffers that are allocated now."""
+    """Bytes of staging currently allocated."""
     host_allocations: int = 0
-    """Slots allocated (and pinned, where that means something)."""
+    """Slots allocated (and pinned, where that applies)."""
     pinned_bytes: int = 0
-    """Bytes of those slots that are allocated now."""
+    """Bytes of slots currently allocated."""
     mask_reads: int = 0
-    """Attention masks that lived on the accelerator only: the host waited once for each."""
+    """Attention masks that existed only on the accelerator; the host waited once for each."""
     events: int = 0
-    """Events (events) created."""
+    """Events created."""
     memory: tuple[str, ...] = ()
-    """Staging and slots of each accelerator while they are allocated, and what set their sizes."""
+    """Staging and slots of each accelerator while allocated, and what determined their sizes."""
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(

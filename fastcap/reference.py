@@ -1,4 +1,4 @@
-"""The oracle: what every capture must equal, bit for bit.
+"""The oracle: a slow, plain implementation that every capture must match bit for bit.
 
 Hook, select, detach, clone to the CPU; lists and `cat`. It is synchronous, keeps everything and
 shares only the question (`fastcap.spec`) with the engine: no hook helper, no selection code, no
@@ -29,7 +29,7 @@ class ReferenceStore:
         activations: The value of each site's last call.
         calls: The values of all its calls since `clear`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))
         >>> with ReferenceStore(model, ["0"]) as oracle:

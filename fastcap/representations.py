@@ -50,71 +50,71 @@ def extract_representations(
     check_memory: bool = True,
     out: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Run a dataset through the model and collect what its sites produce.
+    """Run a dataset through the model and collect the values of its sites.
 
-    The model is in eval mode and under `no_grad` for the run; every module's flag is as before
-    afterwards, also on an error.
+    The model runs in eval mode under `no_grad`. Every module's training flag is restored
+    afterwards, even on an error.
 
     Args:
         model: Any module, on `device`.
         dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`.
-        layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
-            of the model; see `docs/concepts.md`.
+        layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
+            objects of the model; see `docs/concepts.md`.
         device: Where batches are moved to.
         batch_size: Samples per pass.
-        max_samples: Where to stop. The last batch is run whole and cropped afterwards, so values do
-            not depend on it.
+        max_samples: Stop after this many samples. The last batch runs whole and is cropped
+            afterwards, so values do not depend on it.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
-            `"last"` for each sample's last real token; or the key of the batch that holds
-            positions, `(batch,)` or `(batch, n_positions)`.
-            What is not selected is never copied.
-        reduce: A callable on the selected tensor, on its own device, before the copy; or `"mean"`
-            over each sample's real tokens, accumulated in float32 (float64 for float64).
+            `"last"` for the last real token of each sample; or the batch key that holds positions,
+            `(batch,)` or `(batch, n_positions)`. What is not selected is never copied.
+        reduce: A callable applied to the selected tensor on its own device, before the copy; or
+            `"mean"` over the real tokens of each sample, accumulated in float32 (float64 for
+            float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
-        seq_dim: The dimension `positions` count along; 1 unless given.
-        mask: A callable on the batch that says which tokens are real, `(batch, sequence)` of zeros
-            and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the batch's
-            `attention_mask`, or else the one the model is called with.
-        inputs: Keys of the batch passed to the model by name beside `input_ids`, such as
+        seq_dim: The dimension that `positions` index; 1 by default.
+        mask: A callable that takes the batch and returns which tokens are real, `(batch, sequence)`
+            of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
+            batch's `attention_mask`, or else the one the model is called with.
+        inputs: Keys of the batch passed to the model by name besides `input_ids`, such as
             `["attention_mask"]`.
-        forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
-        stop_after_last_site: Whether to end passes once every site has fired as often as in the
-            first, which runs whole; `"once"` where each fires once in a pass, and the first ends
-            early too. For models that call the same modules in every pass.
+        forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
+        stop_after_last_site: Whether to end each pass once every site has fired as often as in the
+            first pass, which runs whole. `"once"` if each site fires once per pass; the first pass
+            then ends early too. Only for models that call the same modules in every pass.
         staging_bytes: Staging memory on the accelerator, in bytes.
         pinned_bytes: Slot memory on the host, in bytes.
-        progress: `True` for a bar on the terminal, or a callable that is given the number of
-            samples done and the number expected (`None` if unknown).
-        num_workers: Processes that load data, as in `torch.utils.data.DataLoader`.
-        collate_fn: How samples become a batch, as in `torch.utils.data.DataLoader`.
-        check_memory: Whether to refuse a result that cannot fit in the memory available.
+        progress: `True` for a progress bar, or a callable that takes the number of samples done and
+            the number expected (`None` if unknown).
+        num_workers: Data-loading processes, as in `torch.utils.data.DataLoader`.
+        collate_fn: Makes a batch of samples, as in `torch.utils.data.DataLoader`.
+        check_memory: Whether to refuse a result that cannot fit in available memory.
         out: Where to write the result: a contiguous CPU tensor of shape `(n_samples, ...)` or with
-            more rows per site, in the dtype that is delivered. It saves the first touch of fresh
-            memory from the second time on, and an accelerator copies records of 1 MiB and more
-            straight into pinned memory (`torch.empty(..., pin_memory=True)`), unless `dtype` widens
-            them. It must be writable, and no memory that the run reads (its dataset, the model):
-            neither can be seen from a tensor. After an error some rows may have been written;
-            afterwards nothing writes to it any more.
+            more rows per site, in the dtype delivered. Reusing it saves the first touch of fresh
+            memory, and an accelerator copies records of 1 MiB and more directly into pinned memory
+            (`torch.empty(..., pin_memory=True)`) unless `dtype` widens them. It must be writable
+            and must not alias the dataset or the weights; this cannot be checked. After an error
+            some rows may have been written; nothing writes to it after the call.
 
     Returns:
         One tensor of shape `(n_samples, ...)` per site, in the order of `layers` (a pattern
-        expands in place, in model order): CPU, contiguous,
-        in the dtype the module produced unless asked otherwise. A site that never fired is left
-        out, with a warning. With `out`, its tensors, or their first `n_samples` rows.
+        expands in place, in model order): on the CPU,
+        contiguous, in the dtype the module produced unless `dtype` was given. A site that never
+        fired is left out, with a warning. With `out`, these are its tensors, or their first
+        `n_samples` rows.
 
     Raises:
-        SiteNotFoundError: A layer is no module of the model.
-        ArgumentError, ArgumentTypeError: No layers, or a number out of range.
-        MissingInputError, BatchError: A batch the model cannot be called with.
+        SiteNotFoundError: A layer does not name a module of the model.
+        ArgumentError, ArgumentTypeError: No layers, or an argument out of range.
+        MissingInputError, BatchError: The model cannot be called with a batch.
         SelectionError: The selection does not fit what a site produced.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
-        ResultError: What `out` holds for a site does not fit it, or has too few rows for a dataset
-            that does not say its length.
-        ResultTooLargeError: The result cannot fit in memory; known after the first batch.
+        ResultError: A tensor in `out` does not fit its site, or has too few rows for a dataset
+            without a length.
+        ResultTooLargeError: The result cannot fit in memory; raised after the first batch.
         DeviceError: The model is not on `device`.
-        Whatever the model raises, unchanged.
+        Exception: Whatever the model raises, unchanged.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
         >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]

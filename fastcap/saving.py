@@ -1,4 +1,4 @@
-"""`save_activations`: one file that plain NumPy, or stock safetensors, reads back.
+"""`save_activations`: one file that plain NumPy or stock safetensors can read.
 
 Written under a temporary name in the same folder, synced, then renamed: a file under the final
 name is always whole.
@@ -42,16 +42,16 @@ def save_activations(
     *,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Save tensors by name to `.npz`, or to `.safetensors` if the path ends so.
+    """Save named tensors to `.npz`, or to `.safetensors` if the path has that suffix.
 
-    The suffix `.npz` is added where it is missing, and nothing else of the name is changed
-    (`step_5.0` becomes `step_5.0.npz`). Parent folders are made. The file appears whole or not at
-    all, and replaces an older one only when it is whole.
+    A missing `.npz` suffix is appended, and the name is otherwise unchanged (`step_5.0` becomes
+    `step_5.0.npz`). Parent folders are created. The write is atomic: the file appears complete or
+    not at all, and replaces an older one only when complete.
 
     Args:
         activations: Tensors (any device, gradients or not) or NumPy arrays by name. Any name works.
-        path: Where to save.
-        dtype: Store floating-point tensors in this dtype. Without it, `.npz` stores dtypes that
+        path: The file to write.
+        dtype: Store floating-point tensors in this dtype. By default, `.npz` stores dtypes that
             NumPy lacks (bfloat16, float8) as float32, which is exact, and warns once;
             `.safetensors` keeps every dtype.
 
@@ -60,10 +60,10 @@ def save_activations(
 
     Raises:
         SaveError: The folder or file cannot be written, or the disk is full; nothing is left.
-        ArgumentTypeError: A value is no tensor or array, or a name no string.
+        ArgumentTypeError: A value is not a tensor or array, or a name is not a string.
         UnsupportedTensorError: A sparse, nested, quantised or meta tensor.
 
-    Example:
+    Examples:
         >>> import tempfile, numpy, torch, fastcap
         >>> folder = tempfile.mkdtemp()
         >>> path = fastcap.save_activations({"layers.0": torch.ones(2, 3)}, folder + "/acts")

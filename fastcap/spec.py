@@ -1,4 +1,4 @@
-"""The question a user asks: which places of a model, and what to take there.
+"""The request: which sites of a model to capture, and what to keep of each.
 
 Everything here is a frozen value that knows nothing of modules, devices or hooks. The engine and
 the oracle (`fastcap.reference`) share these values and no code that answers them.
@@ -74,7 +74,7 @@ def parse_site(text: str) -> Site:
     regular expression may contain colons: the part is what follows one and reads as a part up to
     the end.
 
-    Example:
+    Examples:
         >>> parse_site("layers.0:output[1]")
         Site(name='layers.0:output[1]', module='layers.0', steps=(('index', 1),), side='output')
         >>> parse_site("layers.0.mlp:output").name

@@ -1,4 +1,4 @@
-"""`stream`: passes over batches, and their records one batch at a time, while the next one runs."""
+"""`stream`: run a model over batches and yield each batch's records while the next one runs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class _Finished(NamedTuple):
 class Stream(Iterator[BatchRecords]):
     """What `stream` returns: an iterator of `BatchRecords`, and a context manager.
 
-    Ends by itself when the batches do, on an error, and when it is closed or dropped; its hooks
-    are gone then.
+    It ends when the batches do, on an error, and when it is closed or garbage-collected. Its
+    hooks are then removed.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Stream(Iterator[BatchRecords]):
         return self._engine.statistics()
 
     def close(self) -> None:
-        """Remove the hooks and give memory back. Records already delivered stay as they are."""
+        """Remove the hooks and free memory. Delivered records are not affected."""
         self._ended = self._is_closed = True
         self._running.clear()
         self._engine.close()
@@ -228,55 +228,56 @@ def stream(
     prefetch: int = 1,
     consumer: Consumer | None = None,
 ) -> Stream:
-    """Run the model over batches and hand out what its sites produced, batch by batch.
+    """Run the model over batches and yield the values of its sites, batch by batch.
 
-    Records arrive in order while the following pass already runs: the model is in eval mode and
-    without gradients during each pass only, and your loop body in between sees it as you left it.
+    Records arrive in order while the next pass is already running. The model is in eval mode and
+    without gradients only during a pass; your loop body sees it as you left it.
 
     Args:
-        model: Any module; hooks are on it until the stream ends.
+        model: Any module; it has hooks until the iterator ends.
         batches: Dicts with `input_ids`, tensors, or tuples of tensors (the positional arguments).
-        sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
-            of the model; see `docs/concepts.md`.
-        device: Where batches are moved; by default where the model's parameters are.
+        sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
+            objects of the model; see `docs/concepts.md`.
+        device: Where batches are moved; by default the device of the model's parameters.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
-            `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
-            another (see `BatchRecords.lengths`); one list of ints per sample; or the key of the
-            batch that holds positions, `(batch,)` or `(batch, n_positions)`.
-        reduce: A callable on the selected tensor, on its own device, before the copy; or `"mean"`
-            over each sample's real tokens, accumulated in float32 (float64 for float64).
+            `"last"` for the last real token of each sample; `"unpadded"` for all real tokens,
+            concatenated (see `BatchRecords.lengths`); one list of ints per sample; or the batch key
+            that holds positions, `(batch,)` or `(batch, n_positions)`.
+        reduce: A callable applied to the selected tensor on its own device, before the copy; or
+            `"mean"` over the real tokens of each sample, accumulated in float32 (float64 for
+            float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
-        seq_dim: The dimension `positions` count along; 1 unless given.
-        mask: A callable on the batch that says which tokens are real, `(batch, sequence)` of zeros
-            and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the batch's
-            `attention_mask`, or else the one the model is called with.
-        inputs: Keys of the batch passed to the model by name beside `input_ids`.
-        forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
-        calls: `"last"` keeps the last call of a module that is called several times in a pass;
-            `"all"` keeps each: `records.calls(site)`.
-        stop_after_last_site: Whether to end passes once every site has fired as often as in the
-            first, which runs whole; `"once"` where each fires once in a pass, and the first ends
-            early too. For models that call the same modules in every pass.
+        seq_dim: The dimension that `positions` index; 1 by default.
+        mask: A callable that takes the batch and returns which tokens are real, `(batch, sequence)`
+            of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
+            batch's `attention_mask`, or else the one the model is called with.
+        inputs: Keys of the batch passed to the model by name besides `input_ids`.
+        forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
+        calls: `"last"` keeps the last call of a module that is called several times per pass;
+            `"all"` keeps every call: `records.calls(site)`.
+        stop_after_last_site: Whether to end each pass once every site has fired as often as in the
+            first pass, which runs whole. `"once"` if each site fires once per pass; the first pass
+            then ends early too. Only for models that call the same modules in every pass.
         zero_copy: Lend records out of pinned slots where they fill at least half of one, instead of
-            copying them; the slot is used again when the tensor and every view of it are gone. A
-            slot is pinned memory: if you copy from one with `non_blocking=True` on another stream
-            or to another device, synchronise that before you drop the tensor.
+            copying them; the slot is reused when the tensor and all views of it are gone. A slot
+            is pinned memory: if you copy from it with `non_blocking=True`, synchronise before you
+            drop the tensor.
         staging_bytes: Staging memory on the accelerator, in bytes.
         pinned_bytes: Slot memory on the host, in bytes.
-        prefetch: Passes run ahead of the batch handed out. 0 if your loop changes the model.
-        consumer: Who receives what passes capture, instead of the records handed out, which then
-            are empty; see `fastcap.Consumer`.
+        prefetch: Passes to run ahead of the batch yielded; 0 if your loop changes the model.
+        consumer: Receives what passes capture, in place of the records yielded, which are then
+            empty; see `fastcap.Consumer`.
 
     Returns:
-        An iterator of `BatchRecords`, which also is a context manager.
+        An iterator of `BatchRecords` that is also a context manager.
 
     Raises:
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site does not name a module of the model.
         ArgumentError: No sites, or an argument out of range.
         DeviceError: The model is not on `device`.
-        Whatever a pass raises, unchanged, after the batches before it were handed out.
+        Exception: Whatever a pass raises, unchanged, after the preceding batches are delivered.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
         >>> batches = [torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5, 6]])]

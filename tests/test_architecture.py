@@ -55,18 +55,6 @@ def level_of(room: str) -> int:
     return next(number for number, rooms in enumerate(LEVELS) if room in rooms)
 
 
-def drawing() -> str:
-    """The levels, highest first, folders with a slash."""
-    names = [sorted(room + "/" * (PACKAGE / room).is_dir() for room in rooms) for rooms in LEVELS]
-    lines = [f"{number:2}  {'   '.join(rooms)}" for number, rooms in enumerate(names, 1)]
-    return "\n".join(reversed(lines))
-
-
-def test_the_drawing_on_the_page_is_of_these_levels() -> None:
-    page = PACKAGE.parent / "docs" / "design" / "architecture.md"
-    assert f"```\n{drawing()}\n```" in page.read_text()
-
-
 def test_every_module_has_a_level() -> None:
     rooms = {name.split(".")[0] for name, _ in modules()} - {"__init__"}
     assert rooms == ROOMS

@@ -11,7 +11,7 @@ from fastcap.formatting import format_bytes
 
 PLAIN, SAVEZ, ARCHIVE = "plain write", "np.savez", "archive"
 ARCHIVE_NAMES = {
-    PLAIN: "floor: a plain loop of `write`, same files and syncs",
+    PLAIN: "plain `write` loop, same files and syncs",
     ARCHIVE: "`fastcap.extract`",
     SAVEZ: "lists, `cat` and `np.savez`, no sync",
 }

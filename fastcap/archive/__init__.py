@@ -1,4 +1,4 @@
-"""The archive: activations on disk, committed group by group, read back exactly.
+"""Archives: activations on disk, committed in groups and read back exactly.
 
     files     every call to the operating system, so that tests can put a failing one in its place
     layout    names, safetensors headers, dtypes: what bytes of a shard mean

@@ -22,7 +22,7 @@ def combine(first: int, second: int, second_bytes: int) -> int:
         second: The checksum of the second.
         second_bytes: How long the second is.
 
-    Example:
+    Examples:
         >>> import zlib
         >>> combine(zlib.crc32(b"fast"), zlib.crc32(b"cap"), 3) == zlib.crc32(b"fastcap")
         True

@@ -102,7 +102,7 @@ class Journal:
 def as_ranges(samples: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Ids as ranges, in their order.
 
-    Example:
+    Examples:
         >>> as_ranges([4, 5, 6, 0, 1])
         ((4, 7), (0, 2))
     """

@@ -57,19 +57,19 @@ class Problem:
 
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
-    """Open an archive for reading: what is committed now, also while it is being written.
+    """Open an archive for reading: what is committed now, even while it is being written.
 
     Args:
-        path: Its directory.
+        path: The archive's directory.
 
     Returns:
-        The archive. Nothing is mapped before it is asked for.
+        The archive. Files are memory-mapped on first access.
 
     Raises:
-        ArchiveError: There is no archive, or it cannot be read.
-        ArchiveFormatError: It is of another version, or was not written by fastcap.
+        ArchiveError: There is no archive at `path`, or it cannot be read.
+        ArchiveFormatError: It has another format version, or was not written by fastcap.
 
-    Example:
+    Examples:
         >>> import tempfile, torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
         >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]
@@ -97,15 +97,13 @@ def reopen(path: Path, files: Files) -> Archive:
 class Archive:
     """A directory of activations, read-only; see `open_archive`.
 
+    `archive[stream]` is the `Samples` of a site, `batch:` or `label:` stream, `name in archive`
+    says whether there is one, and `len(archive)` is the number of committed samples.
+
     Attributes:
         path: The directory.
         meta: What it holds and what it was made from.
-        writers: Its writers, live and dead, with what they committed and left.
-
-    Args:
-        path: The directory.
-        files: The file system.
-        is_settled: See `fastcap.archive.recovery.scan`.
+        writers: All writers, live and dead, with what they committed and left behind.
     """
 
     def __init__(self, path: Path, files: Files, is_settled: bool = False) -> None:
@@ -119,40 +117,41 @@ class Archive:
 
     @property
     def sites(self) -> list[str]:
-        """The sites, in the order asked."""
+        """The sites, in the order requested."""
         return [spec.name for spec in self.meta.streams if spec.kind == "site"]
 
     @property
     def streams(self) -> list[str]:
-        """Everything that each sample has: sites, then `batch:` and `label:` streams."""
+        """The names of all streams of a sample: sites, then `batch:` and `label:` streams."""
         return [spec.name for spec in self.meta.streams]
 
     @property
     def ids(self) -> list[tuple[int, int]]:
-        """The samples that are there, as ranges `(start, stop)` of their ids."""
+        """The committed samples, as ranges `(start, stop)` of ids."""
         return list(self._index.ranges)
 
     def __len__(self) -> int:
-        """How many samples are there."""
+        """The number of committed samples."""
         return self._index.n_samples
 
     @property
     def n_samples(self) -> int | None:
-        """How many samples there will be; `None` while no writer has seen the end of the data."""
+        """The final number of samples; `None` until a writer has seen the end of the data."""
         totals = [w.journal.n_total for w in self.writers if w.journal.n_total is not None]
         return max(totals, default=self.meta.n_samples)
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether all samples from `start` up to `stop` are there."""
+        """Whether all samples from `start` up to `stop` are committed."""
         return self._index.has(start, stop)
 
     @property
     def is_complete(self) -> bool:
+        """Whether every sample of the data is committed."""
         return self.n_samples is not None and self.has(0, self.n_samples)
 
     @property
     def damages(self) -> list[Damage]:
-        """Committed groups whose files are gone or cut; their samples count as missing."""
+        """Committed groups whose files are missing or truncated; their samples count as missing."""
         return [damage for writer in self.writers for damage in writer.damages]
 
     def __contains__(self, name: object) -> bool:
@@ -177,10 +176,10 @@ class Archive:
         raise ArchiveError(f"{str(self.path)!r} has no {name!r}. {hint}It has {self.streams[:20]}.")
 
     def verify(self) -> list[Problem]:
-        """Read every committed byte, and compare sizes, headers and checksums.
+        """Read every committed byte and check sizes, headers and checksums.
 
         Returns:
-            What is wrong; empty if nothing is.
+            The problems found; empty if there are none.
         """
         problems = [
             Problem(damage.directory, damage.reason, damage.group.samples)
@@ -304,10 +303,10 @@ def _check_offsets(offsets: Tensor, n_rows: int, path: Path) -> None:
 class Samples:
     """One stream of an archive, by sample id.
 
-    An int gives one sample; a slice a stack `(n, *shape)`, or a list where samples have different
-    numbers of rows. Values are views of the mapped file, and are meant to be read: writing to one
-    never changes the file, but others that this `Archive` gives would show it, so `clone()` what
-    you want to change. A slice that crosses groups is a copy.
+    An int gives one sample. A slice gives a stack `(n, *shape)`, or a list if samples have
+    different numbers of rows. Values are views of the memory-mapped file and meant to be read:
+    writing to one never changes the file, but is visible in other views from this `Archive`, so
+    `clone()` what you want to change. A slice that crosses groups is a copy.
 
     Attributes:
         spec: Name, dtype and shape.
@@ -319,18 +318,19 @@ class Samples:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype stored."""
         return self.spec.torch_dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample, or of one row of it where samples have different numbers of rows."""
+        """The shape of one sample, or of one of its rows if samples differ in length."""
         return self.spec.shape
 
     def __len__(self) -> int:
         return len(self._archive)
 
     def __iter__(self) -> Iterator[Any]:
-        """The samples that are there, in the order of their ids."""
+        """The committed samples, in the order of their ids."""
         for start, stop in self._archive.ids:
             for run in self._archive._index.runs(start, stop):
                 yield from self._archive._values(run, self.spec)

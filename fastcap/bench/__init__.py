@@ -1,4 +1,4 @@
-"""What capturing costs, measured: the pieces to lift into tests and scripts of one's own.
+"""Capture overhead, measured: building blocks for your own tests and scripts.
 
 overhead         any capture function's time beside the same passes without capture, paired
 measure_floors   what this machine's memory, link and disk can do at best

@@ -23,14 +23,14 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """One question, that every way answers.
+    """One workload, run by every method.
 
     Attributes:
         model: The model.
-        batches: What one run passes through it.
+        batches: The batches of one run.
         bound: Sites, each with its module.
-        selection: What is taken there.
-        options: The same, as arguments of `fastcap.stream`.
+        selection: What is kept.
+        options: The selection as arguments of `fastcap.stream`.
         calling: How passes are made, as arguments of `fastcap.stream`.
         call: The same: `call(call.prepare(batch))` is a pass.
     """
@@ -147,12 +147,12 @@ def make_case(
     forward: Forward | None = None,
     device: torch.device | str | int | None = None,
 ) -> Case:
-    """A question from the arguments of `fastcap.stream`, which explains them.
+    """Make a workload from the arguments of `fastcap.stream`, where they are documented.
 
     Raises:
-        ArgumentError: No batches, no sites, or a selection that looks at each sample's own tokens,
-            which a plain hook cannot take.
-        SiteNotFoundError: A site is no module of the model.
+        ArgumentError: No batches, no sites, or a selection that depends on each sample's own
+            tokens, which a synchronous hook does not support.
+        SiteNotFoundError: A site does not name a module of the model.
     """
     inputs = None if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
     request = request_run(

@@ -75,7 +75,7 @@ def gathered(batches: Iterator[Values]) -> dict[str, Tensor]:
 def same_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
     """Whether two results have the same names, shapes, dtypes and bytes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> zero = {"a": torch.tensor([0.0])}
         >>> same_bytes(zero, {"a": torch.tensor([0.0])}), same_bytes(zero, {"a": -zero["a"]})

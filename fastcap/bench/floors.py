@@ -43,7 +43,7 @@ class Floors:
         fresh_torch_gb_per_sec: Into memory new from `torch.empty`, which does not.
         rested_gb_per_sec: Into memory new from NumPy, given back to the system some seconds before;
             `None` where it was not measured.
-        link_gb_per_sec: From the accelerator into pinned memory; `None` on the CPU.
+        link_gb_per_sec: From the accelerator to pinned memory; `None` on the CPU.
         disk_gb_per_sec: Into a new file, with one fsync at its end; `None` where it was not
             measured.
     """
@@ -63,7 +63,7 @@ class Floors:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The time that the floors predict for a run with capture, and what sets it."""
+    """The time the floors predict for a run with capture, and what determines it."""
 
     secs: float
     what: str
@@ -88,9 +88,9 @@ def measure_floors(
         n_repeats: Of each measurement but the rested one.
 
     Raises:
-        SaveError: Nothing can be written in `folder`.
+        SaveError: `folder` cannot be written.
 
-    Example:
+    Examples:
         >>> floors = measure_floors("cpu", 1 << 20, rest_secs=None, n_repeats=1)
         >>> floors.warm_gb_per_sec > 0, floors.link_gb_per_sec
         (True, None)
@@ -201,7 +201,7 @@ def predict(n_bytes: int, floors: Floors, hookless_secs: float) -> Prediction:
     On the CPU the copy is work of the thread that runs the model, so it adds to the forward. Behind
     an accelerator the forward, the link and the host each work on their own: the slowest sets it.
 
-    Example:
+    Examples:
         >>> predict(2 * 10**9, Floors(8.0, 4.0, 2.0), hookless_secs=1.0)
         Prediction(secs=1.5, what='forward + copy into fresh memory')
     """
@@ -222,7 +222,7 @@ def predict_archive(n_bytes: int, floors: Floors, hookless_secs: float) -> Predi
     """The time for an archive of `n_bytes`: the forward, the link and the disk work beside one
     another, and the slowest sets it.
 
-    Example:
+    Examples:
         >>> predict_archive(10**9, Floors(8.0, 4.0, 2.0, disk_gb_per_sec=0.5), hookless_secs=1.0)
         Prediction(secs=2.0, what='write to disk')
     """
@@ -235,7 +235,7 @@ def predict_archive(n_bytes: int, floors: Floors, hookless_secs: float) -> Predi
 def floor_secs(n_bytes: int, floors: Floors, hookless_secs: float) -> dict[str, float]:
     """Seconds that `n_bytes` take on each floor by itself; what was not measured is left out.
 
-    Example:
+    Examples:
         >>> floor_secs(8 * 10**9, Floors(8.0, 4.0, 2.0), hookless_secs=3.0)
         {'forward': 3.0, 'copy into fresh memory': 2.0, 'copy into warm memory': 1.0}
     """

@@ -42,7 +42,7 @@ OnRound = Callable[[int, Mapping[str, float]], None]
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """What was measured.
+    """The result of `overhead`.
 
     Attributes:
         secs: Seconds of every timed run, by way; `hookless` is the base. A run passes all batches
@@ -99,12 +99,12 @@ def overhead(
     limit_secs: float | None = None,
     on_round: OnRound | None = None,
 ) -> Overhead:
-    """Measure the overhead of capture functions on a model, and check what they deliver.
+    """Measure the overhead of capture functions on a model, and check their values.
 
-    Every round runs the passes once without capture and once in each way, forwards in one round and
-    backwards in the next; ratios are taken within rounds (`fastcap.bench.paired_ratio`). Before the
-    timed rounds each way runs once, and its values are compared with the oracle's; so are those of
-    each round. The model must give the same values for the same batch every time.
+    Every round runs the passes once without capture and once with each method, in alternating
+    order; ratios are taken within rounds (`fastcap.bench.paired_ratio`). Before the timed rounds
+    each method runs once, and its values are compared with the oracle's, as are those of each
+    round. The model must be deterministic.
 
     Ways make their passes with `case.passes()`, in which parts that `torch.compile` wraps run as
     plain Python, since compiled graphs skip hooks; those without capture run as they are compiled.
@@ -132,9 +132,9 @@ def overhead(
             leaves hooks behind, too few rounds, a selection that plain hooks cannot take, a site
             that gives no tensor, or a model that gives other values for the same batch.
         BatchError: A batch does not say how many samples it has.
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site does not name a module of the model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastcap.bench import overhead
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())

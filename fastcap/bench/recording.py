@@ -185,12 +185,12 @@ class RecordingAccelerator(AcceleratorDevice):
 
 
 class RecordingTwin(TimedDevice):
-    """The device with a virtual clock, whose spans are known when work is issued.
+    """A device with a virtual clock, whose spans are known when work is issued.
 
     Args:
         costs: The machine's rates.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastcap.bench import RecordingTwin, make_case, record_timeline
         >>> twin = RecordingTwin()
@@ -277,7 +277,7 @@ Recording = RecordingCpu | RecordingAccelerator | RecordingTwin
 
 
 def record_timeline(case: Case, twin: RecordingTwin | None = None) -> tuple[Timeline, Statistics]:
-    """Stream a case's batches through fastcap, and note what runs when.
+    """Run a case's batches through fastcap, and record what runs when.
 
     The first batch is passed once more before, and that pass is left out: memory is sized then.
 

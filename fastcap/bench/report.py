@@ -209,7 +209,7 @@ def choose_passes(case: Case) -> int:
 def counts_up_to(n_sites: int) -> list[int]:
     """1, 4, 16, … and all: the numbers of sites that are measured.
 
-    Example:
+    Examples:
         >>> counts_up_to(1), counts_up_to(6), counts_up_to(32)
         ([1], [1, 6], [1, 4, 16, 32])
     """
@@ -224,7 +224,7 @@ def counts_up_to(n_sites: int) -> list[int]:
 def spread(n_wanted: int, n_sites: int) -> list[int]:
     """Indices of some sites, evenly spaced.
 
-    Example:
+    Examples:
         >>> spread(3, 9)
         [1, 4, 7]
     """

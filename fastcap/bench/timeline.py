@@ -64,7 +64,7 @@ class Timeline:
     def busy_secs(self, kind: str) -> float:
         """Seconds that spans of a kind took together.
 
-        Example:
+        Examples:
             >>> spans = (Span(0.0, 1.0, "compute stream", "forward"), Span(1.0, 1.5, "copy stream",
             ...     "copy", 100), Span(1.0, 2.0, "compute stream", "forward"))
             >>> Timeline(spans, "virtual").busy_secs("forward")
@@ -75,7 +75,7 @@ class Timeline:
     def hidden_share(self) -> float | None:
         """How much of the copies' time passed while the model computed; `None` without copies.
 
-        Example:
+        Examples:
             >>> spans = (Span(0.0, 2.0, "compute stream", "forward"), Span(1.0, 3.0, "copy stream",
             ...     "copy", 100))
             >>> Timeline(spans, "virtual").hidden_share()
@@ -89,7 +89,7 @@ class Timeline:
     def trace(self) -> dict[str, Any]:
         """The Trace Event Format that chrome://tracing and ui.perfetto.dev open.
 
-        Example:
+        Examples:
             >>> events = Timeline((Span(0.5, 0.75, "copy stream", "copy", 8),), "real").trace()
             >>> [(e["name"], e["ts"], e["dur"]) for e in events["traceEvents"] if e["ph"] == "X"]
             [('copy', 500000.0, 250000.0)]
@@ -141,7 +141,7 @@ def _overlap_secs(copy: Span, work: Iterable[Span]) -> float:
 def between(whole: Span, cuts: Sequence[Span]) -> list[Span]:
     """What is left of a span without others that lie within it.
 
-    Example:
+    Examples:
         >>> whole = Span(0.0, 3.0, "compute stream", "forward")
         >>> [(s.start_secs, s.end_secs) for s in between(whole, [Span(1.0, 2.0, "", "pack")])]
         [(0.0, 1.0), (2.0, 3.0)]

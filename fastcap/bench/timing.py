@@ -34,7 +34,7 @@ T_QUANTILES = (
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as long one way takes as another.
+    """The ratio of two methods' times.
 
     Attributes:
         mean: The geometric mean of the rounds' ratios.
@@ -53,14 +53,14 @@ class Ratio:
 
 
 def paired_ratio(secs: Sequence[float], base_secs: Sequence[float]) -> Ratio:
-    """Compare two ways round by round: the geometric mean of the rounds' ratios, and an interval.
+    """Compare two methods round by round: geometric mean of the rounds' ratios, with an interval.
 
     Ratios are averaged as logarithms, so that a way that is held against another, and the other
     against it, come out as `r` and `1 / r`. With seven rounds a bootstrap covers less than it
     claims, so the interval is Student's t on the same logarithms; see `log_interval`. One round
     gives no interval.
 
-    Example:
+    Examples:
         >>> print(paired_ratio([2.2, 2.0, 2.1], [2.0, 2.0, 2.0]))
         1.049 [0.932, 1.181]
     """
@@ -98,7 +98,7 @@ def order_of_round(names: Sequence[str], index: int) -> list[str]:
     rotation would run every way after the same other in all rounds, and a way that is given the
     memory that one before it has just returned is faster for it.
 
-    Example:
+    Examples:
         >>> ["".join(order_of_round("abc", index)) for index in range(6)]
         ['abc', 'cba', 'bca', 'acb', 'cab', 'bac']
     """

@@ -58,7 +58,7 @@ def to_stderr(line: str) -> None:
 def spread(arguments: list[str]) -> list[str]:
     """Let `--sites` take several values: shells expand `layers.{0,1}` into words of their own.
 
-    Example:
+    Examples:
         >>> spread(["sites", "m:model", "--sites", "a", "b", "--json"])
         ['sites', 'm:model', '--sites', 'a', '--sites', 'b', '--json']
     """

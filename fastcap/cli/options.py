@@ -41,7 +41,7 @@ Device: TypeAlias = Annotated[
 def parse_positions(text: str | None) -> Positions:
     """`-1`, `0:64`, `::2`, `0,5,-1`; any other word is for the library to judge.
 
-    Example:
+    Examples:
         >>> parse_positions("-1"), parse_positions(":64"), parse_positions("0,5")
         (-1, slice(None, 64, None), [0, 5])
     """

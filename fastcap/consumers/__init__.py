@@ -1,1 +1,1 @@
-"""Who receives captures: rows in memory, an archive, and the place for a third."""
+"""What receives captures: tensors in memory, an archive, or a consumer of your own."""

@@ -1,4 +1,4 @@
-"""Datasets in files, read one sample at a time, without loading the file.
+"""Datasets in files, read one sample at a time without loading the file.
 
 TokenFile        token ids in `.npy` or raw binary files
 LineFile         texts or chats in `.txt` or `.jsonl` files, with labels

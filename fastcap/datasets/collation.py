@@ -17,17 +17,16 @@ class LabelCollator:
     """A `collate_fn` for samples such as those of `LineFile`.
 
     Args:
-        collate: Makes a batch of a list of texts or chats, such as
-            `fastcap.huggingface.Collator`.
+        collate: Collates a list of texts or chats, such as `fastcap.huggingface.Collator`.
         text_key: The key of a sample that holds its text.
-        labels: Keys of a sample that are kept: numbers as a tensor of shape `(n_samples,)`, bool,
+        labels: Keys of a sample to keep: numbers as a tensor of shape `(n_samples,)`, bool,
             int64 or float64; texts as a list.
 
     Raises:
-        ArgumentError: A label with the name of one of the model's inputs.
-        BatchError: A sample without a key, or a label that is neither number nor text.
+        ArgumentError: A label has the name of a model input.
+        BatchError: A sample lacks a key, or a label is neither a number nor a text.
 
-    Example:
+    Examples:
         >>> collate = LabelCollator(lambda texts: {"input_ids": torch.zeros(len(texts), 3)},
         ...                         labels=["label"])
         >>> collate([{"text": "One.", "label": 1}, {"text": "Two.", "label": 0}])["label"]

@@ -24,20 +24,20 @@ NUMBERS = (bool, int, float)
 class LineFile(Dataset[dict[str, Any]]):
     r"""One sample per line of a `.txt` or `.jsonl` file; UTF-8.
 
-    Every line is read and checked once, at the start, so that a run does not fail hours in; what
-    is kept is where each begins, 8 bytes per line.
+    Every line is read and checked once, at the start, so that a run does not fail hours in. Only
+    the offset of each line is kept, 8 bytes per line.
 
     Args:
         path: A `.txt` file, one text per line, or a `.jsonl` file, one JSON object per line.
         text_key: The key of a text or chat, in the objects and in the samples.
-        labels: Further keys of the objects: numbers, flags or texts.
+        labels: Additional keys of the objects: numbers, booleans or texts.
 
     Raises:
         ArgumentError: An empty file, a blank line, a line that cannot be read or lacks a key,
-            texts mixed with chats, or labels of another kind; names the line.
+            texts mixed with chats, or labels of mixed kinds; the error names the line.
         FileNotFoundError: No such file.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "texts.jsonl"
         >>> _ = path.write_text('{"text": "One.", "label": 1}\n{"text": "Two.", "label": 0}\n')

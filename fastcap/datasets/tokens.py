@@ -22,30 +22,30 @@ SAMPLED = 64
 
 
 class TokenFile(Dataset[dict[str, Tensor]]):
-    """Samples of equally many token ids each, from a `.npy` file or from raw binary integers.
+    """Samples of a fixed number of token ids, from a `.npy` file or from raw binary integers.
 
-    The file is mapped, not read: any size will do, and processes share its pages.
+    The file is memory-mapped: it can have any size, and processes share its pages.
 
     Args:
         path: A `.npy` file of integers, `(n_samples, n_tokens)` or one long `(n_tokens,)`; any
             other name is raw little-endian integers without a header, such as `train.bin`.
-        context_length: Tokens per sample, for what is one long row. The tokens at the end that do
-            not fill a sample are left out, with a warning.
-        dtype: Of a raw file, `"uint16"` or `"uint32"`. A `.npy` file says it itself.
-        vocabulary_size: Ids that the model has. Each sample is checked as it is read, since an id
-            beyond them crashes an accelerator. `None`: ids are checked not to be negative.
+        context_length: Tokens per sample, for a file that is one long row. Tokens at the end that
+            do not fill a sample are dropped, with a warning.
+        dtype: Of a raw file, `"uint16"` or `"uint32"`. A `.npy` file has its own.
+        vocabulary_size: The model's vocabulary size. Each sample is checked as it is read, since an
+            out-of-range id crashes an accelerator. `None`: ids are only checked not to be negative.
 
     Attributes:
         path: The file.
-        n_left_over: Tokens at its end that are left out.
+        n_left_over: Tokens dropped at the end of the file.
 
     Raises:
-        ArgumentError: An empty file, one of another shape or dtype, bytes that are no whole number
-            of ids, or options that do not fit the file.
-        BatchError: When a sample is read: an id that the model does not have.
+        ArgumentError: The file is empty, has another shape or dtype or a partial id at its end, or
+            the options do not fit it.
+        BatchError: On reading a sample: an id is out of range.
         FileNotFoundError: No such file.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "train.bin"
         >>> np.arange(12, dtype="<u2").tofile(path)

@@ -1,4 +1,4 @@
-"""Devices: what the engine asks of an accelerator, and who answers."""
+"""Devices: everything the engine asks of an accelerator, and the implementations."""
 
 from __future__ import annotations
 

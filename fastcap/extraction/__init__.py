@@ -1,4 +1,4 @@
-"""From a dataset to an archive.
+"""The resumable run from a dataset to an archive.
 
 run            `extract`: checks what is asked, and drives the passes
 batches        which samples run together, and which batches are still to be run

@@ -66,46 +66,47 @@ def extract(
     staging_bytes: int | None = None,
     pinned_bytes: int | None = None,
 ) -> Archive:
-    """Run a dataset through the model and write what its sites produce to an archive on disk.
+    """Run a dataset through the model and write the values of its sites to an archive on disk.
 
-    Memory stays constant, however many samples there are. Samples are committed in groups: what is
-    committed survives a crash, a kill, a full disk. The same call goes on where an earlier one
-    ended, by running the original batches that are not committed yet; another configuration is
-    refused. Ctrl-C, SIGTERM and SIGUSR1 end the run after the pass under way, and commit what is
-    complete: that takes as long as writing what is in the slots, and syncing two groups at most.
+    Memory use is constant, whatever the number of samples. Samples are committed in groups, which
+    survive a crash, a kill or a full disk. Re-running the call resumes it: the original batches
+    that are not committed yet run again, and a different configuration is refused. Ctrl-C, SIGTERM
+    and SIGUSR1 end the run after the current pass and commit what is complete, which takes as long
+    as writing the slots and syncing at most two groups.
 
     Args:
         model: Any module, on `device`.
-        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`; in the
-            same order each time.
-        sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
-            of the model; see `docs/concepts.md`.
-        out: The archive's directory; made if it is not there, continued if it is.
-        device: Where batches are moved; by default where the model's parameters are.
+        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`, in a
+            stable order.
+        sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
+            objects of the model; see `docs/concepts.md`.
+        out: The archive's directory; created if missing, resumed if it exists.
+        device: Where batches are moved; by default the device of the model's parameters.
         batch_size: Samples per pass.
-        max_samples: Where to stop. The last batch is run whole and cropped.
-        positions: As for `fastcap.stream`. With `"unpadded"`, each sample has as many rows as it
-            has real tokens.
+        max_samples: Stop after this many samples. The last batch runs whole and is cropped.
+        positions: As for `fastcap.stream`. With `"unpadded"`, each sample has as many rows as
+            real tokens.
         reduce: As for `fastcap.stream`.
         dtype: The dtype to store.
-        seq_dim: The dimension `positions` count along; 1 unless given.
-        mask: A callable on the batch that says which tokens are real; see `fastcap.stream`.
-        inputs: Keys of the batch passed to the model by name beside `input_ids`.
-        forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
-        labels: Keys of the batch that are stored beside the activations, as `label:<key>`: a
-            number, a row of numbers, or a text per sample.
+        seq_dim: The dimension that `positions` index; 1 by default.
+        mask: A callable that takes the batch and returns which tokens are real; see
+            `fastcap.stream`.
+        inputs: Keys of the batch passed to the model by name besides `input_ids`.
+        forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
+        labels: Keys of the batch to store with the activations as `label:<key>`: a number, a row of
+            numbers, or a text per sample.
         stop_after_last_site: Whether to end passes once every site has fired; see `fastcap.stream`.
-        num_workers: Processes that load the data.
+        num_workers: Data-loading processes.
         collate_fn: Makes a batch of samples, as for `torch.utils.data.DataLoader`.
-        progress: `True` for a bar, or a callable given the samples done and the samples expected.
-        on_commit: Called with each `fastcap.archive.writer.Commit`: the ids, paths and bytes that
-            are on disk now, such as to upload them. Runs in another thread; the next commit waits
+        progress: `True` for a progress bar, or a callable that takes the samples done and expected.
+        on_commit: Called with each `fastcap.archive.writer.Commit`: the ids, paths and bytes
+            now on disk, for example to upload them. Runs in another thread; the next commit waits
             for it, and an error it raises ends the run.
-        rank: Which of `world_size` processes this is. Process `rank` runs the batches whose number
-            is `rank` modulo `world_size`; all write to one archive.
-        world_size: How many processes share the batches.
-        group_bytes: Bytes after which a group is committed; 1 GiB, or 32 MiB per stream if more.
-        group_secs: Seconds after which it is committed anyway.
+        rank: The index of this process. It runs the batches whose number is `rank` modulo
+            `world_size`; all processes write to one archive.
+        world_size: The number of processes that share the batches.
+        group_bytes: Commit a group after this many bytes; 1 GiB, or 32 MiB per stream if more.
+        group_secs: Commit it after this many seconds in any case.
         staging_bytes: Staging memory on the accelerator, in bytes.
         pinned_bytes: Slot memory on the host, in bytes.
 
@@ -113,15 +114,16 @@ def extract(
         The archive, open for reading.
 
     Raises:
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site does not name a module of the model.
         ArgumentError, ArgumentTypeError: An argument out of range or of the wrong type.
         ArchiveConfigError: `out` holds a run of another model, other data or another selection.
-        ArchiveWriteError: A file call failed (a full disk); what was committed is intact.
+        ArchiveWriteError: A file operation failed (a full disk, say); what was committed is intact.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
-        KeyboardInterrupt, SystemExit: A signal came, and what was complete is committed.
-        Whatever the model or the dataset raises, unchanged, after committing what was complete.
+        KeyboardInterrupt, SystemExit: A signal arrived; what was complete is committed.
+        Exception: Whatever the model or dataset raises, unchanged, after committing complete
+            samples.
 
-    Example:
+    Examples:
         >>> import tempfile, torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 2))
         >>> dataset = [{"input_ids": torch.tensor([i, i + 1, i + 2])} for i in range(5)]

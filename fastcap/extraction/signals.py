@@ -24,7 +24,7 @@ class Interruption:
     Attributes:
         signal: The first signal that came; `None` if none did.
 
-    Example:
+    Examples:
         >>> import signal
         >>> with Interruption() as interruption:
         ...     signal.raise_signal(signal.SIGTERM)  # the run finishes its pass

@@ -1,4 +1,4 @@
-"""What makes two runs the same run: everything that values depend on, as JSON, and its hash.
+"""What makes two runs the same run: everything values depend on, as JSON and as a hash.
 
 Where the data and the model came from (paths, machines, devices) is no part of it: only what they
 are. Descriptions are the same in every process.
@@ -121,7 +121,7 @@ def differences(
 ) -> list[str]:
     """One line for each difference between two descriptions, at most 5 for one part.
 
-    Example:
+    Examples:
         >>> differences({"sites": ["a"], "batch_size": 8}, {"sites": ["b"], "batch_size": 8})
         ["sites: asked ['a'], the archive has ['b']"]
     """

@@ -17,7 +17,7 @@ JSON = Any
 def hash_of(config: JSON) -> str:
     """The sha256 of a description, in hex.
 
-    Example:
+    Examples:
         >>> hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1})
         True
     """

@@ -30,7 +30,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     to 64 elements, evenly spread; where a tensor has no plain bytes (a subclass, the meta device)
     there is none. Devices do not matter, and wrappers such as `torch.compile` do not either.
 
-    Example:
+    Examples:
         >>> described = describe_model(nn.Linear(2, 3))
         >>> described["class"], described["tensors"]["weight"][:11]
         ('torch.nn.modules.linear.Linear', 'float32 3x2')

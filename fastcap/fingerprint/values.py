@@ -38,7 +38,7 @@ def describe(value: Any, levels: int = MOST_LEVELS) -> Any:
     gives; other objects are their class and, where they are callables or dataclasses, their
     attributes.
 
-    Example:
+    Examples:
         >>> describe({"dtype": torch.float16, "positions": slice(0, 64), "last": (1, 2)})
         {'dtype': 'float16', 'positions': 'slice(0, 64, None)', 'last': [1, 2]}
     """

@@ -1,4 +1,4 @@
-"""Hugging Face models: from a name and texts to activations.
+"""Hugging Face models: from a model name and texts to activations.
 
 extract       activations of texts, chats or files, from a model id, a folder or a built model
 sites         the module names of `block`, `mlp`, `attention` or `residual` in one model

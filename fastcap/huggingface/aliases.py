@@ -55,12 +55,13 @@ ALIASES = (*WHOLE_BLOCK, *INSIDE_A_BLOCK)
 def sites(
     model: nn.Module, alias: str, *, layers: Layers = None, within: str | None = None
 ) -> list[str]:
-    """The module names that an alias stands for in one model.
+    """The module names an alias stands for in a model.
 
     `attention` and `mlp` name the module whose output the block adds to the residual stream, before
-    that addition and before any norm or dropout after it. `block` and `residual` both name the
-    block: its output is the residual stream after it. The last block's is not yet normed by the
-    model's final norm; in post-norm models such as BERT, it is normed by the block's own.
+    that addition and before any norm or dropout that follows it. `block` and `residual` both name
+    the block, whose output is the residual stream after it. The last block's output has not been
+    through the model's final norm; in post-norm models such as BERT, the block's own norm is
+    included.
 
     Args:
         model: A model, wrapped or not.
@@ -69,16 +70,16 @@ def sites(
         layers: Which blocks: an int, several, or a slice; negative ones count from the end. `None`
             for every block that has such a module.
         within: Only blocks below this module, such as `"encoder"`. Without it, `layers` counts in
-            each of the model's stacks of blocks.
+            each stack of blocks separately.
 
     Returns:
-        Names in `layers`' order, stack by stack, without the parts that wrappers add.
+        Names in the order of `layers`, stack by stack, without segments added by wrappers.
 
     Raises:
-        SiteNotFoundError: No blocks, or no such module in them; says what was looked for.
+        SiteNotFoundError: No blocks, or no such module in them; the error says what was looked for.
         ArgumentError, ArgumentTypeError: An unknown alias, or a layer that does not exist.
 
-    Example:
+    Examples:
         >>> from transformers import GPT2Config, GPT2Model
         >>> model = GPT2Model(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10,
         ...                              bos_token_id=0, eos_token_id=0))

@@ -29,30 +29,30 @@ PROBES = (
 
 
 class Collator:
-    """Makes one batch of several texts or chats: token ids, mask, and what else the model takes.
+    """Collates texts or chats into one batch: token ids, mask, and whatever else the model takes.
 
-    It can be the `collate_fn` of `fastcap.extract_representations` or of a `DataLoader`, over a
-    list of texts; `batches` cuts texts up for `fastcap.stream`.
+    Use it as the `collate_fn` of `fastcap.extract_representations` or of a `DataLoader` over a
+    list of texts; `batches` makes batches for `fastcap.stream`.
 
     Args:
-        model: The model that the batches are for. Only what its inputs are called and how many
-            positions it has are read; it is not kept.
+        model: The model the batches are for. Only its input names and number of positions are
+            read; no reference is kept.
         tokenizer: Its tokenizer. If it has no pad token, its end-of-sequence token fills the
             padding, which the mask covers; the tokenizer itself is not changed.
-        max_tokens: Where to cut texts, special tokens included. `None`: a text that is longer than
-            the model's positions is an error.
+        max_tokens: Truncate texts to this length, special tokens included. By default, a text that
+            exceeds the model's positions is an error.
         padding_side: `"right"`, or `"left"`: then `position_ids` count real tokens only, for models
             whose `forward` takes them.
         add_generation_prompt: Whether chats end with the prompt of the assistant's turn.
 
     Attributes:
-        inputs: The keys of a batch beside `input_ids`, to pass on as `inputs=`.
+        inputs: The keys of a batch besides `input_ids`, to pass on as `inputs=`.
 
     Raises:
-        ArgumentError: A side that is none, `max_tokens` beyond the model's positions, no token to
-            pad with, or left padding for a model whose positions it would shift.
+        ArgumentError: An unknown padding side, `max_tokens` beyond the model's positions, no token
+            to pad with, or left padding for a model whose positions it would shift.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer, models
         >>> from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
         >>> from fastcap import stream
@@ -136,12 +136,12 @@ class Collator:
     def batches(
         self, texts: Texts, *, batch_size: int = 32, text_key: str = "text"
     ) -> Iterator[dict[str, Tensor]]:
-        """Batches of `batch_size` texts or chats, in their order; the last may be smaller.
+        """Batches of `batch_size` texts or chats, in order; the last may be smaller.
 
         Args:
             texts: As for `fastcap.huggingface.extract`; read as they are needed.
             batch_size: Texts per batch.
-            text_key: Which key of a `.jsonl` file's objects holds the text or chat.
+            text_key: The key of the text or chat in the objects of a `.jsonl` file.
         """
         batch_size = as_count("batch_size", batch_size)
         items = each_item(texts, text_key)

@@ -39,45 +39,47 @@ def extract(
     local_files_only: bool = False,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Run texts through a Hugging Face model and collect what its sites produce.
+    """Run texts through a Hugging Face model and collect the values of its sites.
 
     Args:
-        model: A model id, a folder, or a model that is built already.
+        model: A model id, a folder, or a model instance.
         texts: A list of texts, or of chats (lists of `{"role": ..., "content": ...}`, written as
             text by the tokenizer's chat template), or the path of a `.txt` or `.jsonl` file
             (see `read_texts`), or a list of such paths.
         site: An alias (`"residual"`, `"block"`, `"attention"`, `"mlp"`; see `sites`), a module
             name, or several of either.
         layers: Which blocks an alias stands for: an int, several, or a slice; `None` for all.
-        tokenizer: Needed with a built model; with a name, replaces its own.
-        positions: As in `extract_representations`. `"last"` is each text's last token, whatever the
-            padding; ints count along the padded batch.
-        reduce: As in `extract_representations`. `"mean"` is over each text's own tokens.
+        tokenizer: Required with a model instance; with a name, replaces the model's own.
+        positions: As in `extract_representations`. `"last"` is the last token of each text,
+            whatever the padding; ints index the padded batch.
+        reduce: As in `extract_representations`. `"mean"` is over the tokens of each text.
         dtype: The dtype to deliver; the model's is `model_dtype`.
         batch_size: Texts per pass. Every batch is padded to its longest text.
-        max_tokens: Where to cut texts. `None`: texts beyond the model's positions are an error.
+        max_tokens: Truncate texts to this length. By default, texts that exceed the model's
+            positions are an error.
         padding_side: `"right"`, or `"left"` with `position_ids` for models that take them.
         add_generation_prompt: Whether chats end with the prompt of the assistant's turn.
-        text_key: Which key of a `.jsonl` file's objects holds the text or chat.
-        device: Where the model runs. For a name, the CPU unless given; a built model stays where
-            it is, and `device` must be there.
+        text_key: The key of the text or chat in the objects of a `.jsonl` file.
+        device: Where the model runs; by default the CPU for a named model. A model instance stays
+            where it is, and `device` must match.
         model_dtype: The dtype to load a named model in; `"auto"` is the dtype it was saved in.
-        local_files_only: Load a named model without asking the network.
+        local_files_only: Load a named model without contacting the network.
         options: Any other option of `extract_representations`, such as `max_samples` or
             `progress`.
 
     Returns:
-        One tensor per module, of shape `(n_texts, ...)`, under the module's name, in the order of
-        `site` and `layers`: CPU, contiguous. Rows are in the order of the texts.
+        One tensor of shape `(n_texts, ...)` per module, keyed by module name, in the order of
+        `site` and `layers`: on the CPU, contiguous. Rows are in the order of the texts.
 
     Raises:
         LoadError, MissingExtraError: The model cannot be loaded.
-        SiteNotFoundError: An alias or a name that is not in this model.
-        ArgumentError, ArgumentTypeError, BatchError: Texts or options that cannot be used.
-        Whatever `extract_representations` raises. Without `positions` or `reduce`, texts of
-        different lengths make batches of different lengths, which is a `ResultError`.
+        SiteNotFoundError: The model has no such alias or module.
+        ArgumentError, ArgumentTypeError, BatchError: Texts or options are not valid.
+        ResultError: Texts of different lengths without `positions` or `reduce`: their batches do
+            not fit into one tensor.
+        Exception: Whatever else `extract_representations` raises.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer, models
         >>> from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
         >>> from fastcap.huggingface import extract

@@ -28,22 +28,22 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
-    """A model without a head, as `AutoModel` gives it, and its tokenizer.
+    """Load a model without a head, as `AutoModel` does, and its tokenizer.
 
     Args:
-        name: A folder that `save_pretrained` wrote, or a model id.
+        name: A folder written by `save_pretrained`, or a model id.
         device: Where to put the model.
         dtype: Of the parameters; `"auto"` is the dtype they were saved in.
-        local_files_only: Never ask the network: a folder, or what was downloaded before.
+        local_files_only: Never contact the network: a folder, or a cached download.
         revision: Branch, tag or commit of a model id.
-        trust_remote_code: Whether to run code that comes with the model.
+        trust_remote_code: Whether to run code shipped with the model.
 
     Returns:
         The model in eval mode, and the tokenizer. For a model with a head, load it with its own
         class and pass it to `extract` with `tokenizer=`.
 
     Raises:
-        LoadError: No such folder or id, or something in it that cannot be loaded.
+        LoadError: No such folder or id, or it cannot be loaded.
         MissingExtraError: transformers is not installed.
     """
     options = {

@@ -18,11 +18,11 @@ Texts: TypeAlias = "os.PathLike[str] | Iterable[str | Chat | os.PathLike[str]]"
 
 
 def read_texts(path: str | os.PathLike[str], text_key: str = "text") -> Iterator[str | Chat]:
-    r"""The texts of a file, one at a time, in order.
+    r"""Yield the texts of a file, one at a time, in order.
 
     Args:
         path: A `.txt` file, one text per line, or a `.jsonl` file, one JSON object per line; UTF-8.
-        text_key: Which key of a JSON object holds the text, or the chat.
+        text_key: The key of the text or chat in a JSON object.
 
     Returns:
         Texts (strings), or chats (lists of `{"role": ..., "content": ...}`). A blank line of a
@@ -33,7 +33,7 @@ def read_texts(path: str | os.PathLike[str], text_key: str = "text") -> Iterator
             line.
         FileNotFoundError: No such file.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "texts.jsonl"
         >>> _ = path.write_text('{"text": "One."}\n{"text": "Two."}\n')

@@ -61,31 +61,30 @@ def list_sites(
     inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
 ) -> Sequence[SiteInfo]:
-    """The sites of a model in model order, and with an example batch, what they produce.
+    """List the sites of a model in model order; with an example batch, also what they produce.
 
-    With an example, one pass runs in eval mode and without gradients. Training flags, hooks, the
-    values of buffers and the state of the random numbers are as before afterwards, also on an
-    error.
+    With an example, one pass runs in eval mode and without gradients. Training flags, hooks,
+    buffers and random-number state are restored afterwards, even on an error.
 
     Args:
         model: Any module.
         example: A batch as `stream` takes it: a dict with `input_ids`, a tensor or a tuple.
-        sites: Which modules: names, patterns or modules. A part behind a name narrows nothing.
-            Modules without a `forward`, such as `ModuleList`, are in no pattern.
-        device: Where the example is moved; by default where the model's parameters are.
-        inputs: Keys of the example passed to the model by name beside `input_ids`.
-        forward: `forward(model, example)` replaces the call; the example's tensors are on `device`.
+        sites: Which modules: names, patterns or module objects. A part after a name is ignored.
+            Patterns skip modules without a `forward`, such as `ModuleList`.
+        device: Where the example is moved; by default the device of the model's parameters.
+        inputs: Keys of the example passed to the model by name besides `input_ids`.
+        forward: `forward(model, example)` replaces the model call; its tensors are on `device`.
 
     Returns:
         One value per module: `name`, `type`, `n_calls` and `parts`, each part with `part`, `shape`,
-        `dtype` and `bytes_per_sample`. A module that the pass does not reach has 0 calls.
+        `dtype` and `bytes_per_sample`. A module the pass does not reach has 0 calls.
 
     Raises:
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site does not name a module of the model.
         BatchError, MissingInputError, DeviceError: The model cannot be called with the example.
-        Whatever the model raises, unchanged.
+        Exception: Whatever the model raises, unchanged.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
         >>> [(site.name, site.type) for site in fastcap.list_sites(model)]

@@ -83,7 +83,7 @@ def read_pattern(text: str) -> Pattern:
     `*` is one segment or a part of one, `**` any number of whole segments, `{a,b}` a list,
     `{0..31}` a range with both ends. `re:` begins a regular expression, found anywhere in a path.
 
-    Example:
+    Examples:
         >>> expression = read_pattern("layers.{0..2}.*").expression()
         >>> [bool(expression.search(path)) for path in ("layers.2.mlp", "layers.3.mlp", "layers.2")]
         [True, False, False]

@@ -1,4 +1,4 @@
-"""Planning: what a run will take, before it runs.
+"""Planning: what a run will take, before it starts.
 
 examples   the batch that one pass of the run has
 observe    what a pass captures, without keeping it

@@ -26,8 +26,8 @@ class Term:
 
     Attributes:
         name: `compute`, `link`, `consumer`, `disk` or `hooks`.
-        secs: What the run takes of it at least; `None` where a rate is not known.
-        work: The amount and the rate, in words.
+        secs: The least the run takes of it; `None` if a rate is unknown.
+        work: The amount and the rate, as text.
     """
 
     name: BoundName

@@ -19,25 +19,24 @@ from fastcap.model.forward import as_device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a machine does per second; `None` for what is not known.
+    """The rates of a machine; `None` for what is unknown.
 
-    `Plan.machine` of a plan with `measure=True` has what was measured. Rates of another machine
-    can be given as they are.
+    `Plan.machine` of a plan with `measure=True` holds the measured rates.
 
     Attributes:
         link_bytes_per_sec: One large copy from the accelerator into pinned memory.
         device_bytes_per_sec: The accelerator's memory, reads and writes together.
-        pack_secs: One small pack after another, on the accelerator.
+        pack_secs: One of many consecutive small packs on the accelerator.
         fresh_bytes_per_sec: Into host memory that was never touched, by all of fastcap's workers;
-            on a CPU model by the one thread that runs it.
+            on a CPU model, by the thread that runs it.
         warm_bytes_per_sec: The same into memory that has been written before.
-        disk_bytes_per_sec: Plain writes to a file, and one sync at its end.
-        hook_secs: What one captured call takes of the thread that runs the model.
+        disk_bytes_per_sec: Plain writes to a file, with one sync at the end.
+        hook_secs: The time one captured call takes in the thread that runs the model.
 
     Raises:
-        ArgumentError: A rate that is no positive number.
+        ArgumentError: A rate is not a positive number.
 
-    Example:
+    Examples:
         >>> from fastcap.planning import Machine
         >>> Machine(link_bytes_per_sec=55e9).disk_bytes_per_sec is None
         True
@@ -60,7 +59,7 @@ class Machine:
                 )
 
     def updated(self, other: Machine) -> Machine:
-        """What `other` knows, and of the rest what is known here."""
+        """The rates of `other`, and these where `other` has none."""
         mine, theirs = asdict(self), asdict(other)
         return Machine(**{k: mine[k] if theirs[k] is None else theirs[k] for k in mine})
 
@@ -72,7 +71,7 @@ def is_positive(value: Any) -> bool:
 
 
 def read_machine(path: Path) -> Machine:
-    """Rates from a JSON file: an object of them, or a printed plan that has such a `machine`.
+    """Read rates from a JSON file: an object of rates, or a saved plan with a `machine`.
 
     Raises:
         ArgumentError: The file cannot be read, or holds something else.

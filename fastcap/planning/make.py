@@ -50,58 +50,58 @@ def plan(
     forward_secs: float | None = None,
     measure: bool = False,
 ) -> Plan:
-    """What a run will take: bytes, memory and time.
+    """Predict what a run will take: bytes, memory and time.
 
     One pass of the example runs, in eval mode and without gradients, and nothing is captured. A
-    model on the meta device will do: its passes take no time and no memory. Training flags, buffers
-    and random numbers are as before afterwards.
+    model on the meta device is enough, and its passes take no time or memory. Training flags,
+    buffers and random-number state are restored afterwards.
 
     Args:
         model: Any module.
-        example: A batch as `stream` takes it. `None` for a model that is called with token ids
-            alone, of `n_tokens` each.
-        sites: As `stream` takes them.
-        n_samples: Samples of the run.
-        batch_size: Samples per pass; by default what the example has, and without one 32, which is
-            what runs have. The example is repeated or cropped to it.
-        n_tokens: Tokens per sample; by default what the example has. Likewise.
-        positions: As `stream` takes them.
-        reduce: Likewise.
-        dtype: Likewise; the dtype to deliver.
-        seq_dim: The dimension `positions` count along; 1 unless given.
-        mask: A callable on the batch that says which tokens are real; by default the example's
-            `attention_mask`.
-        inputs: Keys of the example passed to the model by name beside `input_ids`.
-        forward: `forward(model, batch)` replaces the call.
+        example: A batch as for `stream`. `None` for a model that is called with token ids alone,
+            `n_tokens` per sample.
+        sites: As for `stream`.
+        n_samples: Samples in the run.
+        batch_size: Samples per pass; by default that of the example, or else 32, the default of
+            runs. The example is repeated or cropped to it.
+        n_tokens: Tokens per sample; by default those of the example, repeated or cropped likewise.
+        positions: As for `stream`.
+        reduce: As for `stream`.
+        dtype: The dtype to deliver.
+        seq_dim: The dimension that `positions` index; 1 by default.
+        mask: A callable that takes the batch and returns which tokens are real; by default the
+            example's `attention_mask`.
+        inputs: Keys of the example passed to the model by name besides `input_ids`.
+        forward: `forward(model, batch)` replaces the model call.
         calls: `"last"`, or `"all"` for every call of a module that is called several times.
         into: `"memory"` for `extract_representations`, `"loop"` for a loop over `stream`,
             `"archive"` for `extract`.
-        zero_copy: Whether a loop is lent slots.
-        folder: Where the archive would be.
-        device: Where the run will be; by default where the model is. A model on the meta device is
-            planned for an accelerator unless this is `"cpu"`; for another place than where the
-            model is, plan it there (`copy.deepcopy(model).to("meta")`).
-        staging_bytes: Staging memory on the accelerator, in bytes, as given to the run.
-        pinned_bytes: Slot memory on the host, likewise.
-        machine: Rates that are known. They go before measured ones.
-        forward_secs: Seconds of one pass without hooks, if known; likewise.
+        zero_copy: Whether slots are lent to the loop.
+        folder: Where the archive would be written.
+        device: Where the run will take place; by default the model's device. A model on the meta
+            device is planned for an accelerator unless this is `"cpu"`. To plan for a device the
+            model is not on, use a meta copy (`copy.deepcopy(model).to("meta")`).
+        staging_bytes: Staging memory on the accelerator, in bytes, as passed to the run.
+        pinned_bytes: Slot memory on the host, in bytes, as passed to the run.
+        machine: Known rates. They take precedence over measured ones.
+        forward_secs: Seconds of one pass without hooks, if known; takes precedence as well.
         measure: Whether to measure this machine's rates, and the forward pass of a model that has
-            data, which takes some seconds.
+            weights. This takes a few seconds.
 
     Returns:
         A `Plan`; print it.
 
     Raises:
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site does not name a module of the model.
         ArgumentError, ArgumentTypeError: An argument out of range, or of the wrong type.
         SelectionError: The selection does not fit what a site produced.
-        ResultError: Unless into a loop, a site whose first dimension is not the batch.
-        ArchiveError: A dtype that files of an archive cannot hold.
+        ResultError: A site whose first dimension is not the batch, unless `into="loop"`.
+        ArchiveError: A dtype that archives cannot store.
         BatchError, MissingInputError, DeviceError: The model cannot be called with the example.
         SaveError: The disk was to be measured, and `folder` cannot be written.
-        Whatever the model raises, unchanged.
+        Exception: Whatever the model raises, unchanged.
 
-    Example:
+    Examples:
         >>> import torch, fastcap
         >>> with torch.device("meta"):
         ...     model = torch.nn.Sequential(

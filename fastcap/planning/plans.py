@@ -64,19 +64,18 @@ class Plan:
     """What a run will take. `str(plan)` is the table that `fastcap plan` prints.
 
     Attributes:
-        sites: What each site will give, in the order asked.
-        silent: Sites that captured nothing in the example's pass, in sentences that say why.
+        sites: What each site will produce, in the order requested.
+        silent: Sites that captured nothing in the example's pass, with reasons.
         size: Samples, samples per pass, and passes.
-        into: Who receives them: `"memory"`, `"loop"` or `"archive"`.
-        selection: What is taken.
-        is_exact: Whether bytes are what the run will capture to the byte. With
-            `positions="unpadded"`, and for sites whose first dimension is not the batch, they are
-            those of the example, scaled.
-        memory: What fastcap will take.
-        machine: The rates that times are made of.
+        into: What receives the values: `"memory"`, `"loop"` or `"archive"`.
+        selection: What is kept.
+        is_exact: Whether byte counts are exact. With `positions="unpadded"`, and for sites whose
+            first dimension is not the batch, they are extrapolated from the example.
+        memory: The memory fastcap will take.
+        machine: The rates used for times.
         costs: What the run takes of each resource.
-        forward_secs: One pass without hooks; `None` where not measured and not given.
-        assumed: What was taken for granted, in sentences.
+        forward_secs: One pass without hooks; `None` if neither measured nor given.
+        assumed: The assumptions made, in sentences.
     """
 
     sites: tuple[SitePlan, ...]
@@ -93,7 +92,7 @@ class Plan:
 
     @property
     def bytes_per_sample(self) -> float:
-        """Bytes delivered per sample, of all sites."""
+        """Bytes delivered per sample, over all sites."""
         return sum(site.pass_bytes for site in self.sites) / self.size.batch_size
 
     @property
@@ -103,45 +102,45 @@ class Plan:
 
     @property
     def captured_bytes(self) -> int:
-        """What `Statistics.captured_bytes` will be: bytes that leave the model's device."""
+        """The run's `Statistics.captured_bytes`: bytes that leave the model's device."""
         return self.size.total(sum(site.link_bytes for site in self.sites))
 
     @property
     def fits(self) -> bool | None:
-        """Whether memory and disk hold it; `None` where that is not known."""
+        """Whether it fits in memory and on disk; `None` if unknown."""
         return self.memory.fits
 
     @property
     def bound(self) -> BoundName | None:
-        """What sets the time of the run, of what is known."""
+        """The bottleneck of the run, among the known terms."""
         return self.costs.bound
 
     @property
     def secs(self) -> float | None:
-        """Seconds of the run; `None` where a rate is not known."""
+        """Seconds the run takes; `None` if a rate is unknown."""
         return self.costs.secs
 
     @property
     def overhead(self) -> float | None:
-        """The run's time as a multiple of the same passes without hooks; `None` if not known."""
+        """The run's time as a multiple of the same passes without hooks; `None` if unknown."""
         if self.secs is None or not self.forward_secs:
             return None
         return self.secs / (self.size.n_passes * self.forward_secs)
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What to do, where it does not fit."""
+        """What to do if it does not fit."""
         return advice.ways_out(self.sites, self.size, self.into, self.selection, self.memory)
 
     def compare(
         self, found: Statistics | Mapping[str, Tensor] | Archive, secs: float | None = None
     ) -> Comparison:
-        """Hold the plan against a run.
+        """Compare the plan with a run.
 
         Args:
-            found: The statistics of a stream or store (memory is counted while it is open), what
-                `extract_representations` returned, or the archive that `extract` did.
-            secs: What the run took.
+            found: The statistics of an iterator or store (memory is counted while it is open), the
+                result of `extract_representations`, or the archive from `extract`.
+            secs: Seconds the run took.
 
         Raises:
             ArgumentTypeError: `found` is none of these.
@@ -167,7 +166,7 @@ class Plan:
         return Comparison((*rows, Compared("time", self.secs, secs, "secs")))
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole plan in plain values, as `fastcap plan --json` prints it."""
+        """The whole plan as plain values, as `fastcap plan --json` prints it."""
         found = dataclasses.asdict(dataclasses.replace(self, selection=Selection()))
         for site in found["sites"]:
             site["dtype"] = dtype_name(site["dtype"])
@@ -183,7 +182,7 @@ class Plan:
         return found | {name: getattr(self, name) for name in (*derived, *asked)}
 
     def to_json(self) -> str:
-        """`as_dict` as text."""
+        """`as_dict` as JSON text."""
         return json.dumps(self.as_dict(), indent=2)
 
     def __str__(self) -> str:

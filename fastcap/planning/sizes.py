@@ -12,16 +12,16 @@ PASSES_UNDER_WAY = 3
 
 @dataclass(frozen=True, slots=True)
 class SitePlan:
-    """What one site will give.
+    """What one site will produce.
 
     Attributes:
         name: The site.
-        produced: The shape of what the module produces in one pass.
+        produced: The shape the module produces in one pass.
         shape: The shape delivered per pass, after selection.
         dtype: The dtype delivered.
         n_calls: Captured calls of one pass.
         pass_bytes: Bytes delivered per pass.
-        link_bytes: Bytes that leave the model's device per pass, those of earlier calls included.
+        link_bytes: Bytes that leave the model's device per pass, including earlier calls.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Which elements of a captured tensor are kept, computed on its own device."""
+"""Which elements of a captured tensor are kept, computed on the tensor's own device."""

@@ -1,1 +1,1 @@
-"""Lanes: the ways from a value on a device to host memory."""
+"""From device memory to host memory: staging chunks, pinned slots, copies and delivery."""

@@ -32,13 +32,13 @@ class SimulatedCosts:
     """A machine's rates.
 
     Attributes:
-        link_bytes_per_sec: Of one copy from pinned to host, or back.
+        link_bytes_per_sec: Of one copy between the device and pinned host memory, either way.
         copy_latency_secs: Added to every copy.
         memory_bytes_per_sec: Of device memory, reads and writes together.
         launch_secs: Of one kernel on the device.
         hook_secs: Of one capture on the host.
         host_bytes_per_sec: Of one worker, or the calling thread, into the destination.
-        pageable_bytes_per_sec: Of a copy straight into ordinary memory, as `.cpu()` makes it.
+        pageable_bytes_per_sec: Of a copy into pageable memory, as `.cpu()` makes it.
         n_workers: Host workers.
     """
 
