@@ -15,7 +15,7 @@ from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.model.forward import forget_compiled, has_compiled, is_compiled
 from fastcap.model.hooks import detach
 from fastcap.model.passes import watch_passes
-from fastcap.model.sites import Sites, as_site_names, bind_sites
+from fastcap.model.sites import Sites, as_site_names, bind_sites, either_name
 from fastcap.records import Statistics
 from fastcap.selection.per_sample import MaskOf, RowSource
 from fastcap.spec import Positions, Reduce, as_keeps_all, make_selection
@@ -36,6 +36,7 @@ class ActivationStore:
         layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
             of the model; one string is one site. Behind a name, `:output[1]`, `:output.name`,
             `:input` or `:input.name` ask for another part; see `docs/concepts.md`.
+        sites: Another name for `layers`; one of them may be given.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
             `"last"` for each sample's last real token; `"unpadded"` for all real tokens, one after
             another (see `lengths`); or one list of ints per sample, for passes of so many samples.
@@ -71,6 +72,7 @@ class ActivationStore:
         model: nn.Module,
         layers: Sites | None = None,
         *,
+        sites: Sites | None = None,
         positions: Positions = None,
         reduce: Reduce = None,
         dtype: torch.dtype | None = None,
@@ -82,7 +84,7 @@ class ActivationStore:
         pinned_bytes: int | None = None,
     ) -> None:
         self._model = model
-        self._names = as_site_names(layers, model)
+        self._names = as_site_names(either_name(layers, sites), model)
         self._selection = make_selection(positions, reduce, dtype, seq_dim)
         if self._selection.batch_key is not None:
             raise ArgumentError(
@@ -124,7 +126,7 @@ class ActivationStore:
         """Put hooks on the model. Does nothing when they are there already.
 
         Raises:
-            SiteNotFoundError: A name is no module of the model; no hook is left behind.
+            SiteNotFoundError: A name is not a module of the model; no hook is left behind.
         """
         if self._engine is not None:
             return

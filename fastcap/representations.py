@@ -16,7 +16,7 @@ from fastcap.engine import Engine
 from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.model.early_stop import EarlyStop, StopAfter
 from fastcap.model.forward import BatchCaller, Forward, evaluation_mode
-from fastcap.model.sites import Sites, as_site_names, bind_sites
+from fastcap.model.sites import Sites, as_site_names, bind_sites, either_name
 from fastcap.progress import Progress, open_progress
 from fastcap.selection.per_sample import MaskOfBatch, RowSource
 from fastcap.spec import UNPADDED, Positions, Reduce, as_count, make_selection
@@ -30,17 +30,18 @@ PREFETCH = 1
 def extract_representations(
     model: nn.Module,
     dataset: Any,
-    layers: Sites,
-    device: torch.device | str | int,
+    layers: Sites | None = None,
+    device: torch.device | str | int | None = None,
     batch_size: int = 32,
     max_samples: int | None = None,
     *,
+    sites: Sites | None = None,
     positions: Positions = None,
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     stop_after_last_site: StopAfter = False,
     staging_bytes: int | None = None,
@@ -61,10 +62,11 @@ def extract_representations(
         dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`.
         layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
             of the model; see `docs/concepts.md`.
-        device: Where batches are moved to.
+        device: Where batches are moved; by default where the model's parameters are.
         batch_size: Samples per pass.
         max_samples: Where to stop. The last batch is run whole and cropped afterwards, so values do
             not depend on it.
+        sites: Another name for `layers`; one of them has to be given.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
             `"last"` for each sample's last real token; or the key of the batch that holds
             positions, `(batch,)` or `(batch, n_positions)`.
@@ -76,7 +78,7 @@ def extract_representations(
         mask: A callable on the batch that says which tokens are real, `(batch, sequence)` of zeros
             and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the batch's
             `attention_mask`, or else the one the model is called with.
-        inputs: Keys of the batch passed to the model by name beside `input_ids`, such as
+        model_inputs: Keys of the batch passed to the model by name beside `input_ids`, such as
             `["attention_mask"]`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
         stop_after_last_site: Whether to end passes once every site has fired as often as in the
@@ -104,8 +106,8 @@ def extract_representations(
         out, with a warning. With `out`, its tensors, or their first `n_samples` rows.
 
     Raises:
-        SiteNotFoundError: A layer is no module of the model.
-        ArgumentError, ArgumentTypeError: No layers, or a number out of range.
+        SiteNotFoundError: A site is not a module of the model.
+        ArgumentError, ArgumentTypeError: No sites, or a number out of range.
         MissingInputError, BatchError: A batch the model cannot be called with.
         SelectionError: The selection does not fit what a site produced.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
@@ -123,10 +125,10 @@ def extract_representations(
         >>> acts["1"].shape
         torch.Size([5, 3, 2])
     """
-    names = as_site_names(layers, model)
+    names = as_site_names(either_name(layers, sites), model)
     num_workers = as_count("num_workers", num_workers, at_least=0)
     if not names:
-        raise ArgumentError("layers is empty: name at least one module, such as ['layers.0.mlp'].")
+        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     batch_size = as_count("batch_size", batch_size)
     max_samples = None if max_samples is None else as_count("max_samples", max_samples)
     selection = make_selection(positions, reduce, dtype, seq_dim)
@@ -137,7 +139,7 @@ def extract_representations(
             "sample (positions='last', reduce='mean')."
         )
     limits = make_limits(staging_bytes, pinned_bytes)
-    call = BatchCaller(model, device, inputs, forward)
+    call = BatchCaller(model, device, model_inputs, forward)
     loader: DataLoader[Any] = DataLoader(
         as_dataset(dataset, num_workers),
         batch_size=batch_size,
@@ -171,8 +173,8 @@ def extract_representations(
             advance(min(records.samples.stop, result.n_done))
         acts = result.tensors()
     if result.n_done == 0:
-        sites = ", ".join(map(repr, engine.site_names))
-        warn(f"Nothing was captured at {sites}: the dataset gave no sample. The result is empty.")
+        shown = ", ".join(map(repr, engine.site_names))
+        warn(f"Nothing was captured at {shown}: the dataset gave no sample. The result is empty.")
     return {name: acts[name] for name in engine.site_names if name in acts}
 
 
@@ -199,7 +201,7 @@ def as_dataset(dataset: Any, num_workers: int) -> Any:
 
     Raises:
         ArgumentError: Several workers would give every sample of it.
-        ArgumentTypeError: It is no dataset.
+        ArgumentTypeError: It is not a dataset.
     """
     if isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__"):
         return dataset

@@ -60,7 +60,7 @@ def save_activations(
 
     Raises:
         SaveError: The folder or file cannot be written, or the disk is full; nothing is left.
-        ArgumentTypeError: A value is no tensor or array, or a name no string.
+        ArgumentTypeError: A value is not a tensor or array, or a name not a string.
         UnsupportedTensorError: A sparse, nested, quantised or meta tensor.
 
     Example:

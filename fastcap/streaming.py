@@ -235,7 +235,7 @@ def stream(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     calls: str = "last",
     stop_after_last_site: StopAfter = False,
@@ -266,7 +266,7 @@ def stream(
         mask: A callable on the batch that says which tokens are real, `(batch, sequence)` of zeros
             and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the batch's
             `attention_mask`, or else the one the model is called with.
-        inputs: Keys of the batch passed to the model by name beside `input_ids`.
+        model_inputs: Keys of the batch passed to the model by name beside `input_ids`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
         calls: `"last"` keeps the last call of a module that is called several times in a pass;
             `"all"` keeps each: `records.calls(site)`.
@@ -285,7 +285,7 @@ def stream(
         An iterator of `BatchRecords`, which also is a context manager.
 
     Raises:
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site is not a module of the model.
         ArgumentError: No sites, or an argument out of range.
         DeviceError: The model is not on `device`.
         Whatever a pass raises, unchanged, after the batches before it were handed out.
@@ -306,7 +306,7 @@ def stream(
     limits = make_limits(staging_bytes, pinned_bytes, zero_copy)
     prefetch = as_count("prefetch", prefetch, at_least=0)
     keeps_all = as_keeps_all(calls)
-    call = BatchCaller(model, device, inputs, forward)
+    call = BatchCaller(model, device, model_inputs, forward)
     bound = bind_sites(model, names)
     early_stop = EarlyStop(model, [each.site.name for each in bound], stop_after_last_site)
     rows = RowSource(selection, mask_of_batch=mask)

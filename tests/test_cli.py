@@ -74,7 +74,7 @@ def test_an_unknown_option_is_a_usage_error() -> None:
 
 def test_options_reach_the_demo(demo_that: Callable[[BaseException], dict[str, Any]]) -> None:
     called_with = demo_that(FastcapError("enough"))
-    invoke("demo", "--out", "somewhere", "--limit", "7", "--seed", "3")
+    invoke("demo", "--folder", "somewhere", "--limit", "7", "--seed", "3")
     assert called_with["out"] == Path("somewhere")
     assert (called_with["limit"], called_with["seed"]) == (7, 3)
 
@@ -168,7 +168,7 @@ def test_the_demo_captures_probes_and_writes_what_it_says(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
-    result = invoke("demo", "--limit", "4", "--out", str(tmp_path / "out"))
+    result = invoke("demo", "--limit", "4", "--folder", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
 
     written = sorted(path.name for path in (tmp_path / "out").iterdir())

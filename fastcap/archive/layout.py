@@ -227,7 +227,7 @@ def parse_stream(found: Mapping[str, Any], where: str) -> StreamSpec:
     if dtype not in DTYPES:
         raise ArchiveFormatError(f"{where}: unknown dtype {dtype[:20]!r}.")
     if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
-        raise ArchiveFormatError(f"{where}: its shape is no list of sizes.")
+        raise ArchiveFormatError(f"{where}: its shape is not a list of sizes.")
     spec = StreamSpec(
         name,
         take(found, "kind", str, where),

@@ -56,11 +56,11 @@ class Problem:
     samples: tuple[tuple[int, int], ...]
 
 
-def open_archive(path: str | os.PathLike[str]) -> Archive:
+def open_archive(folder: str | os.PathLike[str]) -> Archive:
     """Open an archive for reading: what is committed now, also while it is being written.
 
     Args:
-        path: Its directory.
+        folder: Its directory.
 
     Returns:
         The archive. Nothing is mapped before it is asked for.
@@ -79,7 +79,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
         >>> archive.sites, len(archive), archive["1"][3].shape, archive["1"][1:4].shape
         (['1'], 5, torch.Size([2]), torch.Size([3, 2]))
     """
-    return Archive(Path(path), LocalFiles())
+    return Archive(Path(folder), LocalFiles())
 
 
 def reopen(path: Path, files: Files) -> Archive:
@@ -234,7 +234,7 @@ class Archive:
         try:
             tensors = self._files.tensors(path)
         except SafetensorError as error:
-            raise ArchiveFormatError(f"{path} is no safetensors file: {error}.") from error
+            raise ArchiveFormatError(f"{path} is not a valid safetensors file: {error}.") from error
         except (MemoryError, RuntimeError) as error:
             raise ArchiveError(f"Cannot map {path}: {error}.") from error
         if not _holds(tensors[SAMPLES], group.samples):

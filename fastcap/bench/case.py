@@ -142,7 +142,7 @@ def make_case(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     device: torch.device | str | int | None = None,
 ) -> Case:
@@ -151,7 +151,7 @@ def make_case(
     Raises:
         ArgumentError: No batches, no sites, or a selection that looks at each sample's own tokens,
             which a plain hook cannot take.
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site is not a module of the model.
     """
     selection = make_selection(positions, reduce, dtype, seq_dim)
     if selection.needs_mask or selection.by_sample is not None or selection.batch_key is not None:
@@ -167,14 +167,15 @@ def make_case(
     if not names:
         raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     options = {"positions": positions, "reduce": reduce, "dtype": dtype, "seq_dim": seq_dim}
-    inputs = None if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
-    call = BatchCaller(model, device, inputs, forward)
+    if model_inputs is not None:
+        model_inputs = [model_inputs] if isinstance(model_inputs, str) else list(model_inputs)
+    call = BatchCaller(model, device, model_inputs, forward)
     return Case(
         model,
         given,
         bind_sites(model, names),
         selection,
         options,
-        {"inputs": inputs, "forward": forward},
+        {"model_inputs": model_inputs, "forward": forward},
         call,
     )

@@ -18,7 +18,7 @@ from fastcap.bench.ways import check_sites_fire
 from fastcap.cli import locate
 from fastcap.cli.command import STATUS_ERROR, command, to_stderr
 from fastcap.cli.opening import vocabulary_size
-from fastcap.cli.options import Device, Inputs, Model, SiteNames, move, parse_positions
+from fastcap.cli.options import Device, Model, ModelInputs, SiteNames, move, parse_positions
 from fastcap.errors import ArgumentError, FastcapError
 from fastcap.formatting import counted, in_one_line
 
@@ -36,7 +36,7 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of random token ids.")] = 8,
     tokens: Annotated[int, typer.Option(min=1, help="Random token ids of each sample.")] = 128,
-    inputs: Inputs = None,
+    model_inputs: ModelInputs = None,
     positions: Annotated[
         str | None, typer.Option(help="An int, a slice a:b, or a list a,b,c. Otherwise all.")
     ] = None,
@@ -48,7 +48,7 @@ def bench(
             min=1, help="Passes of one run. By default half a second of them, 2048 at most."
         ),
     ] = None,
-    disk: Annotated[
+    folder: Annotated[
         Path | None, typer.Option(help="Folder whose disk is measured as a floor.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures here.")] = None,
@@ -67,18 +67,18 @@ def bench(
         charts.check_matplotlib()
     for path in filter(None, (html, trace)):
         check_writable(path)
-    if disk is not None and not disk.is_dir():
-        raise ArgumentError(f"--disk {str(disk)!r} is no folder. Name one that exists.")
-    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
+    if folder is not None and not folder.is_dir():
+        raise ArgumentError(f"--folder {str(folder)!r} is not a folder. Name one that exists.")
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is not part of the answer
         loaded = locate.load_model(model, with_weights=True)
         if device is not None:
             loaded = move(loaded, device)
         batch = _random_batch(loaded, batch_size, tokens) if example is None else None
         batch = locate.load_example(example) if example is not None else batch
-        case = make_case(loaded, [batch], sites, positions=taken, inputs=inputs)
+        case = make_case(loaded, [batch], sites, positions=taken, model_inputs=model_inputs)
         _try_once(case)
         found = report.make_report(
-            model, case, rounds=rounds, passes=passes, folder=disk, on_round=_show_round
+            model, case, rounds=rounds, passes=passes, folder=folder, on_round=_show_round
         )
     typer.echo(report.as_json(found) if json else report.as_text(found))
     if html is not None:

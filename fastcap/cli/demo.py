@@ -17,9 +17,9 @@ TEXT_WIDTH = 80
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for activations, docstrings and plot.")] = Path(
-        "demo-output"
-    ),
+    folder: Annotated[
+        Path, typer.Option(help="Folder for activations, docstrings and plot.")
+    ] = Path("demo-output"),
     limit: Annotated[int, typer.Option(min=3, help="Docstrings per package.")] = 150,
     seed: Annotated[int, typer.Option(help="Chooses docstrings and folds.")] = 0,
 ) -> None:
@@ -30,7 +30,9 @@ def demo(
     """
     from fastcap.demo import report, run_demo
 
-    result = run_demo(out, limit=limit, seed=seed, progress=sys.stderr.isatty(), announce=to_stderr)
+    result = run_demo(
+        folder, limit=limit, seed=seed, progress=sys.stderr.isatty(), announce=to_stderr
+    )
     rich.console.Console(highlight=False).print("\n", report.table(result), sep="")
     for paragraph in report.sentences(result):
         typer.echo("\n" + textwrap.fill(paragraph, TEXT_WIDTH))

@@ -29,7 +29,7 @@ PositionsText: TypeAlias = Annotated[
     typer.Option(help="An int, a slice a:b, a list a,b,c, last, unpadded, or a batch key."),
 ]
 ReduceText: TypeAlias = Annotated[str | None, typer.Option(help="mean: over each sample's tokens.")]
-Inputs: TypeAlias = Annotated[
+ModelInputs: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="Key of the batch passed to the model by name; repeatable."),
 ]
@@ -70,7 +70,7 @@ def parse_dtype(text: str | None) -> torch.dtype | None:
     found = getattr(torch, text.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
         raise ArgumentError(
-            f"--dtype {text!r} is no dtype of torch. Give one such as float32, float16 or bfloat16."
+            f"--dtype {text!r} is not a torch dtype. Give one such as float32, float16 or bfloat16."
         )
     return found
 

@@ -15,8 +15,8 @@ from fastcap import planning
 from fastcap.cli import locate
 from fastcap.cli.command import command
 from fastcap.cli.options import (
-    Inputs,
     Model,
+    ModelInputs,
     PositionsText,
     ReduceText,
     SiteNames,
@@ -50,7 +50,7 @@ def plan(
         str | None, typer.Option(help="To deliver, such as float16; the model's unless given.")
     ] = None,
     seq_dim: Annotated[int | None, typer.Option(help="The dimension of positions.")] = None,
-    inputs: Inputs = None,
+    model_inputs: ModelInputs = None,
     into: Annotated[str, typer.Option(help="memory, loop or archive.")] = "memory",
     folder: Annotated[Path, typer.Option(help="Where the archive would be.")] = Path(),
     device: Annotated[
@@ -88,7 +88,7 @@ def plan(
             reduce=cast(Any, reduce),
             dtype=taken[1],
             seq_dim=seq_dim,
-            inputs=inputs,
+            model_inputs=model_inputs,
             into=cast(Any, into),
             folder=folder,
             device=device,
@@ -117,5 +117,6 @@ def _naming_the_model() -> Iterator[None]:
     except Exception as error:
         raise ArgumentError(
             f"Running the model on the example failed with {in_one_line(error)}. Give "
-            "--example a batch that it can be called with, and name its other keys with --inputs."
+            "--example a batch that it can be called with, and name its other keys with "
+            "--model-inputs."
         ) from error

@@ -42,7 +42,7 @@ def extract(
     model: nn.Module,
     dataset: Any,
     sites: Sites,
-    out: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
     device: torch.device | str | int | None = None,
     batch_size: int = 32,
@@ -52,9 +52,9 @@ def extract(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    labels: Sequence[str] = (),
+    columns: Sequence[str] = (),
     stop_after_last_site: StopAfter = False,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -81,7 +81,7 @@ def extract(
             same order each time.
         sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or modules
             of the model; see `docs/concepts.md`.
-        out: The archive's directory; made if it is not there, continued if it is.
+        folder: The archive's directory; made if it is not there, continued if it is.
         device: Where batches are moved; by default where the model's parameters are.
         batch_size: Samples per pass.
         max_samples: Where to stop. The last batch is run whole and cropped.
@@ -91,9 +91,9 @@ def extract(
         dtype: The dtype to store.
         seq_dim: The dimension `positions` count along; 1 unless given.
         mask: A callable on the batch that says which tokens are real; see `fastcap.stream`.
-        inputs: Keys of the batch passed to the model by name beside `input_ids`.
+        model_inputs: Keys of the batch passed to the model by name beside `input_ids`.
         forward: `forward(model, batch)` replaces the call; batch tensors are on `device`.
-        labels: Keys of the batch that are stored beside the activations, as `label:<key>`: a
+        columns: Keys of the batch that are stored beside the activations, as `label:<key>`: a
             number, a row of numbers, or a text per sample.
         stop_after_last_site: Whether to end passes once every site has fired; see `fastcap.stream`.
         num_workers: Processes that load the data.
@@ -114,9 +114,9 @@ def extract(
         The archive, open for reading.
 
     Raises:
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site is not a module of the model.
         ArgumentError, ArgumentTypeError: An argument out of range or of the wrong type.
-        ArchiveConfigError: `out` holds a run of another model, other data or another selection.
+        ArchiveConfigError: `folder` holds a run of another model, other data or another selection.
         ArchiveWriteError: A file call failed (a full disk); what was committed is intact.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
         KeyboardInterrupt, SystemExit: A signal came, and what was complete is committed.
@@ -138,8 +138,8 @@ def extract(
     share = make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
     grid = make_grid(dataset, batch_size, max_samples)
-    call = BatchCaller(model, device, inputs, forward)
-    beside = BatchColumns(labels)
+    call = BatchCaller(model, device, model_inputs, forward)
+    beside = BatchColumns(columns)
     bound = bind_sites(model, names)
     config = describe_run(
         model,
@@ -148,15 +148,15 @@ def extract(
         selection,
         batch_size=grid.batch_size,
         n_samples=grid.n_samples,
-        inputs=inputs,
+        model_inputs=model_inputs,
         forward=forward,
         mask=mask,
         collate_fn=collate_fn,
-        labels=labels,
+        columns=columns,
     )
     config |= grid.describe()
     creator = describe_creator(_device_name(call.device))
-    root = Path(out)
+    root = Path(folder)
     there = open_earlier(root, config, creator, share.rank)
     if there is not None and there.is_complete:
         return there

@@ -40,7 +40,7 @@ class SiteInfo:
     """One module of a model.
 
     Attributes:
-        name: The site, as `layers` takes it.
+        name: The site, as `sites=` takes it.
         type: The name of the module's class.
         n_calls: How often the example's pass called it; `None` without an example.
         parts: What can be captured there: outputs, then inputs. Empty without an example.
@@ -58,7 +58,7 @@ def list_sites(
     *,
     sites: Sites = "**",
     device: torch.device | str | int | None = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
 ) -> Sequence[SiteInfo]:
     """The sites of a model in model order, and with an example batch, what they produce.
@@ -73,7 +73,7 @@ def list_sites(
         sites: Which modules: names, patterns or modules. A part behind a name narrows nothing.
             Modules without a `forward`, such as `ModuleList`, are in no pattern.
         device: Where the example is moved; by default where the model's parameters are.
-        inputs: Keys of the example passed to the model by name beside `input_ids`.
+        model_inputs: Keys of the example passed to the model by name beside `input_ids`.
         forward: `forward(model, example)` replaces the call; the example's tensors are on `device`.
 
     Returns:
@@ -81,7 +81,7 @@ def list_sites(
         `dtype` and `bytes_per_sample`. A module that the pass does not reach has 0 calls.
 
     Raises:
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site is not a module of the model.
         BatchError, MissingInputError, DeviceError: The model cannot be called with the example.
         Whatever the model raises, unchanged.
 
@@ -100,7 +100,7 @@ def list_sites(
     modules = {each.site.module: each.module for each in bound}
     if example is None:
         return tuple(SiteInfo(name, type(module).__name__) for name, module in modules.items())
-    call = BatchCaller(model, device, inputs, forward)
+    call = BatchCaller(model, device, model_inputs, forward)
     batch = call.prepare(example)
     seen = _Observer(list(modules.items()), count_rows(batch))
     with seen.attached(), unchanged(model, call.device), uncompiled(), torch.no_grad():

@@ -28,7 +28,7 @@ class Machine:
         hook_secs: What one captured call takes of the thread that runs the model.
 
     Raises:
-        ArgumentError: A rate that is no positive number.
+        ArgumentError: A rate that is not a positive number.
 
     Example:
         >>> from fastcap.planning import Machine

@@ -38,7 +38,7 @@ def plan(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     calls: str = "last",
     into: Into = "memory",
@@ -72,7 +72,7 @@ def plan(
         seq_dim: The dimension `positions` count along; 1 unless given.
         mask: A callable on the batch that says which tokens are real; by default the example's
             `attention_mask`.
-        inputs: Keys of the example passed to the model by name beside `input_ids`.
+        model_inputs: Keys of the example passed to the model by name beside `input_ids`.
         forward: `forward(model, batch)` replaces the call.
         calls: `"last"`, or `"all"` for every call of a module that is called several times.
         into: `"memory"` for `extract_representations`, `"loop"` for a loop over `stream`,
@@ -93,7 +93,7 @@ def plan(
         A `Plan`; print it.
 
     Raises:
-        SiteNotFoundError: A site is no module of the model.
+        SiteNotFoundError: A site is not a module of the model.
         ArgumentError, ArgumentTypeError: An argument out of range, or of the wrong type.
         SelectionError: The selection does not fit what a site produced.
         ResultError: Unless into a loop, a site whose first dimension is not the batch.
@@ -134,7 +134,7 @@ def plan(
         limits=make_limits(staging_bytes, pinned_bytes, zero_copy),
     )
     _check(run, forward_secs, machine)
-    call = BatchCaller(model, device, inputs, forward, may_be_meta=True)
+    call = BatchCaller(model, device, model_inputs, forward, may_be_meta=True)
     batch = batch_like(example, _at_most(n_samples, batch_size, example), n_tokens)
     observed = observe(model, bind_sites(model, names), selection, mask, call, batch)
     rates, passes = machine or Machine(), PassSecs(forward_secs, None)
