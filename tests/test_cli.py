@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -53,6 +54,33 @@ def demo_that(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], dict
 def test_version_prints_the_version() -> None:
     result = invoke("--version")
     assert (result.exit_code, result.stdout) == (0, f"fastcap {fastcap.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *([each.__name__, "--help"] for each in app.COMMANDS)],
+    ids=" ".join,
+)
+def test_what_only_prints_does_not_import_torch(arguments: list[str]) -> None:
+    program = (
+        "import atexit, sys\n"
+        "loaded = lambda: print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)\n"
+        "atexit.register(loaded)\n"
+        "from fastcap.cli import main\n"
+        f"sys.argv = ['fastcap', *{arguments!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "False False\n")
+    assert done.stdout
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "fastcap"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fastcap {fastcap.__version__}\n"
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "Usage: python -m fastcap" in shown
 
 
 def test_help_lists_every_command() -> None:

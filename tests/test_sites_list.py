@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcap import ActivationStore, FastcapWarning, list_sites
 from fastcap.errors import ArgumentTypeError, BatchError, DeviceError, SiteNotFoundError
-from fastcap.model.listing import PartInfo, SiteInfo
+from fastcap.model.site_tree import PartInfo, SiteInfo
 from tests.support.datasets import make_ids
 from tests.support.errors import message_of
 from tests.support.models import (

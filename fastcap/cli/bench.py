@@ -6,21 +6,19 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from torch import nn
 
-from fastcap.bench import Case, charts, make_case, page, report
-from fastcap.bench.files import check_writable
-from fastcap.bench.ways import check_sites_fire
-from fastcap.cli import locate
 from fastcap.cli.command import STATUS_ERROR, command, to_stderr
-from fastcap.cli.opening import vocabulary_size
 from fastcap.cli.options import Device, Model, ModelInputs, SiteNames, move, parse_positions
 from fastcap.errors import ArgumentError, FastcapError
 from fastcap.formatting import counted, in_one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastcap.bench import Case
 
 
 @command
@@ -62,6 +60,10 @@ def bench(
     The ways take turns in every round; each value is compared with the oracle's. Exit status 1 if
     one differs. Give MODEL before --sites, which takes several values.
     """
+    from fastcap.bench import charts, make_case, page, report
+    from fastcap.bench.files import check_writable
+    from fastcap.cli import locate
+
     taken = parse_positions(positions)
     if html is not None:
         charts.check_matplotlib()
@@ -95,6 +97,8 @@ def _show_round(n_sites: int, index: int, secs: Mapping[str, float]) -> None:
 
 
 def _try_once(case: Case) -> None:
+    from fastcap.bench.ways import check_sites_fire
+
     try:
         check_sites_fire(case)
     except FastcapError:
@@ -106,11 +110,16 @@ def _try_once(case: Case) -> None:
 
 
 def _random_batch(model: nn.Module, batch_size: int, n_tokens: int) -> dict[str, Any]:
+    import torch
+
+    from fastcap.cli.locate import FORM
+    from fastcap.cli.opening import vocabulary_size
+
     n_ids = vocabulary_size(model)
     if n_ids is None:
         raise ArgumentError(
             "The model does not say how many token ids it has, as models of transformers do. Give "
-            f"a batch with --example {locate.FORM}."
+            f"a batch with --example {FORM}."
         )
     generator = torch.Generator().manual_seed(0)
     return {"input_ids": torch.randint(n_ids, (batch_size, n_tokens), generator=generator)}

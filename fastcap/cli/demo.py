@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 from typing import Annotated
 
-import rich.console
 import typer
 
 from fastcap.cli.command import command, to_stderr
@@ -28,6 +27,8 @@ def demo(
     Takes under two minutes on two cores, without network. Needs the demo extra and a checkpoint;
     if they are missing, the message has the commands that install them.
     """
+    import rich.console
+
     from fastcap.demo import report, run_demo
 
     result = run_demo(

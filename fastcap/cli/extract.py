@@ -8,16 +8,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import nn
 
-from fastcap.archive.reader import Archive
-from fastcap.cli import locate
+import fastcap
 from fastcap.cli.command import command
 from fastcap.cli.inspect import summarise
-from fastcap.cli.opening import open_dataset, vocabulary_size
 from fastcap.cli.options import (
     Device,
     Model,
@@ -29,12 +26,13 @@ from fastcap.cli.options import (
     parse_dtype,
     parse_positions,
 )
-from fastcap.datasets import ColumnCollator, LineFile
 from fastcap.errors import ArgumentError
-from fastcap.extraction.run import extract as run
 from fastcap.formatting import format_bytes
-from fastcap.huggingface import Collator
-from fastcap.huggingface.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastcap.archive.reader import Archive
 
 
 @command
@@ -89,6 +87,9 @@ def extract(
     run after the pass under way, with what is complete saved (exit codes 130, 143 and 138). Give
     MODEL before --sites, which takes several values, and quote patterns.
     """
+    from fastcap.cli import locate
+    from fastcap.cli.opening import open_dataset, vocabulary_size
+
     taken = parse_positions(positions), parse_dtype(dtype)
     with contextlib.redirect_stdout(sys.stderr):  # what models print is not part of the answer
         loaded = locate.load_model(model, with_weights=True)
@@ -104,7 +105,7 @@ def extract(
             vocabulary_size=vocabulary_size(loaded),
         )
         collate_fn, own_inputs = texts.collator(loaded, dataset)
-        archive = run(
+        archive = fastcap.extract(
             loaded,
             dataset,
             sites,
@@ -153,6 +154,9 @@ class _Texts:
         self, model: nn.Module, dataset: Any
     ) -> tuple[Callable[[list[Any]], Any] | None, list[str]]:
         """The `collate_fn` for a dataset, and the model's inputs that it makes."""
+        from fastcap.datasets import ColumnCollator, LineFile
+        from fastcap.huggingface import Collator
+
         if not isinstance(dataset, LineFile) and self.tokenizer is None:
             self._refuse_options()
             return None, []
@@ -168,6 +172,8 @@ class _Texts:
         return labelled, collator.model_inputs
 
     def _load_tokenizer(self) -> Any:
+        from fastcap.huggingface.loading import load_tokenizer
+
         name = self.tokenizer
         if name is None:
             if not Path(self.model_name).is_dir():

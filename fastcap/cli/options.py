@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import torch
 import typer
-from torch import nn
 
 from fastcap.errors import ArgumentError
 from fastcap.formatting import in_one_line
-from fastcap.spec import Positions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fastcap.spec import Positions
 
 Model: TypeAlias = Annotated[
     str,
@@ -67,6 +70,8 @@ def parse_dtype(text: str | None) -> torch.dtype | None:
     """`bfloat16` or `torch.bfloat16`."""
     if text is None:
         return None
+    import torch
+
     found = getattr(torch, text.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
         raise ArgumentError(
@@ -77,6 +82,8 @@ def parse_dtype(text: str | None) -> torch.dtype | None:
 
 def move(model: nn.Module, device: str) -> nn.Module:
     """The model on a device."""
+    import torch
+
     try:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:

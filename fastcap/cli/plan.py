@@ -6,13 +6,10 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from torch import nn
 
-from fastcap import planning
-from fastcap.cli import locate
 from fastcap.cli.command import command
 from fastcap.cli.options import (
     Model,
@@ -26,6 +23,9 @@ from fastcap.cli.options import (
 )
 from fastcap.errors import ArgumentError, FastcapError
 from fastcap.formatting import in_one_line
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @command
@@ -73,6 +73,9 @@ def plan(
     --measure, or given. What is not known is said to be. The weights of a folder are read with
     --measure only. Give MODEL before --sites, which takes several values.
     """
+    from fastcap import planning
+    from fastcap.cli import locate
+
     taken = parse_positions(positions), parse_dtype(dtype)
     rates = None if machine is None else planning.read_machine(machine)
     with contextlib.redirect_stdout(sys.stderr), _naming_the_model():

@@ -4,52 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastcap.errors import ArgumentTypeError, UnsupportedTensorError
+from fastcap.formatting import html_text
 from fastcap.model.forward import BatchCaller, Forward, count_rows, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach
 from fastcap.model.parts import check_capturable, tensor_parts
+from fastcap.model.site_tree import PartInfo, SiteInfo, to_lines
 from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
 from fastcap.spec import Site
 
 
-@dataclass(frozen=True, slots=True)
-class PartInfo:
-    """One tensor that a module returned, or was called with, at its last call.
+class SiteList(tuple[SiteInfo, ...]):
+    """The sites of a model, in a tuple that prints as the tree of `fastcap sites`."""
 
-    Attributes:
-        part: What to write behind the module's name, such as `:output[1]`.
-        shape: Of the whole batch.
-        dtype: What the module produced.
-        bytes_per_sample: `None` where the first dimension is not the batch.
-    """
+    __slots__ = ()
 
-    part: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    bytes_per_sample: int | None
+    def __repr__(self) -> str:
+        return "\n".join(to_lines(self)) or "No sites."
 
-
-@dataclass(frozen=True, slots=True)
-class SiteInfo:
-    """One module of a model.
-
-    Attributes:
-        name: The site, as `sites=` takes it.
-        type: The name of the module's class.
-        n_calls: How often the example's pass called it; `None` without an example.
-        parts: What can be captured there: outputs, then inputs. Empty without an example.
-    """
-
-    name: str
-    type: str
-    n_calls: int | None = None
-    parts: tuple[PartInfo, ...] = ()
+    def _repr_html_(self) -> str:
+        return html_text(repr(self))
 
 
 def list_sites(
@@ -60,7 +39,7 @@ def list_sites(
     device: torch.device | str | int | None = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-) -> Sequence[SiteInfo]:
+) -> SiteList:
     """The sites of a model in model order, and with an example batch, what they produce.
 
     With an example, one pass runs in eval mode and without gradients. Training flags, hooks, the
@@ -78,7 +57,8 @@ def list_sites(
 
     Returns:
         One value per module: `name`, `type`, `n_calls` and `parts`, each part with `part`, `shape`,
-        `dtype` and `bytes_per_sample`. A module that the pass does not reach has 0 calls.
+        `dtype` and `bytes_per_sample`. A module that the pass does not reach has 0 calls. Print it
+        for the tree that `fastcap sites` shows.
 
     Raises:
         SiteNotFoundError: A site is not a module of the model.
@@ -99,13 +79,13 @@ def list_sites(
     bound = bind_sites(model, as_site_names(sites, model))
     modules = {each.site.module: each.module for each in bound}
     if example is None:
-        return tuple(SiteInfo(name, type(module).__name__) for name, module in modules.items())
+        return SiteList(SiteInfo(name, type(module).__name__) for name, module in modules.items())
     call = BatchCaller(model, device, model_inputs, forward)
     batch = call.prepare(example)
     seen = _Observer(list(modules.items()), count_rows(batch))
     with seen.attached(), unchanged(model, call.device), uncompiled(), torch.no_grad():
         call(batch)
-    return tuple(
+    return SiteList(
         SiteInfo(name, type(module).__name__, *seen.at(index))
         for index, (name, module) in enumerate(modules.items())
     )
