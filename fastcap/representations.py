@@ -86,8 +86,8 @@ def extract_representations(
             early too. For models that call the same modules in every pass.
         staging_bytes: Staging memory on the accelerator, in bytes.
         pinned_bytes: Slot memory on the host, in bytes.
-        progress: `True` for a bar on the terminal, or a callable that is given the number of
-            samples done and the number expected (`None` if unknown).
+        progress: `True` for a bar on a terminal or in a notebook, or a callable that is given the
+            number of samples done and the number expected (`None` if unknown).
         num_workers: Processes that load data, as in `torch.utils.data.DataLoader`.
         collate_fn: How samples become a batch, as in `torch.utils.data.DataLoader`.
         check_memory: Whether to refuse a result that cannot fit in the memory available.

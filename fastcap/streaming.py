@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastcap.devices.base import Destination
 from fastcap.engine import Engine, Pass
 from fastcap.errors import ArgumentError, BatchError
+from fastcap.formatting import html_text
 from fastcap.model.early_stop import CallsSeen, EarlyStop, StopAfter
 from fastcap.model.forward import (
     BatchCaller,
@@ -216,6 +217,17 @@ class Stream(Iterator[BatchRecords]):
         self._ended = True
         self._running.clear()
         self._engine.close()
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended and not self._running else "open"
+        n_handed_out = self._n_passes - len(self._running)
+        return (
+            f"Stream({type(self._model).__name__}, {state}, batches handed out: {n_handed_out}, "
+            f"sites: {list(self._engine.site_names)})"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_text(repr(self))
 
     def __enter__(self) -> Self:
         return self

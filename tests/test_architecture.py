@@ -17,7 +17,8 @@ from fastcap import errors
 
 PACKAGE = Path(fastcap.__file__).parent
 LEVELS = [
-    {"_version", "errors", "formatting", "rates", "records"},
+    {"_version", "errors", "formatting", "rates"},
+    {"records"},
     {"host_memory", "progress", "spec", "warn"},
     {"devices", "reference", "saving"},
     {"model", "transfer"},
