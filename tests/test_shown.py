@@ -59,16 +59,14 @@ def test_a_site_without_a_value_is_a_key_error_with_advice(store: ActivationStor
     assert message_of(NotCapturedError, lambda: store["layer.0"]).startswith(
         "Nothing is captured at 'layer.0'. Did you mean 'layers.0'"
     )
+    zero: Any = 0
     store.clear()
     assert message_of(NotCapturedError, lambda: store["norm"]) == (
         "Nothing is captured at 'norm': the site has not fired. Run the model while the store is "
         "enabled."
     )
-    assert (
-        message_of(NotCapturedError, lambda: store[0])
-        == (  # type: ignore[index]
-            f"Nothing is captured at 0. Captured: [] The store has the sites {store._sites()[:5]}."
-        )
+    assert message_of(NotCapturedError, lambda: store[zero]) == (
+        f"Nothing is captured at 0. Captured: [] The store has the sites {store._sites()[:5]}."
     )
 
 
@@ -91,7 +89,7 @@ def test_a_store_prints_inside_a_pass_and_when_it_has_nothing() -> None:
     store = ActivationStore(model, "norm")
     assert repr(store) == "ActivationStore(LanguageModel, not enabled, 0 captured, sites asked: 1)"
     shown: list[str] = []
-    model.layers[1].register_forward_hook(lambda *_: shown.append(repr(store)))
+    model.layers["1"].register_forward_hook(lambda *_: shown.append(repr(store)))
     with store:
         model(IDS)
     assert shown == ["ActivationStore(LanguageModel, enabled, 0 captured, sites asked: 1)"]
@@ -131,7 +129,7 @@ def test_a_plan_prints_as_its_table() -> None:
 def test_html_is_escaped() -> None:
     model = torch.nn.Module()
     model.add_module("<b>", torch.nn.Linear(2, 2))
-    model.forward = lambda x: model.get_submodule("<b>")(x)  # type: ignore[assignment]
+    model.forward = lambda x: model.get_submodule("<b>")(x)
     store = ActivationStore(model, ["<b>"])
     with store:
         model(torch.ones(1, 2))
