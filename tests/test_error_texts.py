@@ -49,6 +49,7 @@ BUILT_IN = {
     "ArchiveFormatError": ValueError,
     "ArchiveConfigError": ValueError,
     "MissingSampleError": IndexError,
+    "NotCapturedError": KeyError,
     "MissingExtraError": ImportError,
 }
 
