@@ -270,7 +270,10 @@ def test_an_error_in_progress_ends_the_run_and_cleans_up() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_progress_true_draws_a_bar_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_true_draws_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastcap.progress._can_draw", lambda: True)
     extract_representations(LanguageModel(), SAMPLES, ["norm"], "cpu", 3, progress=True)
 
     printed = capsys.readouterr()
