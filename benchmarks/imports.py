@@ -1,4 +1,4 @@
-"""What `import fastcap` adds to `import torch`, and what it must not bring along.
+"""What importing fastcap's names adds to `import torch`, and what it must not bring along.
 
     python -m benchmarks.imports [--rounds 20] [--out benchmarks/results]
 
@@ -40,7 +40,7 @@ import json, sys, time
 started = time.perf_counter()
 import torch
 had_torch, before = time.perf_counter(), set(sys.modules)
-import fastcap
+from fastcap import ActivationStore, extract_representations, save_activations, stream
 had_fastcap = time.perf_counter()
 print(json.dumps({
     "torch_ms": 1e3 * (had_torch - started),

@@ -42,7 +42,7 @@ def parser_of(
     parser.add_argument(
         "--allow-dirty", action="store_true", help="measure a working tree with changes"
     )
-    parser.add_argument("--commit", help="what is measured, where this is no git checkout")
+    parser.add_argument("--commit", help="what is measured, where this is not a git checkout")
     return parser
 
 

@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--allow-dirty", action="store_true", help="play a tree with changes")
-    parser.add_argument("--commit", help="what is played, where this is no git checkout")
+    parser.add_argument("--commit", help="what is played, where this is not a git checkout")
     options = parser.parse_args(arguments)
     origin = programs.begin(options)
     if origin is None:

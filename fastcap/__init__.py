@@ -5,6 +5,7 @@ Consumer                   receive what passes capture in a class of your own
 extract                    from a dataset to an archive on disk, of any size
 extract_representations    from a dataset to one tensor per site
 list_sites                 what can be captured in a model
+load_activations           what save_activations has written
 open_archive               read an archive
 plan                       what a run will take, before it runs
 save_activations           to .npz or .safetensors
@@ -15,25 +16,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastcap._version import __version__ as __version__
-from fastcap.activations import ActivationStore as ActivationStore
-from fastcap.consumers.base import Consumer as Consumer
 from fastcap.errors import FastcapError as FastcapError
 from fastcap.errors import FastcapWarning as FastcapWarning
-from fastcap.records import BatchRecords as BatchRecords
-from fastcap.records import Record as Record
-from fastcap.records import Statistics as Statistics
-from fastcap.representations import extract_representations as extract_representations
-from fastcap.saving import save_activations as save_activations
-from fastcap.streaming import Stream as Stream
-from fastcap.streaming import stream as stream
 
 if TYPE_CHECKING:
     from fastcap import planning as planning
+    from fastcap.activations import ActivationStore as ActivationStore
     from fastcap.archive.reader import Archive as Archive
     from fastcap.archive.reader import open_archive as open_archive
+    from fastcap.consumers.base import Consumer as Consumer
     from fastcap.extraction.run import extract as extract
     from fastcap.model.listing import list_sites as list_sites
     from fastcap.planning.make import plan as plan
+    from fastcap.planning.plans import Plan as Plan
+    from fastcap.records import BatchRecords as BatchRecords
+    from fastcap.records import Record as Record
+    from fastcap.records import Statistics as Statistics
+    from fastcap.representations import extract_representations as extract_representations
+    from fastcap.saving import load_activations as load_activations
+    from fastcap.saving import save_activations as save_activations
+    from fastcap.streaming import Stream as Stream
+    from fastcap.streaming import stream as stream
 
 __all__ = [
     "ActivationStore",
@@ -42,12 +45,14 @@ __all__ = [
     "Consumer",
     "FastcapError",
     "FastcapWarning",
+    "Plan",
     "Record",
     "Statistics",
     "Stream",
     "extract",
     "extract_representations",
     "list_sites",
+    "load_activations",
     "open_archive",
     "plan",
     "save_activations",
@@ -55,13 +60,25 @@ __all__ = [
 ]
 
 _LOADED_WHEN_NAMED = {
+    "ActivationStore": "fastcap.activations",
     "Archive": "fastcap.archive.reader",
+    "BatchRecords": "fastcap.records",
+    "Consumer": "fastcap.consumers.base",
+    "Plan": "fastcap.planning.plans",
+    "Record": "fastcap.records",
+    "Statistics": "fastcap.records",
+    "Stream": "fastcap.streaming",
     "extract": "fastcap.extraction.run",
+    "extract_representations": "fastcap.representations",
     "list_sites": "fastcap.model.listing",
+    "load_activations": "fastcap.saving",
     "open_archive": "fastcap.archive.reader",
     "plan": "fastcap.planning.make",
+    "save_activations": "fastcap.saving",
+    "stream": "fastcap.streaming",
 }
-"""Half of the modules, which a program that captures into memory need not wait for."""
+"""Whatever needs torch: `fastcap --help` answers without it, and nobody waits for what they do not
+name."""
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one that is here

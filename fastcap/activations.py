@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn, Self
 
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcap.engine import Engine, Pass
-from fastcap.errors import ArgumentTypeError
+from fastcap.errors import ArgumentTypeError, NotCapturedError
+from fastcap.formatting import columns, html_table
 from fastcap.model.forward import forget_compiled, has_compiled, is_compiled
 from fastcap.model.hooks import detach
 from fastcap.model.passes import watch_passes
-from fastcap.model.sites import Sites, bind_sites
-from fastcap.records import Statistics
+from fastcap.model.sites import Sites, bind_sites, either_name
+from fastcap.model.suggestions import not_captured
+from fastcap.records import Statistics, describe_tensor
 from fastcap.request import request_capture
 from fastcap.selection.per_sample import MaskOf
 from fastcap.spec import Positions, Reduce
@@ -37,6 +39,7 @@ class ActivationStore:
         layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; one string is one site. A suffix `:output[1]`, `:output.name`,
             `:input` or `:input.name` selects another part; see `docs/concepts.md`.
+        sites: Another name for `layers`; give one of them.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
             `"last"` for the last real token of each sample; `"unpadded"` for all real tokens,
             concatenated (see `lengths`); or one list of ints per sample, for passes of that many
@@ -74,6 +77,7 @@ class ActivationStore:
         model: nn.Module,
         layers: Sites | None = None,
         *,
+        sites: Sites | None = None,
         positions: Positions = None,
         reduce: Reduce = None,
         dtype: torch.dtype | None = None,
@@ -87,7 +91,7 @@ class ActivationStore:
         self._model = model
         self._request = request_capture(
             model,
-            layers,
+            either_name(layers, sites),
             positions=positions,
             reduce=reduce,
             dtype=dtype,
@@ -248,6 +252,57 @@ class ActivationStore:
         """What capturing has cost so far."""
         engine = self._engine
         return self._past if engine is None else self._past + engine.statistics()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """As `get`, but a site without a value is an error.
+
+        Raises:
+            NotCapturedError: The site has not fired, or is not a site of this store.
+        """
+        value = self.get(name) if isinstance(name, str) else None
+        if value is None:
+            raise NotCapturedError(not_captured(name, list(self), self._sites()))
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a site has a value."""
+        return isinstance(name, str) and name.removesuffix(":output") in self._latest.captures
+
+    def __iter__(self) -> Iterator[str]:
+        """The sites that have values, in the order in which they first fired."""
+        return iter(list(self._latest.captures))
+
+    def __len__(self) -> int:
+        """How many sites have values."""
+        return len(self._latest.captures)
+
+    def __bool__(self) -> bool:
+        return True  # also of a store that has captured nothing yet
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
+    def _sites(self) -> list[str]:
+        """The sites: patterns expanded while it is enabled, and else as they were given."""
+        return self.layer_names if self._engine is None else list(self._engine.site_names)
+
+    def _title(self) -> str:
+        state = "enabled" if self.enabled else "not enabled"
+        n_asked, kind = len(self._sites()), type(self._model).__name__
+        return f"ActivationStore({kind}, {state}, {len(self)} captured, sites asked: {n_asked})"
+
+    def _captured(self) -> list[tuple[str, str, str]]:
+        """Site, shape and dtype of what is captured; waits for nothing."""
+        found = list(self._latest.captures.items())
+        return [(site, *describe_tensor(capture)) for site, (_, capture) in found]
+
+    def __repr__(self) -> str:
+        rows = self._captured()
+        lines = columns(rows, "<<<") if rows else ()
+        return "\n".join([self._title(), *(f"  {line}" for line in lines)])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title(), [("site", "shape", "dtype"), *self._captured()])
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(

@@ -7,6 +7,7 @@ code that catches `ValueError` or `KeyError` keeps working:
     ├── ArgumentError (ValueError)           an argument outside its range
     ├── ArgumentTypeError (TypeError)        an argument of the wrong type
     ├── SiteNotFoundError (ValueError)       a name or pattern that matches no module
+    ├── NotCapturedError (KeyError)          a store has no value of this site
     ├── SelectionError (ValueError)          the selection does not fit this value
     │   ├── PositionError (IndexError)       a position out of range
     │   └── CastError (TypeError)            a dtype that cannot hold the values
@@ -19,7 +20,7 @@ code that catches `ValueError` or `KeyError` keeps working:
     │   └── DeviceMemoryError                staging does not fit on the accelerator
     ├── HostMemoryError (MemoryError)        host memory cannot be allocated or pinned
     │   └── ResultTooLargeError              the result cannot fit: refused before it is tried
-    ├── LoadError (OSError)                  a model or tokenizer cannot be loaded
+    ├── LoadError (OSError)                  a model, tokenizer or file of tensors cannot be loaded
     ├── SaveError (OSError)                  a file could not be written; nothing partial is left
     ├── ArchiveError (OSError)               an archive, and a file call that failed
     │   ├── ArchiveWriteError                its writer is dead; what was committed is intact
@@ -51,6 +52,7 @@ __all__ = [
     "MissingExtraError",
     "MissingInputError",
     "MissingSampleError",
+    "NotCapturedError",
     "PositionError",
     "ResultError",
     "ResultTooLargeError",
@@ -76,6 +78,13 @@ class ArgumentTypeError(FastcapError, TypeError):
 
 class SiteNotFoundError(FastcapError, ValueError):
     """A site or pattern matches no module of the model."""
+
+
+class NotCapturedError(FastcapError, KeyError):
+    """A store has no value of this site: it is not one of its sites, or has not fired."""
+
+    # KeyError prints the repr of its argument, quotes and escapes included.
+    __str__ = Exception.__str__
 
 
 class SelectionError(FastcapError, ValueError):
@@ -130,7 +139,10 @@ class ResultTooLargeError(HostMemoryError):
 
 
 class LoadError(FastcapError, OSError):
-    """A model or its tokenizer could not be loaded; the message has the next step."""
+    """A model, a tokenizer or saved activations could not be loaded; has the next step."""
+
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
 
 
 class SaveError(FastcapError, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -73,3 +74,17 @@ def columns(rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
             yield line
         else:
             yield from textwrap.wrap(line, WIDTH, subsequent_indent=indent)
+
+
+def html_text(text: str) -> str:
+    """Lines of text as they are, for a notebook."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def html_table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """A table for a notebook; the first row is its header."""
+    head, *body = [[html.escape(cell) for cell in row] for row in rows]
+    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
+    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in body]
+    rows_html = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<div><p><b>{html.escape(title)}</b></p><table>{rows_html}</table></div>"

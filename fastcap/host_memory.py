@@ -118,7 +118,7 @@ _NOTHING = nullcontext()
 
 
 def normal_mode() -> AbstractContextManager[Any]:
-    """What is made in the block is no inference-mode tensor (R10); free outside inference mode."""
+    """What is made in the block is a normal tensor (R10); free outside inference mode."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
 
 

@@ -31,6 +31,8 @@ Show: TypeAlias = Callable[[int, Rates], object]
 def open_progress(progress: Progress, n_expected: int | None) -> Iterator[Callable[[int], object]]:
     """A function to call with the number of samples done.
 
+    `True` is a bar on a terminal or in a notebook, and nothing where neither is there.
+
     Raises:
         MissingExtraError: A bar was asked for, and tqdm is not installed.
         ArgumentTypeError: Neither a bool nor a callable.
@@ -39,7 +41,7 @@ def open_progress(progress: Progress, n_expected: int | None) -> Iterator[Callab
         report = progress
         yield lambda n_done: report(n_done, n_expected)
     elif progress is True:
-        with _bar(n_expected) as bar:
+        with _bar(n_expected, is_hidden=not _can_draw()) as bar:
             yield lambda n_done: bar.update(n_done - bar.n)
     elif progress is False or progress is None:
         yield lambda n_done: None
@@ -50,14 +52,22 @@ def open_progress(progress: Progress, n_expected: int | None) -> Iterator[Callab
         )
 
 
-def _bar(n_expected: int | None, n_before: int = 0) -> tqdm[Any]:
+def _can_draw() -> bool:
+    """Whether there is a terminal or a notebook; a notebook's standard error is no terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
+
+
+def _bar(n_expected: int | None, n_before: int = 0, is_hidden: bool = False) -> tqdm[Any]:
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
         raise MissingExtraError(
             "progress=True needs tqdm: pip install 'torch-fastcap[cli]'. Or pass a callable."
         ) from error
-    return tqdm(total=n_expected, initial=n_before, unit="sample", desc="fastcap")
+    return tqdm(
+        total=n_expected, initial=n_before, unit="sample", desc="fastcap", disable=is_hidden
+    )
 
 
 @contextlib.contextmanager
@@ -69,7 +79,7 @@ def open_report(
 ) -> Iterator[Report]:
     """As `open_progress`, for runs that know their rates and may go on where another stopped.
 
-    `True` is a bar where standard error is a terminal, and else a line every 30 seconds; at the
+    `True` is a bar on a terminal or in a notebook, and else a line every 30 seconds; at the
     end, also after an error, it is a line with the rates of the whole run.
 
     Args:
@@ -90,7 +100,7 @@ def open_report(
             yield lambda done: advance(n_before + done.n_samples)
         return
     rates = Rates(None if n_expected is None else n_expected - n_before, clock=clock)
-    show_context = _drawing(n_expected, n_before) if sys.stderr.isatty() else _writing(n_expected)
+    show_context = _drawing(n_expected, n_before) if _can_draw() else _writing(n_expected)
 
     def report(done: Counters) -> None:
         rates.update(done)

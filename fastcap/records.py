@@ -9,11 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from fastcap.formatting import html_table, html_text
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+class HasShape(Protocol):
+    """A tensor, or what is known of one before it has landed."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def describe_tensor(value: HasShape) -> tuple[str, str]:
+    """Shape and dtype for people: `("(2, 3)", "float32")`."""
+    return str(tuple(value.shape)), str(value.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Record:
     """One delivered capture.
 
@@ -34,6 +52,16 @@ class Record:
     call_index: int
     samples: range
     lengths: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        shape, dtype = describe_tensor(self.tensor)
+        return (
+            f"Record({self.site!r}, shape {shape}, {dtype}, pass_index={self.pass_index}, "
+            f"call_index={self.call_index}, samples={self.samples})"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_text(repr(self))
 
 
 class BatchRecords(Mapping[str, Tensor]):
@@ -79,6 +107,14 @@ class BatchRecords(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         shapes = ", ".join(f"{site!r}: {tuple(t.shape)}" for site, t in self._tensors.items())
         return f"BatchRecords(pass_index={self.pass_index}, {{{shapes}}})"
+
+    def _repr_html_(self) -> str:
+        rows = [(site, *describe_tensor(tensor)) for site, tensor in self._tensors.items()]
+        title = f"BatchRecords(pass_index={self.pass_index}, samples={self.samples})"
+        return html_table(title, [("site", "shape", "dtype"), *rows])
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from fastcap.devices import open_device
 from fastcap.errors import ArgumentError
 from fastcap.model.early_stop import StopAfter
 from fastcap.model.forward import Forward, evaluation_mode
-from fastcap.model.sites import Sites
+from fastcap.model.sites import Sites, either_name
 from fastcap.progress import Progress, open_progress
 from fastcap.request import as_dataset, length_of, request_run
 from fastcap.selection.per_sample import MaskOfBatch
@@ -29,17 +29,18 @@ PREFETCH = 1
 def extract_representations(
     model: nn.Module,
     dataset: Any,
-    layers: Sites,
-    device: torch.device | str | int,
+    layers: Sites | None = None,
+    device: torch.device | str | int | None = None,
     batch_size: int = 32,
     max_samples: int | None = None,
     *,
+    sites: Sites | None = None,
     positions: Positions = None,
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     stop_after_last_site: StopAfter = False,
     staging_bytes: int | None = None,
@@ -60,10 +61,11 @@ def extract_representations(
         dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`.
         layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; see `docs/concepts.md`.
-        device: Where batches are moved to.
+        device: Where batches are moved; by default the device of the model's parameters.
         batch_size: Samples per pass.
         max_samples: Stop after this many samples. The last batch runs whole and is cropped
             afterwards, so values do not depend on it.
+        sites: Another name for `layers`; give one of them.
         positions: `None`, an int (drops the dimension), a slice or a list of ints along `seq_dim`;
             `"last"` for the last real token of each sample; or the batch key that holds positions,
             `(batch,)` or `(batch, n_positions)`. What is not selected is never copied.
@@ -75,7 +77,7 @@ def extract_representations(
         mask: A callable that takes the batch and returns which tokens are real, `(batch, sequence)`
             of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
             batch's `attention_mask`, or else the one the model is called with.
-        inputs: Keys of the batch passed to the model by name besides `input_ids`, such as
+        model_inputs: Keys of the batch passed to the model by name besides `input_ids`, such as
             `["attention_mask"]`.
         forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
         stop_after_last_site: Whether to end each pass once every site has fired as often as in the
@@ -83,8 +85,8 @@ def extract_representations(
             then ends early too. Only for models that call the same modules in every pass.
         staging_bytes: Staging memory on the accelerator, in bytes.
         pinned_bytes: Slot memory on the host, in bytes.
-        progress: `True` for a progress bar, or a callable that takes the number of samples done and
-            the number expected (`None` if unknown).
+        progress: `True` for a progress bar on a terminal or in a notebook, or a callable that takes
+            the number of samples done and the number expected (`None` if unknown).
         num_workers: Data-loading processes, as in `torch.utils.data.DataLoader`.
         collate_fn: Makes a batch of samples, as in `torch.utils.data.DataLoader`.
         check_memory: Whether to refuse a result that cannot fit in available memory.
@@ -125,19 +127,18 @@ def extract_representations(
     num_workers = as_count("num_workers", num_workers, at_least=0)
     request = request_run(
         model,
-        layers,
+        either_name(layers, sites),
         device=device,
         positions=positions,
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
         mask=mask,
-        inputs=inputs,
+        model_inputs=model_inputs,
         forward=forward,
         stop_after_last_site=stop_after_last_site,
         staging_bytes=staging_bytes,
         pinned_bytes=pinned_bytes,
-        argument="layers",
     )
     if request.selection.positions == UNPADDED:
         raise ArgumentError(
@@ -166,8 +167,8 @@ def extract_representations(
             advance(min(records.samples.stop, result.n_done))
         acts = result.tensors()
     if result.n_done == 0:
-        sites = ", ".join(map(repr, request.site_names))
-        warn(f"Nothing was captured at {sites}: the dataset gave no sample. The result is empty.")
+        shown = ", ".join(map(repr, request.site_names))
+        warn(f"Nothing was captured at {shown}: the dataset gave no sample. The result is empty.")
     return {name: acts[name] for name in request.site_names if name in acts}
 
 

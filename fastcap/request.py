@@ -111,7 +111,7 @@ def request_capture(
 
 def request_run(
     model: nn.Module,
-    sites: Sites,
+    sites: Sites | None,
     *,
     device: torch.device | str | int | None = None,
     positions: Positions = None,
@@ -119,32 +119,29 @@ def request_run(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     calls: str = "last",
     stop_after_last_site: StopAfter = False,
     zero_copy: bool = False,
     staging_bytes: int | None = None,
     pinned_bytes: int | None = None,
-    argument: str = "sites",
     may_be_meta: bool = False,
 ) -> RunRequest:
     """The arguments that all calls have in common that run batches; `fastcap.stream` explains them.
 
-    `argument` is what the call at hand calls its sites; a model without data `may_be_meta`.
+    A model without data `may_be_meta`.
 
     Raises:
         ArgumentTypeError, ArgumentError, SiteNotFoundError, DeviceError: As the calls say.
     """
     names = as_site_names(sites, model)
     if not names:
-        raise ArgumentError(
-            f"{argument} is empty: name at least one module, such as ['layers.0.mlp']."
-        )
+        raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
     selection = make_selection(positions, reduce, dtype, seq_dim)
     limits = make_limits(staging_bytes, pinned_bytes, zero_copy)
     keeps_all = as_keeps_all(calls)
-    call = BatchCaller(model, device, inputs, forward, may_be_meta)
+    call = BatchCaller(model, device, model_inputs, forward, may_be_meta)
     bound = bind_sites(model, names)
     return RunRequest(
         model=model,

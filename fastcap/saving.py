@@ -1,4 +1,4 @@
-"""`save_activations`: one file that plain NumPy or stock safetensors can read.
+"""`save_activations` and `load_activations`: one file, which plain NumPy or safetensors reads too.
 
 Written under a temporary name in the same folder, synced, then renamed: a file under the final
 name is always whole.
@@ -23,6 +23,7 @@ from torch import Tensor
 from fastcap.errors import (
     ArgumentError,
     ArgumentTypeError,
+    LoadError,
     SaveError,
     UnsupportedTensorError,
 )
@@ -74,10 +75,7 @@ def save_activations(
         raise ArgumentTypeError(
             f"activations must be a dict of tensors by name; got {type(activations).__name__}."
         )
-    path = Path(path)
-    as_safetensors = path.suffix.lower() == ".safetensors"
-    if not as_safetensors and path.suffix.lower() != ".npz":
-        path = path.with_name(path.name + ".npz") if path.name else path
+    path = _with_suffix(Path(path))
     tensors = {_checked_name(name): _as_cpu(name, value) for name, value in activations.items()}
     if dtype is not None:
         if not isinstance(dtype, torch.dtype):
@@ -85,12 +83,102 @@ def save_activations(
                 f"dtype must be a torch.dtype such as torch.float16; got {dtype!r}."
             )
         tensors = {name: _cast(value, dtype) for name, value in tensors.items()}
-    if as_safetensors:
+    if _is_safetensors(path):
         _write_whole(path, lambda file: _write_safetensors(file, tensors), _n_bytes(tensors))
     else:
         arrays = _as_arrays(tensors)
         _write_whole(path, lambda file: _write_npz(file, arrays), _n_bytes(arrays))
     return path
+
+
+def load_activations(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Load what `save_activations` has written, or any other `.npz` or `.safetensors` of tensors.
+
+    Nothing is unpickled, so a file from anywhere is safe to load.
+
+    Args:
+        path: The file, as `save_activations` was given it or as it returned it: the suffix `.npz`
+            may be missing.
+
+    Returns:
+        Tensors by name, in the order in which they were saved (`.safetensors`: by dtype and name):
+        on the CPU, contiguous, in the dtype of the file.
+
+    Raises:
+        LoadError: There is no such file, or it cannot be read, or holds something but tensors.
+
+    Example:
+        >>> import tempfile, torch, fastcap
+        >>> path = tempfile.mkdtemp() + "/acts"
+        >>> _ = fastcap.save_activations({"layers.0": torch.ones(2, 3)}, path)
+        >>> fastcap.load_activations(path)["layers.0"].shape
+        torch.Size([2, 3])
+    """
+    path = _with_suffix(Path(path))
+    read = _read_safetensors if _is_safetensors(path) else _read_npz
+    try:
+        path.open("rb").close()  # libraries say less of a file that cannot be opened
+        return read(path)
+    except OSError as error:
+        message = f"Cannot load activations from {str(path)!r}: {_why_not(path, error)}"
+        raise LoadError(error.errno, message) from error
+
+
+def _why_not(path: Path, error: OSError) -> str:
+    if path.is_dir():
+        return "it is a folder. Open an archive with fastcap.open_archive()."
+    reason = f"{error.strerror or error}.".replace("..", ".")
+    if not isinstance(error, FileNotFoundError):
+        return reason
+    there = path.parent.iterdir() if path.parent.is_dir() else ()
+    names = sorted(each.name for each in there if each.suffix in (".npz", ".safetensors"))
+    found = f"It has {', '.join(names[:5])}." if names else "It has no .npz and no .safetensors."
+    return f"{reason} {str(path.parent)!r} was looked in. {found}"
+
+
+def _with_suffix(path: Path) -> Path:
+    """The path of the file for what a caller wrote."""
+    has_suffix = path.suffix.lower() in (".npz", ".safetensors")
+    return path if has_suffix or not path.name else path.with_name(path.name + ".npz")
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except SafetensorError as error:
+        raise OSError(errno.EINVAL, f"it is not a valid safetensors file: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    # numpy.load takes names apart in another way than _write_npz puts them together ("a.npy").
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name.removesuffix(".npy"): _read_member(archive, name)
+                for name in archive.namelist()
+            }
+    except zipfile.BadZipFile as error:
+        raise OSError(errno.EINVAL, f"it is not a valid .npz, or it is damaged: {error}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> Tensor:
+    try:
+        with archive.open(name) as member:
+            array = np.lib.format.read_array(member, allow_pickle=False)
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(native).contiguous()
+    except (TypeError, ValueError, EOFError) as error:
+        raise OSError(
+            errno.EINVAL,
+            f"{name!r} in it is not an array that torch can hold: {error}",
+        ) from error
 
 
 def _checked_name(name: object) -> str:

@@ -81,7 +81,7 @@ def parse_site(text: str) -> Site:
         'layers.0.mlp'
 
     Raises:
-        ArgumentError: The text after the colon is no part that exists.
+        ArgumentError: The text after the colon is not a part that exists.
     """
     is_regex = text.startswith(REGEX)
     error = ""
@@ -103,7 +103,7 @@ def parse_site(text: str) -> Site:
         return Site(text, text)
     raise ArgumentError(
         error
-        or f"Site {text!r}: what follows the colon is no part that can be captured. Parts start "
+        or f"Site {text!r}: what follows the colon is not a part that can be captured. Parts start "
         "with ':output' or ':input' and go on with '[1]', '[key]' or '.name', such as "
         "'layers.0.attention:output[1]'."
     )

@@ -13,6 +13,7 @@ from torch import nn
 from fastcap.consumers.base import Consumer
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
+from fastcap.formatting import html_text
 from fastcap.model.early_stop import CallsSeen, StopAfter
 from fastcap.model.forward import Forward, count_rows, evaluation_mode, uncompiled
 from fastcap.model.hooks import detach
@@ -200,6 +201,17 @@ class Stream(Iterator[BatchRecords]):
         self._running.clear()
         self._engine.close()
 
+    def __repr__(self) -> str:
+        state = "ended" if self._ended and not self._running else "open"
+        n_handed_out = self._n_passes - len(self._running)
+        return (
+            f"Stream({type(self._model).__name__}, {state}, batches handed out: {n_handed_out}, "
+            f"sites: {list(self._engine.site_names)})"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_text(repr(self))
+
     def __enter__(self) -> Self:
         return self
 
@@ -218,7 +230,7 @@ def stream(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     calls: str = "last",
     stop_after_last_site: StopAfter = False,
@@ -251,7 +263,7 @@ def stream(
         mask: A callable that takes the batch and returns which tokens are real, `(batch, sequence)`
             of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
             batch's `attention_mask`, or else the one the model is called with.
-        inputs: Keys of the batch passed to the model by name besides `input_ids`.
+        model_inputs: Keys of the batch passed to the model by name besides `input_ids`.
         forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
         calls: `"last"` keeps the last call of a module that is called several times per pass;
             `"all"` keeps every call: `records.calls(site)`.
@@ -295,7 +307,7 @@ def stream(
         dtype=dtype,
         seq_dim=seq_dim,
         mask=mask,
-        inputs=inputs,
+        model_inputs=model_inputs,
         forward=forward,
         calls=calls,
         stop_after_last_site=stop_after_last_site,

@@ -66,7 +66,7 @@ def test_names_of_files_never_lead_out_of_their_directory(
     tampered.file["name"] = name
     tampered.save()
     monkeypatch.setattr(os, "open", spy)
-    assert why_not(root).endswith(f"{name!r} is no name of a shard.")
+    assert why_not(root).endswith(f"{name!r} is not a valid shard name.")
     assert set(opened) <= {str(root / META), str(tampered.directory / JOURNAL)}
 
 
@@ -151,7 +151,7 @@ def test_a_line_that_says_something_impossible(
     [
         (b"[]", "is not a JSON object."),
         (b"[" * 100_000, "is not valid JSON: it is nested too deep."),
-        (b'{"total": NaN}', "is not valid JSON: NaN is no number."),
+        (b'{"total": NaN}', "is not valid JSON: NaN is not a number."),
         (b'{"total": -1}', ": 'total' is -1, which is out of range."),
         (b'{"total": 1, "total": 2}', "is not valid JSON: a key appears twice."),
         (b"\xff", "is not valid JSON: byte 0 is not UTF-8."),

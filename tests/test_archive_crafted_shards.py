@@ -83,7 +83,7 @@ def test_a_header_that_describes_something_else(
 
 def test_numbers_that_are_equal_and_of_another_type_are_no_sizes(root: Path) -> None:
     Tampered.open(root).change_header(entry("layers.0", shape=[3.0, 3]))
-    assert why_not_read(root).startswith("SHARD is no safetensors file: ")
+    assert why_not_read(root).startswith("SHARD is not a valid safetensors file: ")
 
 
 @numbered("length", [0, 1, 4087, 4096, 8184, (16 << 20) - 8, 16 << 20, 2**32 - 8, 2**63, 2**64 - 8])
@@ -153,7 +153,7 @@ def test_a_sparse_shard_with_many_million_samples(root: Path) -> None:
     archive = open_archive(root)
     assert len(archive) == n_samples
     with pytest.raises(ArchiveError, match=r"Cannot map .*Cannot allocate memory"):
-        archive["layers.0"][5]  # mapping is no allocation, but the limit of this test counts it
+        archive["layers.0"][5]  # mapping is not an allocation, but the limit of this test counts it
     resource.setrlimit(resource.RLIMIT_AS, resource.getrlimit(resource.RLIMIT_AS)[1:] * 2)
     assert message_of(ArchiveFormatError, lambda: archive["layers.0"][5]) == (
         f"{tampered.shard} holds other samples than its journal says."

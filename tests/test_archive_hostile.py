@@ -30,7 +30,7 @@ def judge(root: Path) -> str:
 
     Raises:
         AssertionError: A wrong value that `verify` does not report, or samples that nobody wrote.
-        Exception: Anything that is no error of fastcap.
+        Exception: Anything that is not an error of fastcap.
     """
     try:
         archive = open_archive(root)

@@ -59,7 +59,7 @@ def test_a_description_too_long_to_be_read_again_is_not_written() -> None:
 def test_no_archive(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         assert message_of(ArchiveError, lambda p=path: read_meta(p, LocalFiles())) == (  # type: ignore[misc]
-            f"{path} is no archive: it has no meta.json."
+            f"{path} is not an archive: it has no meta.json."
         )
 
 

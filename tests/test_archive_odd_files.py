@@ -122,7 +122,7 @@ def test_a_journal_that_is_no_regular_file(
     path = Tampered.open(root).directory / JOURNAL
     path.rename(tmp_path / "elsewhere")
     put(path, tmp_path / "elsewhere")
-    assert why_not(root) == "journal.jsonl is no regular file, and links are not followed."
+    assert why_not(root) == "journal.jsonl is not a regular file, and links are not followed."
     with pytest.raises(ArchiveFormatError):
         clean(root, LocalFiles())
 
@@ -174,7 +174,7 @@ def test_a_writers_directory_that_is_none(
     else:
         put(path, tmp_path / "elsewhere")
     assert why_not(root) == (
-        "WRITER has the name of a writer's directory, and is none. Links are not followed: move "
+        "WRITER has the name of a writer's directory, but is not one. Links are not followed: move "
         "the directory itself here."
     )
 

@@ -74,7 +74,7 @@ def test_a_table_of_every_way_and_the_floors() -> None:
     ways = [line.split("|")[3].strip() for line in lines if line.startswith(("| 1 ", "| 4 "))]
     assert ways == ["hookless", "hook", "fastcap"] * 2
     assert "copy into warm memory 8.00 GB/s" in result.stdout
-    assert "loading" not in result.stdout  # what models print is no part of it
+    assert "loading" not in result.stdout  # what models print is not part of it
     assert "1 site, round 2: " in result.stderr
     assert "4 sites, round 2: " in result.stderr
 
@@ -118,7 +118,10 @@ def test_a_way_that_differs_is_a_status() -> None:
         ((ASKED[0], "--sites", "1"), "how many token ids it has, as models of transformers do."),
         ((*ASKED, "--positions", "1:a"), "--positions '1:a' cannot be read. Give an int (-1)"),
         ((*ASKED, "--positions", "last"), "Measure with an int, a slice or a list of ints."),
-        ((*ASKED, "--disk", "nowhere"), "--disk 'nowhere' is no folder. Name one that exists."),
+        (
+            (*ASKED, "--folder", "nowhere"),
+            "--folder 'nowhere' is not a folder. Name one that exists.",
+        ),
         ((*ASKED, "--device", "nonsense"), "--device 'nonsense': the model cannot be moved there"),
         ((*ASKED[:4], "9"), "Module '9' not found in model."),
         ((*ASKED[:4], "1:output[0]"), "Site '1:output[0]' gave no tensor in a pass. Leave it out"),

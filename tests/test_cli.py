@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -58,6 +59,33 @@ def test_version_prints_the_version() -> None:
     assert (result.exit_code, result.stdout) == (0, f"fastcap {fastcap.__version__}\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *([each.__name__, "--help"] for each in app.COMMANDS)],
+    ids=" ".join,
+)
+def test_what_only_prints_does_not_import_torch(arguments: list[str]) -> None:
+    program = (
+        "import atexit, sys\n"
+        "loaded = lambda: print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)\n"
+        "atexit.register(loaded)\n"
+        "from fastcap.cli import main\n"
+        f"sys.argv = ['fastcap', *{arguments!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "False False\n")
+    assert done.stdout
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "fastcap"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fastcap {fastcap.__version__}\n"
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "Usage: python -m fastcap" in shown
+
+
 def test_help_lists_every_command() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
@@ -77,7 +105,7 @@ def test_an_unknown_option_is_a_usage_error() -> None:
 
 def test_options_reach_the_demo(demo_that: Callable[[BaseException], dict[str, Any]]) -> None:
     called_with = demo_that(FastcapError("enough"))
-    invoke("demo", "--out", "somewhere", "--limit", "7", "--seed", "3")
+    invoke("demo", "--folder", "somewhere", "--limit", "7", "--seed", "3")
     assert called_with["out"] == Path("somewhere")
     assert (called_with["limit"], called_with["seed"]) == (7, 3)
 
@@ -171,7 +199,7 @@ def test_the_demo_captures_probes_and_writes_what_it_says(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
-    result = invoke("demo", "--limit", "4", "--out", str(tmp_path / "out"))
+    result = invoke("demo", "--limit", "4", "--folder", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
 
     written = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from fastcap import FastcapWarning
 from fastcap.cli.opening import open_dataset, vocabulary_size
-from fastcap.datasets import LabelCollator, LineFile, TokenFile
+from fastcap.datasets import ColumnCollator, LineFile, TokenFile
 from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from tests.support.errors import message_of
 
@@ -162,7 +162,7 @@ def test_raw_files_need_a_dtype_and_whole_numbers(tmp_path: Path) -> None:
         says_nothing + "'uint16' or 'uint32'; got 'int8'."
     )
     assert refused(path, context_length=2, dtype="uint32") == (
-        f"{path} has 14 bytes, which is no whole number of uint32 (4 bytes each). Is the dtype "
+        f"{path} has 14 bytes, which is not a whole number of uint32 (4 bytes each). Is the dtype "
         "right, and is the file whole?"
     )
     assert refused(path, dtype="uint16") == (
@@ -226,7 +226,7 @@ def test_objects_of_a_jsonl_file_give_texts_and_labels(tmp_path: Path) -> None:
         {"q": "One.", "label": 1, "score": 1, "flag": True, "more": "x"},
         {"q": "Two.", "label": 0, "score": 0.5, "flag": False, "more": "y"},
     )
-    dataset = LineFile(path, text_key="q", labels=["label", "score", "flag"])
+    dataset = LineFile(path, text_key="q", columns=["label", "score", "flag"])
     assert dataset[0] == {"q": "One.", "label": 1, "score": 1.0, "flag": True}
     # A column is of one type, whatever stands in one batch of it.
     assert [type(value) for value in dataset[0].values()] == [str, int, float, bool]
@@ -275,7 +275,7 @@ def test_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     assert bad(path, good + b'{"txt": "two"}\n') == (
         f"{path}, line 2: no 'text', but the keys ['txt']."
     )
-    assert bad(path, good + b'{"text": "two"}\n', labels=["label"]) == (
+    assert bad(path, good + b'{"text": "two"}\n', columns=["label"]) == (
         f"{path}, line 2: no 'label', but the keys ['text']."
     )
     assert bad(path, good + b"{") == (
@@ -289,13 +289,13 @@ def test_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         f"{path}, line 2: a chat, and the lines before are texts, which are tokenized "
         "differently. Put them into two files."
     )
-    assert bad(path, good + b'{"text": "two", "label": "b"}', labels=["label"]) == (
-        f"{path}, line 2, 'label': 'b' is a str, and it was a int before. A label is a number of "
-        "64 bits in every line, or a text in every line."
+    assert bad(path, good + b'{"text": "two", "label": "b"}', columns=["label"]) == (
+        f"{path}, line 2, 'label': 'b' is a str, and it was a int before. A column holds "
+        "64-bit numbers or texts, the same in every line."
     )
     for value in ("9223372036854775808", "null", "[1]"):
         line = f'{{"text": "two", "label": {value}}}'.encode()
-        message = bad(path, good + line, labels=["label"])
+        message = bad(path, good + line, columns=["label"])
         assert message.startswith(f"{path}, line 2, 'label': {value.replace('null', 'None')} is a ")
     assert bad(path, good + b"\xff\n").startswith(f"{path}, line 2 is not UTF-8: ")
 
@@ -317,8 +317,8 @@ def test_other_files_and_labels_of_texts_are_refused(tmp_path: Path) -> None:
         f"{tmp_path / 'a.csv'} ends in '.csv'. Texts are read from .txt (one per line) and "
         ".jsonl (one JSON object per line)."
     )
-    assert bad(tmp_path / "a.txt", b"a\n", labels=["label"]) == (
-        f"{tmp_path / 'a.txt'} has a text per line and no labels, and ['label'] were asked. Write "
+    assert bad(tmp_path / "a.txt", b"a\n", columns=["label"]) == (
+        f"{tmp_path / 'a.txt'} has a text per line and no columns, and ['label'] were asked. Write "
         "a .jsonl file with one object per line."
     )
 
@@ -349,7 +349,7 @@ def lengths(texts: list[str]) -> dict[str, Tensor]:
 )
 def test_labels_become_tensors_beside_the_batch(values: list[Any], dtype: torch.dtype) -> None:
     samples = [{"text": "a" * n, "y": value} for n, value in enumerate(values, start=1)]
-    batch = LabelCollator(lengths, labels=["y"])(samples)
+    batch = ColumnCollator(lengths, columns=["y"])(samples)
     assert batch["input_ids"].tolist() == [[1], [2]]
     assert torch.equal(batch["y"], torch.tensor(values, dtype=dtype))
     assert batch["y"].dtype == dtype
@@ -357,13 +357,13 @@ def test_labels_become_tensors_beside_the_batch(values: list[Any], dtype: torch.
 
 def test_labels_that_are_texts_stay_a_list(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", *({"text": "a", "y": word} for word in ("dog", "cat")))
-    dataset = LineFile(path, labels=["y"])
-    batch = LabelCollator(lengths, labels="y")([dataset[0], dataset[1]])
+    dataset = LineFile(path, columns=["y"])
+    batch = ColumnCollator(lengths, columns="y")([dataset[0], dataset[1]])
     assert batch["y"] == ["dog", "cat"]
 
 
 def test_samples_that_have_no_label_or_one_that_is_no_number_are_refused() -> None:
-    collate = LabelCollator(lengths, labels=["y"])
+    collate = ColumnCollator(lengths, columns=["y"])
     assert message_of(BatchError, lambda: collate([{"text": "a"}])) == (
         "A sample has no 'y'; it is or has ['text']."
     )
@@ -373,12 +373,12 @@ def test_samples_that_have_no_label_or_one_that_is_no_number_are_refused() -> No
     for values in ([1, "dog"], ["dog", 1]):
         mixed = [{"text": "a", "y": value} for value in values]
         assert message_of(BatchError, partial(collate, mixed)) == (
-            "The label 'y' is 'dog', a str, in a batch. Labels are numbers for all samples, or "
+            "The column 'y' is 'dog', a str, in a batch. Columns are numbers for all samples, or "
             "texts for all samples."
         )
-    clash = LabelCollator(lengths, labels=["input_ids"])
+    clash = ColumnCollator(lengths, columns=["input_ids"])
     assert message_of(ArgumentError, lambda: clash([{"text": "a", "input_ids": 1}])) == (
-        "Labels cannot be called ['input_ids']: batches have inputs of these names. Rename them."
+        "Columns cannot be called ['input_ids']: batches have inputs of these names. Rename them."
     )
 
 
@@ -400,7 +400,7 @@ def test_a_name_is_a_file_or_an_import_path(tmp_path: Path) -> None:
     ids = raw(tmp_path / "a.tokens", IDS, "uint32")
     assert isinstance(open_dataset(str(tokens)), TokenFile)
     assert len(open_dataset(str(ids), context_length=12, token_dtype="uint32")) == 2
-    assert open_dataset(str(texts), labels=["y"])[0]["y"] == 1
+    assert open_dataset(str(texts), columns=["y"])[0]["y"] == 1
     assert len(open_dataset(f"{HERE}:make_dataset")) == 3
     assert open_dataset(f"{HERE}:READY") is READY
 
@@ -424,8 +424,8 @@ def test_names_of_nothing_and_options_that_do_not_fit_are_refused(tmp_path: Path
         f"--context-length is not for texts, and --data {str(texts)!r} is. Leave it out."
     )
     tokens = npy(tmp_path / "a.npy", IDS)
-    assert refuse(tokens, labels=["y"]) == (
-        f"--labels is not for token ids, and --data {str(tokens)!r} is. Leave it out."
+    assert refuse(tokens, columns=["y"]) == (
+        f"--columns is not for token ids, and --data {str(tokens)!r} is. Leave it out."
     )
 
 

@@ -70,8 +70,20 @@ def test_arguments_are_taken_by_position_and_by_name() -> None:
     assert differences(by_position, by_name) == []
 
 
+def test_layers_may_be_called_sites_as_everywhere_else() -> None:
+    model = LanguageModel()
+    by_layers = extract_representations(model, SAMPLES, ["norm"], "cpu", 3)
+    by_sites = extract_representations(model, SAMPLES, sites=["norm"], batch_size=3)
+
+    assert differences(by_layers, by_sites) == []
+    with pytest.raises(ValueError, match=r"layers=\['norm'\] and sites='norm': .* Pass one"):
+        extract_representations(model, SAMPLES, ["norm"], "cpu", sites="norm")
+    with pytest.raises(ValueError, match="sites is empty"):
+        extract_representations(model, SAMPLES)
+
+
 def test_no_layers_are_an_error_and_not_an_empty_result() -> None:
-    with pytest.raises(ValueError, match="layers is empty"):
+    with pytest.raises(ValueError, match="sites is empty"):
         extract_representations(LanguageModel(), SAMPLES, [], "cpu")
 
 

@@ -164,13 +164,13 @@ def _masked_samples() -> list[Sample]:
 
 
 @pytest.mark.parametrize(
-    "inputs", ["attention_mask", ["attention_mask"], ["input_ids", "attention_mask"]]
+    "model_inputs", ["attention_mask", ["attention_mask"], ["input_ids", "attention_mask"]]
 )
-def test_inputs_are_passed_by_name_beside_input_ids(inputs: Any) -> None:
+def test_model_inputs_are_passed_by_name_beside_input_ids(model_inputs: Any) -> None:
     model = LanguageModel().eval()
     samples = _masked_samples()
 
-    found = extract_representations(model, samples, SITES, "cpu", 3, inputs=inputs)
+    found = extract_representations(model, samples, SITES, "cpu", 3, model_inputs=model_inputs)
 
     def call(model: nn.Module, batch: Sample) -> Any:
         return model(batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -228,7 +228,7 @@ def test_forward_is_given_whatever_collate_fn_makes() -> None:
 def test_passing_the_mask_or_a_forward_of_ones_own_is_not_warned_about() -> None:
     model, samples = LanguageModel(), _masked_samples()
 
-    extract_representations(model, samples, ["norm"], "cpu", inputs=["attention_mask"])
+    extract_representations(model, samples, ["norm"], "cpu", model_inputs=["attention_mask"])
     extract_representations(
         model, samples, ["norm"], "cpu", forward=lambda model, batch: model(batch["input_ids"])
     )
@@ -270,7 +270,10 @@ def test_an_error_in_progress_ends_the_run_and_cleans_up() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_progress_true_draws_a_bar_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_true_draws_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastcap.progress._can_draw", lambda: True)
     extract_representations(LanguageModel(), SAMPLES, ["norm"], "cpu", 3, progress=True)
 
     printed = capsys.readouterr()

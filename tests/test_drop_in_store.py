@@ -29,6 +29,14 @@ def test_the_documented_signature_is_kept() -> None:
     }
 
 
+def test_layers_may_be_called_sites_as_everywhere_else() -> None:
+    model = LanguageModel()
+
+    assert ActivationStore(model, sites="norm").layer_names == ["norm"]
+    with pytest.raises(ValueError, match=r"layers=\['norm'\] and sites='norm': .* Pass one"):
+        ActivationStore(model, ["norm"], sites="norm")
+
+
 @pytest.mark.parametrize("as_keywords", [False, True])
 def test_arguments_are_taken_by_position_and_by_name(as_keywords: bool) -> None:
     model = LanguageModel()

@@ -49,6 +49,7 @@ BUILT_IN = {
     "ArchiveFormatError": ValueError,
     "ArchiveConfigError": ValueError,
     "MissingSampleError": IndexError,
+    "NotCapturedError": KeyError,
     "MissingExtraError": ImportError,
 }
 
@@ -117,8 +118,8 @@ def test_a_wrong_name_with_a_part_is_named_without_the_part() -> None:
 @pytest.mark.parametrize("site", ["norm:outputs", "norm:weight", "norm:", "norm:1"])
 def test_an_unknown_part_is_refused_with_the_parts_that_exist(site: str) -> None:
     assert message_of(ArgumentError, ActivationStore(LanguageModel(), [site]).enable) == (
-        f"Site {site!r}: what follows the colon is no part that can be captured. Parts start with "
-        "':output' or ':input' and go on with '[1]', '[key]' or '.name', such as "
+        f"Site {site!r}: what follows the colon is not a part that can be captured. Parts start "
+        "with ':output' or ':input' and go on with '[1]', '[key]' or '.name', such as "
         "'layers.0.attention:output[1]'."
     )
 
@@ -140,7 +141,7 @@ def test_a_part_that_cannot_be_read_is_refused_from_where_it_goes_wrong(
 )
 def test_layers_that_are_no_strings_are_refused(layers: Any, shown: str) -> None:
     assert message_of(ArgumentTypeError, lambda: ActivationStore(LanguageModel(), layers)) == (
-        f"layers must be module names (strings) or modules of the model; got {shown}. Print the "
+        f"sites must be module names (strings) or modules of the model; got {shown}. Print the "
         "names with: for name, _ in model.named_modules(): print(name)"
     )
 
@@ -149,7 +150,7 @@ def test_no_sites_are_refused_where_there_is_nothing_to_return() -> None:
     model = LanguageModel()
 
     assert message_of(ArgumentError, lambda: extract(model, SAMPLES, [], "cpu")) == (
-        "layers is empty: name at least one module, such as ['layers.0.mlp']."
+        "sites is empty: name at least one module, such as ['layers.0.mlp']."
     )
     assert message_of(ArgumentError, lambda: fastcap.stream(model, [], [])) == (
         "sites is empty: name at least one module, such as ['layers.0.mlp']."
@@ -191,7 +192,7 @@ def test_a_sample_without_input_ids_is_refused_with_what_it_has() -> None:
 
 def test_an_input_that_no_batch_has_is_refused_by_name() -> None:
     def run() -> None:
-        extract(LanguageModel(), SAMPLES, ["norm"], "cpu", inputs=["attention_mask"])
+        extract(LanguageModel(), SAMPLES, ["norm"], "cpu", model_inputs=["attention_mask"])
 
     assert message_of(MissingInputError, run).startswith(
         "The batch has no 'attention_mask'; it has ['input_ids']. "
@@ -230,14 +231,14 @@ def test_samples_of_different_lengths_in_one_batch_fail_as_they_do_in_a_data_loa
 
 
 @pytest.mark.parametrize(
-    "inputs", [[1], [b"attention_mask"], [("a", "b")]], ids=["int", "bytes", "tuple"]
+    "model_inputs", [[1], [b"attention_mask"], [("a", "b")]], ids=["int", "bytes", "tuple"]
 )
-def test_inputs_that_are_no_keys_are_refused(inputs: Any) -> None:
+def test_model_inputs_that_are_not_keys_are_refused(model_inputs: Any) -> None:
     def run() -> None:
-        extract(LanguageModel(), SAMPLES, ["norm"], "cpu", inputs=inputs)
+        extract(LanguageModel(), SAMPLES, ["norm"], "cpu", model_inputs=model_inputs)
 
     assert message_of(ArgumentTypeError, run) == (
-        f"inputs must be keys of the batch, as strings; got {inputs[0]!r}."
+        f"model_inputs must be keys of the batch, as strings; got {model_inputs[0]!r}."
     )
 
 

@@ -93,14 +93,14 @@ def test_wrong_names(tmp_path: Path) -> None:
             "group_secs must be a number of seconds above 0; got nan.",
         ),
         (
-            {"labels": "text"},
+            {"columns": "text"},
             ArgumentTypeError,
-            "labels must be a list of keys of the batch; got 'text'.",
+            "columns must be a list of keys of the batch; got 'text'.",
         ),
         (
-            {"labels": [3]},
+            {"columns": [3]},
             ArgumentTypeError,
-            "labels must be a list of keys of the batch; got [3].",
+            "columns must be a list of keys of the batch; got [3].",
         ),
     ],
     ids=range(12),
@@ -112,7 +112,7 @@ def test_arguments_out_of_range(
     assert not (tmp_path / "acts").exists()
 
 
-# Labels
+# Columns
 
 
 def labelled(*labels: Any) -> list[dict[str, Any]]:
@@ -139,14 +139,14 @@ COMPLEX = (
     "dtype=torch.float32, or for complex values reduce=torch.view_as_real."
 )
 NOT_UNICODE = (
-    "Label 'y' has a text that is not valid Unicode: 'half a pair: \\ud800'. Repair it, such as "
+    "Column 'y' has a text that is not valid Unicode: 'half a pair: \\ud800'. Repair it, such as "
     "with text.encode(errors='replace').decode()."
 )
 
 
 def no_label(kind: str) -> str:
     return (
-        f"Label 'y' is a list with a {kind} in a batch. Labels are numbers or texts, one per "
+        f"Column 'y' is a list with a {kind} in a batch. Columns are numbers or texts, one per "
         "sample: give a tensor, or a list of strings."
     )
 
@@ -208,21 +208,21 @@ def test_labels_that_do_not_fit(
     labels: list[Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     data = labelled(*labels)
-    options: dict[str, Any] = {"labels": ["y"], "collate_fn": keep}
+    options: dict[str, Any] = {"columns": ["y"], "collate_fn": keep}
     assert why_not(error, tmp_path / "acts", data=data, **options) == message
     if len(labels) == 4 and error is ResultError:  # what was complete before is committed
         assert fastcap.open_archive(tmp_path / "acts").ids == [(0, 3)]
 
 
 def test_labels_that_are_missing_or_too_few(tmp_path: Path) -> None:
-    assert why_not(MissingInputError, tmp_path / "acts", labels=["text"]) == (
-        "The batch has no label 'text'; it has ['input_ids']. Let the dataset give it, or leave it "
-        "out of labels=."
+    assert why_not(MissingInputError, tmp_path / "acts", columns=["text"]) == (
+        "The batch has no column 'text'; it has ['input_ids']. Let the dataset give it, or leave "
+        "it out of columns=."
     )
     ids = [(sample["input_ids"],) for sample in SAMPLES]
-    assert why_not(MissingInputError, tmp_path / "acts", data=ids, labels=["text"]) == (
-        "The batch has no label 'text'; it has no keys. Let the dataset give it, or leave it out "
-        "of labels=."
+    assert why_not(MissingInputError, tmp_path / "acts", data=ids, columns=["text"]) == (
+        "The batch has no column 'text'; it has no keys. Let the dataset give it, or leave it out "
+        "of columns=."
     )
     for value, shape in ((torch.tensor(1), "()"), (torch.tensor([1, 2]), "(2,)")):
         collate = lambda samples, v=value: {**keep(samples), "y": v}  # noqa: E731
@@ -230,11 +230,11 @@ def test_labels_that_are_missing_or_too_few(tmp_path: Path) -> None:
             ResultError,
             tmp_path / "acts",
             data=labelled(1, 2, 3),
-            labels=["y"],
+            columns=["y"],
             collate_fn=collate,
         ) == (
-            f"Label 'y' has shape {shape} in a batch of 3 samples: it needs one value, or one row, "
-            "per sample."
+            f"Column 'y' has shape {shape} in a batch of 3 samples: it needs one value, or one "
+            "row, per sample."
         )
 
 
@@ -401,7 +401,7 @@ def test_out_has_something_else_in_it(tmp_path: Path) -> None:
     (tmp_path / "acts").mkdir()
     (tmp_path / "acts" / "notes.txt").write_text("")
     assert why_not(ArchiveError, tmp_path / "acts") == (
-        f"{tmp_path / 'acts'} is no archive, and it is not empty: it has notes.txt. Choose a "
+        f"{tmp_path / 'acts'} is not an archive, and it is not empty: it has notes.txt. Choose a "
         "directory of its own."
     )
 
@@ -450,6 +450,6 @@ def test_a_masked_selection_without_a_mask(tmp_path: Path) -> None:
     with pytest.raises(fastcap.FastcapError, match="mask"):
         extract(LanguageModel(), SAMPLES, tmp_path / "acts", positions="last")
     archive = extract(
-        LanguageModel(), data, tmp_path / "acts", positions="last", inputs=["attention_mask"]
+        LanguageModel(), data, tmp_path / "acts", positions="last", model_inputs=["attention_mask"]
     )
     assert archive["norm"].shape == (16,)

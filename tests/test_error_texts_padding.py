@@ -26,8 +26,8 @@ MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
 LAST: dict[str, Any] = {"positions": "last"}
 MEAN: dict[str, Any] = {"reduce": "mean"}
 HOW = (
-    "Pass attention_mask to the model (inputs=['attention_mask'] where fastcap makes the call), "
-    "let the batches have that key, or give a mask with mask=."
+    "Pass attention_mask to the model (model_inputs=['attention_mask'] where fastcap makes the "
+    "call), let the batches have that key, or give a mask with mask=."
 )
 
 
@@ -45,7 +45,7 @@ def said_of_mask(mask: Any, **options: Any) -> str:
         message = message_of(SelectionError, lambda: model(IDS, mask))
     if isinstance(mask, Tensor) and not options:
         batches = [{"input_ids": IDS, "attention_mask": mask}]
-        run = stream(model, batches, ["token_embedding"], inputs=["attention_mask"], **LAST)
+        run = stream(model, batches, ["token_embedding"], model_inputs=["attention_mask"], **LAST)
         assert message_of(SelectionError, lambda: next(run)) == message
         assert hooks_on(model) == 0
     return message
@@ -319,7 +319,7 @@ def test_a_key_that_holds_no_positions_is_refused_with_what_it_holds(value: Any,
     )
 
 
-# Rows that are no samples
+# Rows that are not samples
 
 
 def test_extraction_refuses_unpadded_and_names_stream() -> None:

@@ -1,4 +1,4 @@
-"""What is warned about: outputs that are no tensors, missing sites, padding that is not passed."""
+"""What is warned about: outputs that are not tensors, missing sites, padding that is not passed."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_padding_that_is_not_passed_is_warned_about_once_with_the_fix() -> None:
     assert texts(said) == [
         (
             "The batches have an attention_mask with zeros (padding), and it is not passed to the "
-            "model, which will attend to the padding. Pass it with inputs=['attention_mask']."
+            "model, which will attend to the padding. Pass it with model_inputs=['attention_mask']."
         )
     ]
 
@@ -142,7 +142,7 @@ def test_padding_that_is_not_passed_is_warned_about_once_with_the_fix() -> None:
 def test_padding_that_is_passed_or_not_there_is_not_warned_about() -> None:
     model = LanguageModel()
 
-    extract(model, _masked(2), ["norm"], "cpu", 2, inputs=["attention_mask"])
+    extract(model, _masked(2), ["norm"], "cpu", 2, model_inputs=["attention_mask"])
     extract(model, _masked(0), ["norm"], "cpu", 2)
 
 

@@ -18,7 +18,7 @@ from tests.support.models import LanguageModel, SharedWeights, TupleBlock, Write
 from tests.support.runs import running_on
 
 SAMPLES = masked_samples(8)
-MASKED = {"inputs": ["attention_mask"]}
+MASKED = {"model_inputs": ["attention_mask"]}
 SELECTIONS: dict[str, dict[str, Any]] = {
     "all": {},
     "int": {"positions": -1},
@@ -159,7 +159,7 @@ def test_ids_masks_and_labels_are_stored_beside(tmp_path: Path) -> None:
         LanguageModel(),
         SAMPLES,
         tmp_path / "acts",
-        labels=["y", "row", "text", "y"],
+        columns=["y", "row", "text", "y"],
         max_samples=7,
         **MASKED,
     )

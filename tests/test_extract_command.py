@@ -94,7 +94,7 @@ EXTRACT = ("extract", f"{HERE}:make")
 
 
 def extract(data: str, out: Path, *options: str) -> Result:
-    given = ("--data", data, "--sites", "norm", "--out", str(out), "--batch-size", "4")
+    given = ("--data", data, "--sites", "norm", "--folder", str(out), "--batch-size", "4")
     return invoke(*EXTRACT, *given, *options)
 
 
@@ -133,7 +133,7 @@ def test_raw_tokens_and_datasets_of_python_work_the_same(tmp_path: Path) -> None
     outs = tmp_path / "raw", tmp_path / "python"
     cut = ("--context-length", "6", "--token-dtype", "uint32")
     assert extract(str(raw), outs[0], *cut).exit_code == 0
-    result = extract(f"{HERE}:samples", outs[1], "--labels", "y", "--max-samples", "9")
+    result = extract(f"{HERE}:samples", outs[1], "--columns", "y", "--max-samples", "9")
     assert result.exit_code == 0, result.output
     first, second = map(fastcap.open_archive, outs)
     assert torch.equal(first["norm"][:], expected())
@@ -155,14 +155,14 @@ def test_texts_are_tokenized_by_the_folder_of_the_model(
     if suffix == ".jsonl":
         lines = [{"q": text, "n": index, "w": str(index)} for index, text in enumerate(TEXTS)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        options += ["--text-key", "q", "--labels", "n", "--labels", "w"]
+        options += ["--text-key", "q", "--columns", "n", "--columns", "w"]
     elif suffix == ".txt":
         path.write_text("\n".join(TEXTS))
     else:
         options += ["--tokenizer", str(folder)]
     data = f"{HERE}:texts" if suffix == "python" else str(path)
     site, out = "layers.1", tmp_path / "acts"
-    given = ("--data", data, "--sites", site, "--out", str(out), "--positions", "last")
+    given = ("--data", data, "--sites", site, "--folder", str(out), "--positions", "last")
     result = invoke("extract", str(folder), *given, "--batch-size", "2", *options)
     assert result.exit_code == 0, result.output
 
@@ -188,7 +188,7 @@ def test_a_folder_is_loaded_in_the_dtype_it_was_saved_in(tmp_path: Path) -> None
     save(folder)
     load(folder, dtype=torch.bfloat16)[0].save_pretrained(folder)  # type: ignore[operator]
     (tmp_path / "a.txt").write_text("one two\n")
-    given = ("--data", str(tmp_path / "a.txt"), "--sites", "layers.1", "--out", str(out))
+    given = ("--data", str(tmp_path / "a.txt"), "--sites", "layers.1", "--folder", str(out))
     result = invoke("extract", str(folder), *given)
     assert result.exit_code == 0, result.output
     assert fastcap.open_archive(out)["layers.1"].dtype == torch.bfloat16
@@ -207,7 +207,7 @@ def test_the_same_command_again_does_nothing_and_another_one_is_refused(
     assert other.exit_code == 1
     assert "selection: positions: asked -1, " in other.stderr
     assert other.stderr.startswith("fastcap: ")
-    given = ("--data", tokens, "--sites", "norm", "--out", str(out), "--batch-size", "4")
+    given = ("--data", tokens, "--sites", "norm", "--folder", str(out), "--batch-size", "4")
     changed = invoke("extract", f"{HERE}:make_other", *given)
     assert changed.exit_code == 1
     assert "model: tensors: " in changed.stderr
@@ -231,12 +231,12 @@ def test_ranks_share_the_work_and_torchrun_says_who_they_are(
     ("options", "message"),
     [
         (["--positions", "1:x"], "--positions '1:x' cannot be read. Give an int (-1), a slice"),
-        (["--dtype", "float17"], "--dtype 'float17' is no dtype of torch. Give one such as"),
-        (["--dtype", "nn"], "--dtype 'nn' is no dtype of torch. Give one such as"),
+        (["--dtype", "float17"], "--dtype 'float17' is not a torch dtype. Give one such as"),
+        (["--dtype", "nn"], "--dtype 'nn' is not a torch dtype. Give one such as"),
         (["--device", "nowhere"], "--device 'nowhere': the model cannot be moved there: "),
         (["--max-tokens", "3"], "--max-tokens is for texts: give --tokenizer DIR where"),
         (["--padding-side", "left"], "--padding-side is for texts: give --tokenizer DIR"),
-        (["--labels", "y"], "--labels is not for token ids, and --data "),
+        (["--columns", "y"], "--columns is not for token ids, and --data "),
         (["--reduce", "median"], "reduce must be "),
         (["--batch-size", "0"], "batch_size must be at least 1; got 0."),
         (["--rank", "3"], "rank=3, but there are world_size=1 processes, counted from 0."),
@@ -256,7 +256,7 @@ def test_options_that_cannot_be_used_are_one_line(
 def test_texts_without_a_tokenizer_say_how_to_name_one(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n")
     assert extract(str(tmp_path / "a.txt"), tmp_path / "acts").stderr == (
-        "fastcap: Texts need a tokenizer, and MODEL is no folder that could have one. Give "
+        "fastcap: Texts need a tokenizer, and MODEL is not a folder that could have one. Give "
         "--tokenizer DIR, or token ids.\n"
     )
 
@@ -274,7 +274,7 @@ def test_what_was_left_out_is_one_line_too(tmp_path: Path) -> None:
 def test_sites_may_be_several_words(
     tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["fastcap", *EXTRACT, "--data", tokens, "--out", str(tmp_path / "acts")]
+    words = ["fastcap", *EXTRACT, "--data", tokens, "--folder", str(tmp_path / "acts")]
     monkeypatch.setattr(sys, "argv", [*words, "--sites", "norm", "layers.0"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -296,7 +296,7 @@ def test_a_signal_saves_what_is_complete_and_the_same_command_goes_on(
 ) -> None:
     out = tmp_path / "acts"
     words = ["extract", f"{HERE}:SignalsItself", "--data", tokens, "--sites", "inner.norm"]
-    words += ["--out", str(out), "--batch-size", "2", "--num-workers", "1"]
+    words += ["--folder", str(out), "--batch-size", "2", "--num-workers", "1"]
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "TEST_SIGNAL": str(int(number))}
     stopped = subprocess.run(
         [sys.executable, "-c", COMMAND, *words],
@@ -407,4 +407,4 @@ def test_a_file_that_is_cut_or_gone_is_seen_without_reading_it(archived: Path) -
 def test_what_is_no_archive_is_one_line(tmp_path: Path) -> None:
     result = invoke("inspect", str(tmp_path))
     assert result.exit_code == 1
-    assert result.stderr == f"fastcap: {tmp_path} is no archive: it has no meta.json.\n"
+    assert result.stderr == f"fastcap: {tmp_path} is not an archive: it has no meta.json.\n"

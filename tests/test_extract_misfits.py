@@ -55,8 +55,8 @@ def test_labels_that_do_not_fit_spoil_no_sample_before_them(tmp_path: Path) -> N
         batch = collate(items)
         return {**batch, "label": batch["label"][:-1]} if "4" in batch["label"] else batch
 
-    model, options = Model(), {"batch_size": 2, "labels": ["label"]}
-    with pytest.raises(ResultError, match="Label 'label' has shape"):
+    model, options = Model(), {"batch_size": 2, "columns": ["label"]}
+    with pytest.raises(ResultError, match="Column 'label' has shape"):
         fastcap.extract(model, samples(10), "layer", tmp_path, collate_fn=short, **options)  # type: ignore[arg-type]
     archive = fastcap.open_archive(tmp_path)
     assert (archive.ids, archive.verify()) == ([(0, 4)], [])
@@ -72,7 +72,7 @@ def test_labels_of_more_than_the_batch_are_refused(tmp_path: Path, label: Any) -
             "layer",
             tmp_path,
             collate_fn=lambda items: {**collate(items), "label": label},
-            labels=["label"],
+            columns=["label"],
         )
 
 

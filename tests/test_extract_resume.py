@@ -30,7 +30,7 @@ SAMPLES = make_samples(8)  # batches of 3, 3 and 2
 class Fragile(nn.Module):
     """Raises `error` between its two sites, in one of its passes; counts the samples it has seen.
 
-    What it raises is no part of what it is: its configuration stays the same.
+    What it raises is not part of what it is: its configuration stays the same.
     """
 
     def __init__(self) -> None:
@@ -250,8 +250,8 @@ def test_ragged_values_and_labels_survive_any_sequence_of_errors(seed: int, tmp_
     samples = masked_samples(13)
     options: dict[str, Any] = {
         "positions": "unpadded",
-        "inputs": ["attention_mask"],
-        "labels": ["text", "y"],
+        "model_inputs": ["attention_mask"],
+        "columns": ["text", "y"],
         "pinned_bytes": draw.choice([256, 5000, 1 << 20]),
     }
     for _ in range(20):

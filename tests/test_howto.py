@@ -199,7 +199,7 @@ def test_values_are_on_the_cpu_and_can_be_moved_to_a_device_and_back() -> None:
         assert value.device == torch.device("cpu")
         moved = value.to(device, torch.float64) * 2
         back = (moved / 2).to("cpu", torch.float32)
-        model(make_ids(2))  # the value above is no view of anything the store still uses
+        model(make_ids(2))  # the value above is not a view of anything the store still uses
 
         assert differences(dict(oracle.activations), {"norm": back}) == []
 

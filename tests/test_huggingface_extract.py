@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_three_lines_from_a_folder_to_activations(folder: Path) -> None:
-    acts = extract(str(folder), TEXTS, "residual", layers=[1], positions="last")
+    acts = extract(str(folder), TEXTS, "residual", blocks=[1], positions="last")
     assert list(acts) == ["layers.1"]
     model, tokenizer = load(folder)
     for row, text in zip(acts["layers.1"], TEXTS, strict=True):
@@ -88,7 +88,9 @@ def padded_rows(model: Any, side: str, site: str, **options: Any) -> list[torch.
     collator = Collator(model, make_tokenizer(), padding_side=side)
     batches = collator.batches(TEXTS, batch_size=3)
     rows = []
-    for records in fastcap.stream(model, batches, [site], inputs=collator.inputs, **options):
+    for records in fastcap.stream(
+        model, batches, [site], model_inputs=collator.model_inputs, **options
+    ):
         batch: Any = records.batch
         mask = batch["attention_mask"].bool()
         rows += [row[kept] for row, kept in zip(records[site], mask, strict=True)]
@@ -99,7 +101,7 @@ def padded_rows(model: Any, side: str, site: str, **options: Any) -> list[torch.
 @pytest.mark.parametrize("make_model", [*MODELS, pytest.param(make_bert, id="bert")])
 def test_padded_equals_unpadded(make_model: Callable[[], Any], side: str) -> None:
     model, tokenizer = make_model(), make_tokenizer()
-    (site,) = sites(model, "residual", layers=-1)
+    (site,) = sites(model, "residual", blocks=-1)
     rows = padded_rows(model, side, site)
     for row, text in zip(rows, TEXTS, strict=True):
         torch.testing.assert_close(row, alone(model, tokenizer, text, site))
@@ -108,7 +110,7 @@ def test_padded_equals_unpadded(make_model: Callable[[], Any], side: str) -> Non
 @pytest.mark.parametrize("side", SIDES)
 def test_padded_equals_unpadded_where_positions_start_after_the_padding(side: str) -> None:
     model, tokenizer = make_roberta(), make_tokenizer(pad_token="<unk>")
-    (site,) = sites(model, "residual", layers=-1)
+    (site,) = sites(model, "residual", blocks=-1)
     collator = Collator(model, tokenizer, padding_side=side)
     (batch,) = collator.batches(TEXTS)
     acts = extract(model, TEXTS, site, tokenizer=tokenizer, padding_side=side)[site]
@@ -118,7 +120,7 @@ def test_padded_equals_unpadded_where_positions_start_after_the_padding(side: st
 
 def test_without_position_ids_left_padding_would_differ() -> None:
     model, tokenizer = make_gpt2(), make_tokenizer()
-    (site,) = sites(model, "residual", layers=-1)
+    (site,) = sites(model, "residual", blocks=-1)
     (batch,) = Collator(model, tokenizer, padding_side="left").batches(TEXTS[:2])
     acts = fastcap.extract_representations(
         model,
@@ -126,7 +128,7 @@ def test_without_position_ids_left_padding_would_differ() -> None:
         [site],
         "cpu",
         batch_size=1,
-        inputs=["attention_mask"],
+        model_inputs=["attention_mask"],
         collate_fn=lambda batches: batches[0],
         positions=-1,
     )
@@ -144,7 +146,7 @@ def test_the_last_token_and_the_mean_are_those_of_the_text_alone(
         "tokenizer": tokenizer,
         "padding_side": side,
         "batch_size": 3,
-        "layers": -1,
+        "blocks": -1,
     }
     ((site, last),) = extract(model, TEXTS, positions="last", **options).items()
     ((_, mean),) = extract(model, TEXTS, reduce="mean", **options).items()
@@ -156,8 +158,8 @@ def test_the_last_token_and_the_mean_are_those_of_the_text_alone(
 
 def test_lengths_that_differ_between_batches_need_a_selection(folder: Path) -> None:
     with pytest.raises(ResultError, match=r"'layers\.0'"):
-        extract(folder, TEXTS, layers=0, batch_size=2)
-    whole = extract(folder, TEXTS, layers=0)["layers.0"]
+        extract(folder, TEXTS, blocks=0, batch_size=2)
+    whole = extract(folder, TEXTS, blocks=0)["layers.0"]
     assert whole.shape == (5, 6, 16)  # one batch: padding is there, too
 
 
@@ -176,7 +178,7 @@ def test_options_go_through(folder: Path) -> None:
         folder,
         TEXTS,
         "mlp",
-        layers=0,
+        blocks=0,
         positions=[0, 1],
         reduce=lambda acts: acts.sum(dim=1),
         dtype=torch.float16,
@@ -195,7 +197,7 @@ def test_a_model_is_loaded_in_eval_mode_and_in_the_dtype_asked_for(folder: Path)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     model, _ = load(folder, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    acts = extract(folder, TEXTS, layers=0, positions=0, model_dtype=torch.bfloat16)
+    acts = extract(folder, TEXTS, blocks=0, positions=0, model_dtype=torch.bfloat16)
     assert acts["layers.0"].dtype is torch.bfloat16
 
 
@@ -213,7 +215,7 @@ def test_another_tokenizer_replaces_that_of_the_name(tmp_path: Path) -> None:
 
 def test_an_encoder_of_an_encoder_decoder() -> None:
     model, tokenizer = make_t5(), make_tokenizer()
-    acts = extract(model.get_encoder(), TEXTS, layers=-1, positions=0, tokenizer=tokenizer)
+    acts = extract(model.get_encoder(), TEXTS, blocks=-1, positions=0, tokenizer=tokenizer)
     expected = alone(model.get_encoder(), tokenizer, TEXTS[1], "block.1")[0]
     torch.testing.assert_close(acts["block.1"][1], expected)
     message = message_of(ArgumentError, lambda: extract(model, TEXTS, tokenizer=tokenizer))
@@ -238,7 +240,7 @@ def test_a_real_checkpoint_gives_sentence_vectors_padded_or_not() -> None:
     except MissingExtraError as error:
         pytest.skip(str(error))
     texts = ["The cat sat on the mat.", "Copies run while the model computes, on a second stream."]
-    (name,) = acts = extract(folder, texts, layers=-1, reduce="mean", local_files_only=True)
+    (name,) = acts = extract(folder, texts, blocks=-1, reduce="mean", local_files_only=True)
     assert name == "encoder.layer.5"
     model, tokenizer = load(folder, local_files_only=True)
     for row, text in zip(acts[name], texts, strict=True):
@@ -337,10 +339,10 @@ def test_no_texts_are_refused(folder: Path) -> None:
     )
 
 
-def test_layers_without_an_alias_are_refused(folder: Path) -> None:
-    assert message_of(ArgumentError, lambda: extract(folder, TEXTS, "layers.0", layers=1)) == (
-        "layers=1 says which blocks an alias stands for, and ['layers.0'] has no alias. Write the "
-        "layer into the module's name, or use 'residual', 'attention' or 'mlp'."
+def test_blocks_without_an_alias_are_refused(folder: Path) -> None:
+    assert message_of(ArgumentError, lambda: extract(folder, TEXTS, "layers.0", blocks=1)) == (
+        "blocks=1 says which blocks an alias stands for, and ['layers.0'] has no alias. Write the "
+        "number into the module's name, or use 'residual', 'attention' or 'mlp'."
     )
     with pytest.raises(SiteNotFoundError, match=r"Module 'layers\.7' not found"):
         extract(folder, TEXTS, "layers.7")

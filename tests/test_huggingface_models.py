@@ -78,7 +78,7 @@ def test_extraction_with_a_mask_equals_the_oracle(make: Any, sites: list[str]) -
         for row, kept in zip(ids(5, 6), mask, strict=True)
     ]
     found = fastcap.extract_representations(
-        model, dataset, sites, "cpu", batch_size=2, inputs=["attention_mask"]
+        model, dataset, sites, "cpu", batch_size=2, model_inputs=["attention_mask"]
     )
     batches = [
         {key: torch.stack([sample[key] for sample in dataset[i : i + 2]]) for key in dataset[0]}

@@ -97,17 +97,17 @@ def test_aliases_name_the_modules_of_each_architecture(
     model = make_model()
     modules = dict(model.named_modules())
     for alias, name in expected.items():
-        assert sites(model, alias, layers=1) == [name]
-        assert sites(model, alias, layers=-1) == [name]
+        assert sites(model, alias, blocks=1) == [name]
+        assert sites(model, alias, blocks=-1) == [name]
         assert sites(model, alias) == [name.replace(".1", ".0"), name]
         assert name in modules
 
 
 def test_vit_has_the_aliases_wherever_its_release_keeps_them() -> None:
     model = make_vit()
-    (block,) = sites(model, "block", layers=1)
+    (block,) = sites(model, "block", blocks=1)
     for alias in ("attention", "mlp"):
-        (name,) = sites(model, alias, layers=1)
+        (name,) = sites(model, alias, blocks=1)
         assert name.startswith(f"{block}.")
 
 
@@ -115,23 +115,23 @@ def test_a_model_with_a_head_has_the_same_sites_below_its_prefix() -> None:
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM(make_llama().config)
-    assert sites(model, "mlp", layers=0) == ["model.layers.0.mlp"]
+    assert sites(model, "mlp", blocks=0) == ["model.layers.0.mlp"]
 
 
 def test_an_encoder_and_a_decoder_are_two_stacks() -> None:
     t5 = make_t5()
     blocks = ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]
     assert sites(t5, "residual") == blocks
-    assert sites(t5, "residual", layers=[0]) == ["encoder.block.0", "decoder.block.0"]
-    assert sites(t5, "attention", layers=[1], within="decoder") == [
+    assert sites(t5, "residual", blocks=[0]) == ["encoder.block.0", "decoder.block.0"]
+    assert sites(t5, "attention", blocks=[1], within="decoder") == [
         "decoder.block.1.layer.0.SelfAttention"
     ]
-    assert sites(t5, "mlp", layers=0) == [
+    assert sites(t5, "mlp", blocks=0) == [
         "encoder.block.0.layer.1.DenseReluDense",
         "decoder.block.0.layer.2.DenseReluDense",
     ]
-    assert sites(t5.get_encoder(), "residual", layers=0) == ["block.0"]
-    assert sites(make_bart(), "mlp", layers=0) == ["encoder.layers.0.fc2", "decoder.layers.0.fc2"]
+    assert sites(t5.get_encoder(), "residual", blocks=0) == ["block.0"]
+    assert sites(make_bart(), "mlp", blocks=0) == ["encoder.layers.0.fc2", "decoder.layers.0.fc2"]
 
 
 def capture(model: Any, names: list[str], **inputs: Tensor) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ PRE_NORM: list[Any] = [
 def test_a_block_adds_attention_and_mlp_to_the_residual(make_model: Any) -> None:
     model = make_model()
     before, after = sites(model, "residual")
-    (attention,), (mlp,) = (sites(model, alias, layers=1) for alias in ("attention", "mlp"))
+    (attention,), (mlp,) = (sites(model, alias, blocks=1) for alias in ("attention", "mlp"))
     ids = torch.randint(5, VOCABULARY_SIZE, (2, 6))
     acts = capture(model, [before, after, attention, mlp], input_ids=ids)
     total = acts[before] + acts[attention] + acts[mlp]
@@ -179,7 +179,7 @@ def test_blocks_of_an_encoder_and_of_images_add_up_too() -> None:
     ]
     for model, inputs in calls:
         before, after = sites(model, "residual")
-        (attention,), (mlp,) = (sites(model, alias, layers=1) for alias in ("attention", "mlp"))
+        (attention,), (mlp,) = (sites(model, alias, blocks=1) for alias in ("attention", "mlp"))
         acts = capture(model, [before, after, attention, mlp], **inputs)
         total = acts[before] + acts[attention] + acts[mlp]
         torch.testing.assert_close(acts[after], total)
@@ -188,7 +188,7 @@ def test_blocks_of_an_encoder_and_of_images_add_up_too() -> None:
 def test_post_norm_blocks_norm_the_sum() -> None:
     model = make_bert()
     before, after = sites(model, "residual")
-    (attention,), (mlp,) = (sites(model, alias, layers=1) for alias in ("attention", "mlp"))
+    (attention,), (mlp,) = (sites(model, alias, blocks=1) for alias in ("attention", "mlp"))
     ids = torch.randint(5, VOCABULARY_SIZE, (2, 6))
     acts = capture(model, [before, after, attention, mlp], input_ids=ids)
     block = model.encoder.layer[1]
@@ -200,8 +200,8 @@ def test_post_norm_blocks_norm_the_sum() -> None:
 
 def test_opt_has_attention_and_no_mlp_by_sample() -> None:
     model = make_opt()
-    assert sites(model, "attention", layers=0) == ["decoder.layers.0.self_attn"]
-    message = message_of(SiteNotFoundError, lambda: sites(model, "mlp", layers=1))
+    assert sites(model, "attention", blocks=0) == ["decoder.layers.0.self_attn"]
+    message = message_of(SiteNotFoundError, lambda: sites(model, "mlp", blocks=1))
     assert message == (
         "OPT has no module whose output is that of the MLP by sample: its fc1 and fc2 run on rows "
         "of all samples at once, (batch * sequence, width). Ask for 'residual' or 'attention', or "
@@ -210,43 +210,43 @@ def test_opt_has_attention_and_no_mlp_by_sample() -> None:
 
 
 def test_a_part_goes_on_after_the_alias() -> None:
-    assert sites(make_llama(), "attention:output[0]", layers=0) == ["layers.0.self_attn:output[0]"]
+    assert sites(make_llama(), "attention:output[0]", blocks=0) == ["layers.0.self_attn:output[0]"]
 
 
-def test_layers_are_taken_as_asked() -> None:
+def test_blocks_are_taken_as_asked() -> None:
     model = make_llama()
-    assert sites(model, "block", layers=[1, 0, -1]) == ["layers.1", "layers.0"]
-    assert sites(model, "block", layers=range(2)) == ["layers.0", "layers.1"]
-    assert sites(model, "block", layers=slice(None, None, -1)) == ["layers.1", "layers.0"]
+    assert sites(model, "block", blocks=[1, 0, -1]) == ["layers.1", "layers.0"]
+    assert sites(model, "block", blocks=range(2)) == ["layers.0", "layers.1"]
+    assert sites(model, "block", blocks=slice(None, None, -1)) == ["layers.1", "layers.0"]
 
 
-@pytest.mark.parametrize("layer", [2, -3])
-def test_a_layer_beyond_the_last_is_refused(layer: int) -> None:
-    assert message_of(ArgumentError, lambda: sites(make_llama(), "mlp", layers=layer)) == (
-        f"Layer {layer} does not exist: 'layers' has 2 blocks, 0 to 1 (or -2 to -1 from the end)."
+@pytest.mark.parametrize("block", [2, -3])
+def test_a_block_beyond_the_last_is_refused(block: int) -> None:
+    assert message_of(ArgumentError, lambda: sites(make_llama(), "mlp", blocks=block)) == (
+        f"Block {block} does not exist: 'layers' has 2 blocks, 0 to 1 (or -2 to -1 from the end)."
     )
 
 
-@pytest.mark.parametrize("layers", ["0", 1.0, True, [None]], ids=repr)
-def test_layers_are_ints(layers: Any) -> None:
-    assert message_of(ArgumentTypeError, lambda: sites(make_llama(), "mlp", layers=layers)) == (
-        f"layers must be an int, several ints, a slice or None; got {layers!r}."
+@pytest.mark.parametrize("blocks", ["0", 1.0, True, [None]], ids=repr)
+def test_blocks_are_ints(blocks: Any) -> None:
+    assert message_of(ArgumentTypeError, lambda: sites(make_llama(), "mlp", blocks=blocks)) == (
+        f"blocks must be an int, several ints, a slice or None; got {blocks!r}."
     )
 
 
-def test_no_layers_are_refused() -> None:
-    assert message_of(ArgumentError, lambda: sites(make_llama(), "mlp", layers=[])) == (
-        "layers=[] selects none of the 2 blocks of 'layers'. Name at least one, or leave it out "
+def test_no_blocks_are_refused() -> None:
+    assert message_of(ArgumentError, lambda: sites(make_llama(), "mlp", blocks=[])) == (
+        "blocks=[] selects none of the 2 blocks of 'layers'. Name at least one, or leave it out "
         "for all."
     )
     with pytest.raises(ArgumentError, match="selects none of the 2 blocks"):
-        sites(make_llama(), "mlp", layers=slice(5, None))
+        sites(make_llama(), "mlp", blocks=slice(5, None))
 
 
 def test_an_unknown_alias_is_refused() -> None:
     assert message_of(ArgumentError, lambda: sites(make_llama(), "ffn")) == (
-        "'ffn' is no site alias. The aliases are 'block', 'residual', 'attention', 'mlp'; anything "
-        "else is the name of a module, and needs no alias."
+        "'ffn' is not a site alias. The aliases are 'block', 'residual', 'attention', 'mlp'; "
+        "anything else is the name of a module, and needs no alias."
     )
 
 
@@ -269,7 +269,7 @@ def test_a_place_without_blocks_is_named() -> None:
 def test_a_block_without_attention_says_what_it_has() -> None:
     model = make_mamba()
     assert sites(model, "residual") == ["layers.0", "layers.1"]
-    message = message_of(SiteNotFoundError, lambda: sites(model, "attention", layers=0))
+    message = message_of(SiteNotFoundError, lambda: sites(model, "attention", blocks=0))
     assert message == (
         "No attention found in block 'layers.0' (MambaBlock). Looked for 'self_attn', "
         "'attention.output.dense', 'attn', 'attention', 'self_attention', "
@@ -289,7 +289,7 @@ def test_hybrid_models_have_attention_in_some_blocks() -> None:
 
     assert sites(Hybrid(), "attention") == ["layers.1.self_attn"]
     with pytest.raises(SiteNotFoundError, match=r"No attention found in block 'layers\.0'"):
-        sites(Hybrid(), "attention", layers=[0, 1])
+        sites(Hybrid(), "attention", blocks=[0, 1])
 
 
 def test_wrappers_are_no_part_of_the_names() -> None:

@@ -143,7 +143,7 @@ def test_texts_and_chats_are_not_mixed() -> None:
 def test_batches_are_padded_on_the_right_and_keep_the_order() -> None:
     collator = Collator(make_llama(), make_tokenizer())
     first, last = collator.batches(TEXTS[:3], batch_size=2)
-    assert collator.inputs == ["attention_mask"]
+    assert collator.model_inputs == ["attention_mask"]
     assert first["input_ids"].tolist() == [[1, 5, 6, 7, 8, 9], [1, 10, 2, 2, 2, 2]]
     assert first["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]
     assert last["input_ids"].tolist() == [[1, 11, 12, 13]]
@@ -152,7 +152,7 @@ def test_batches_are_padded_on_the_right_and_keep_the_order() -> None:
 def test_left_padding_counts_real_tokens() -> None:
     collator = Collator(make_gpt2(), make_tokenizer(), padding_side="left")
     (batch,) = collator.batches(TEXTS[:2])
-    assert collator.inputs == ["attention_mask", "position_ids"]
+    assert collator.model_inputs == ["attention_mask", "position_ids"]
     assert batch["input_ids"].tolist() == [[1, 5, 6, 7, 8, 9], [2, 2, 2, 2, 1, 10]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 1]]
@@ -230,7 +230,9 @@ def test_a_tokenizer_without_a_template_is_refused_chats() -> None:
 
 
 def test_texts_are_cut_where_asked_special_tokens_included() -> None:
+    (same,) = Collator(make_llama(), make_tokenizer(), max_length=3).batches(TEXTS[:2])
     (batch,) = Collator(make_llama(), make_tokenizer(), max_tokens=3).batches(TEXTS[:2])
+    assert batch["input_ids"].equal(same["input_ids"])
     assert batch["input_ids"].tolist() == [[1, 5, 6], [1, 10, 2]]
     (batch,) = Collator(make_llama(), make_tokenizer(), max_tokens=1).batches(CHATS)
     assert batch["input_ids"].tolist() == [[3], [3]]
@@ -248,7 +250,7 @@ def test_a_text_beyond_the_positions_is_refused() -> None:
 
 def test_a_model_that_counts_distances_takes_any_length() -> None:
     collator = Collator(make_t5().get_encoder(), make_tokenizer(), padding_side="left")
-    assert collator.inputs == ["attention_mask"]
+    assert collator.model_inputs == ["attention_mask"]
     assert collator(["one " * 600])["input_ids"].shape == (1, 601)
 
 
@@ -264,6 +266,12 @@ def test_max_tokens_lies_between_the_special_tokens_and_the_positions() -> None:
     assert too_few == (
         "max_tokens=1 leaves no room for text: the tokenizer adds 1 special tokens. Pass at least "
         "max_tokens=2."
+    )
+    both = message_of(
+        ArgumentError, lambda: Collator(make_gpt2(), tokenizer, max_tokens=8, max_length=8)
+    )
+    assert both == (
+        "max_tokens=8 and max_length=8: these are two names of one option. Pass one of them."
     )
     none = message_of(ArgumentError, lambda: Collator(make_gpt2(), tokenizer, max_tokens=0))
     assert none == "max_tokens must be at least 1; got 0."
@@ -314,7 +322,7 @@ def test_a_wrapped_model_is_looked_into() -> None:
             return self.module(*args, **options)
 
     collator = Collator(Wrapper(make_gpt2()), make_tokenizer(), padding_side="left")
-    assert collator.inputs == ["attention_mask", "position_ids"]
+    assert collator.model_inputs == ["attention_mask", "position_ids"]
 
 
 def test_a_collator_can_go_to_other_processes() -> None:

@@ -226,7 +226,9 @@ def test_streams_equal_the_oracle(place: str, selection: str) -> None:
         batch["answer"] = many if selection == "keys" else many[:, 0]
     expected = list(reference.stream(model, batches, SITES, call, make_selection(**options)))
     with on(place):
-        found = list(fastcap.stream(model, batches, SITES, inputs=["attention_mask"], **options))
+        found = list(
+            fastcap.stream(model, batches, SITES, model_inputs=["attention_mask"], **options)
+        )
     assert len(found) == 3
     for want, got in zip(expected, found, strict=True):
         assert differences(want, dict(got)) == []
@@ -248,7 +250,7 @@ def test_extraction_equals_the_oracle(place: str, selection: str) -> None:
     expected = reference.extract(model, batches, SITES, call, 7, make_selection(**options))
     with on(place):
         found = fastcap.extract_representations(
-            model, dataset, SITES, "cpu", 4, 7, inputs=["attention_mask"], **options
+            model, dataset, SITES, "cpu", 4, 7, model_inputs=["attention_mask"], **options
         )
     assert differences(expected, found) == []
     assert len(found["norm"]) == 7
@@ -262,10 +264,12 @@ def test_last_over_32_layers_is_one_copy_a_pass_of_the_selected_bytes(selection:
     model, n_passes, n_layers = LanguageModel(n_layers=32), 3, 32
     sites = [f"layers.{i}" for i in range(n_layers)]
     batches = batches_of("right")
-    inputs = ["attention_mask"]
+    model_inputs = ["attention_mask"]
     with (
         running_on(SimulatedDevice(Schedule("random", seed=1))),
-        fastcap.stream(model, batches, sites, inputs=inputs, **SELECTIONS[selection]) as run,
+        fastcap.stream(
+            model, batches, sites, model_inputs=model_inputs, **SELECTIONS[selection]
+        ) as run,
     ):
         for records in run:
             assert records["layers.31"].shape == (3, 16)

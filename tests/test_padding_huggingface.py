@@ -59,7 +59,7 @@ def test_last_and_mean_of_padded_batches(
         )
         with on(place):
             found = fastcap.extract_representations(
-                model, dataset, sites, "cpu", 4, inputs=INPUTS, **selection
+                model, dataset, sites, "cpu", 4, model_inputs=INPUTS, **selection
             )
         assert differences(expected, found) == []
         return found
@@ -78,7 +78,7 @@ def test_unpadded_tokens_split_into_samples(make: Any, sites: list[str]) -> None
     model, mask = make(), make_mask("left")
     batch = {"input_ids": ids(N_SAMPLES, N_TOKENS), "attention_mask": mask}
     [full] = reference.stream(model, [batch], sites, call)
-    [records] = fastcap.stream(model, [batch], sites, inputs=INPUTS, positions="unpadded")
+    [records] = fastcap.stream(model, [batch], sites, model_inputs=INPUTS, positions="unpadded")
     for site in sites:
         lengths = records.lengths(site)
         assert lengths == tuple(N_REAL)

@@ -252,7 +252,7 @@ def test_extraction_takes_a_mask_of_plain_token_ids() -> None:
 def test_passes_of_the_callers_own_between_batches_need_no_mask() -> None:
     model = LanguageModel()
     for _ in fastcap.stream(
-        model, batches(), ["norm"], positions="last", inputs=["attention_mask"]
+        model, batches(), ["norm"], positions="last", model_inputs=["attention_mask"]
     ):
         model(make_ids(2))
 
@@ -260,7 +260,7 @@ def test_passes_of_the_callers_own_between_batches_need_no_mask() -> None:
 def test_an_empty_mask_ends_a_stream_after_the_batches_before_it() -> None:
     model, runs = LanguageModel(), batches()
     runs[1]["attention_mask"] = torch.zeros_like(MASK)
-    run = fastcap.stream(model, runs, ["norm"], positions="last", inputs=["attention_mask"])
+    run = fastcap.stream(model, runs, ["norm"], positions="last", model_inputs=["attention_mask"])
     assert next(run)["norm"].shape == (3, 16)
     with pytest.raises(SelectionError, match="no real token"):
         next(run)

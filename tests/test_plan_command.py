@@ -125,7 +125,7 @@ time      at least  work
 compute      5 min  256 passes of 1.2 s, and packs
 link          80 s  4.4 TB at 55 GB/s
 consumer     7 min  4.4 TB into fresh memory at 10 GB/s  <- bound
-hooks      81.9 ms  8,192 calls of 10 us
+hooks      81.9 ms  8,192 calls of 10 µs
 The run: 7 min, 1.43 times the passes alone; consumer is the bound.
 
 The model has no data, so its forward pass is not measured.
@@ -363,7 +363,7 @@ def test_positions_that_cannot_be_read_are_refused() -> None:
 def test_an_unknown_dtype_is_refused() -> None:
     for text in ("float33", "nn", "torch.Tensor"):
         assert error_of(*OPTIONS, "--dtype", text) == (
-            f"--dtype {text!r} is no dtype of torch. Give one such as float32, float16 or bfloat16."
+            f"--dtype {text!r} is not a torch dtype. Give one such as float32, float16 or bfloat16."
         )
 
 
@@ -399,7 +399,7 @@ def test_a_model_that_cannot_be_called_with_the_example_is_one_line() -> None:
     )
     assert error_of(f"{HERE}:make", *options).endswith(
         ". Give --example a batch that it can be called with, and name its other keys with "
-        "--inputs."
+        "--model-inputs."
     )
 
 

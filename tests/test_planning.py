@@ -64,7 +64,9 @@ def stream_all(model: nn.Module, sizes: Iterable[int], sites: Any, **options: An
     """Bytes of every record, and the statistics at the end."""
     batches = [batch_of(size) for size in sizes]
     n_bytes = 0
-    with fastcap.stream(model, batches, sites, inputs=["attention_mask"], **options) as records:
+    with fastcap.stream(
+        model, batches, sites, model_inputs=["attention_mask"], **options
+    ) as records:
         for batch in records:
             n_bytes += sum(record.tensor.nbytes for record in batch.records)
         return n_bytes, records.statistics()
@@ -87,7 +89,7 @@ def test_bytes_are_those_of_the_run(
             batch_of(BATCH_SIZE),
             sites,
             n_samples=sum(sizes),
-            inputs=["attention_mask"],
+            model_inputs=["attention_mask"],
             into="loop",
             **options,
         )
@@ -124,7 +126,7 @@ def test_ragged_values_are_planned_as_the_example_has_them() -> None:
         n_samples=8,
         positions="unpadded",
         into="loop",
-        inputs=["attention_mask"],
+        model_inputs=["attention_mask"],
     )
     n_bytes, _ = stream_all(model, [4, 4], "norm", positions="unpadded")
     assert found.total_bytes == n_bytes
@@ -146,7 +148,7 @@ class CallsTwice(nn.Module):
 
 
 class FlatThenBatch(nn.Module):
-    """Calls one module on rows that are no samples, and then on samples."""
+    """Calls one module on rows that are not samples, and then on samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,7 +346,7 @@ def test_token_ids_that_are_made_up_are_counted_and_their_mask_is_not(tmp_path: 
 def test_an_archive_holds_what_was_planned(tmp_path: Path, positions: Any) -> None:
     model, sites = make_model(), ["layers.0.mlp", "norm"]
     samples = [{key: value[0] for key, value in batch_of(1).items()} for _ in range(10)]
-    options: dict[str, Any] = {"positions": positions, "inputs": ["attention_mask"]}
+    options: dict[str, Any] = {"positions": positions, "model_inputs": ["attention_mask"]}
     found = fastcap.plan(
         model, batch_of(4), sites, n_samples=10, into="archive", folder=tmp_path, **options
     )

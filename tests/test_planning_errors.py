@@ -236,7 +236,7 @@ def test_a_model_without_data_that_looks_at_values_is_told_apart() -> None:
     )
     assert text.endswith(
         "Load its weights, or give an example whose pass looks at no values (leave attention_mask "
-        "out of inputs=)."
+        "out of model_inputs=)."
     )
 
 
@@ -247,12 +247,12 @@ def test_an_error_of_a_model_with_data_is_its_own() -> None:
 
 def test_a_device_that_torch_does_not_know_is_refused() -> None:
     assert refusal(DeviceError, model=nn.Linear(4, 4, device="meta"), device="gpu") == (
-        "device='gpu' is no device of torch. Give one such as 'cuda' or 'cpu'."
+        "device='gpu' is not a valid torch device. Give one such as 'cuda' or 'cpu'."
     )
 
 
 def test_a_device_that_torch_does_not_know_is_refused_for_a_model_that_is_here() -> None:
-    text = "device='gpu' is no device of torch. Give one such as 'cuda' or 'cpu'."
+    text = "device='gpu' is not a valid torch device. Give one such as 'cuda' or 'cpu'."
     assert refusal(DeviceError, device="gpu") == text
     with pytest.raises(DeviceError) as caught:
         fastcap.stream(MODEL, [BATCH], "", device="gpu")

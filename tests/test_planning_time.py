@@ -252,7 +252,7 @@ def test_what_is_not_known_is_not_guessed() -> None:
 @pytest.mark.parametrize(
     ("secs", "text"),
     [
-        (4e-6, "4 us"),
+        (4e-6, "4 µs"),
         (999.9e-6, "1 ms"),
         (0.0391, "39.1 ms"),
         (0.9996, "1 s"),

@@ -110,7 +110,7 @@ def test_an_example_adds_calls_shapes_dtypes_and_bytes() -> None:
 
 
 def test_inputs_are_passed_by_name() -> None:
-    options = ["--example", f"{HERE}:batch", "--inputs", "attention_mask", "--sites", ""]
+    options = ["--example", f"{HERE}:batch", "--model-inputs", "attention_mask", "--sites", ""]
     assert "    :input.attention_mask  (2, 7)  float32  28 B per sample\n" in printed(
         f"{HERE}:make", *options
     )
@@ -284,10 +284,10 @@ def test_sites_takes_several_values_as_a_shell_makes_them_of_braces(
 
 
 def test_values_of_other_options_are_left_alone() -> None:
-    words = ["sites", "m:x", "--sites", "a", "b", "--depth", "2", "--inputs", "c", "d"]
+    words = ["sites", "m:x", "--sites", "a", "b", "--depth", "2", "--model-inputs", "c", "d"]
     assert spread(words) == [
         *("sites", "m:x", "--sites", "a", "--sites", "b"),
-        *("--depth", "2", "--inputs", "c", "d"),
+        *("--depth", "2", "--model-inputs", "c", "d"),
     ]
 
 

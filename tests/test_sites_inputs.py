@@ -89,7 +89,7 @@ def test_an_argument_is_found_by_position_and_by_name(way: str) -> None:
 
 
 class OnlyKeywords(nn.Module):
-    """Takes keywords, the first of which is no tensor."""
+    """Takes keywords, the first of which is not a tensor."""
 
     def forward(self, **kwargs: Any) -> Any:
         return kwargs["second"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcap import ActivationStore, FastcapWarning, list_sites
 from fastcap.errors import ArgumentTypeError, BatchError, DeviceError, SiteNotFoundError
-from fastcap.model.listing import PartInfo, SiteInfo
+from fastcap.model.site_tree import PartInfo, SiteInfo
 from tests.support.datasets import make_ids
 from tests.support.errors import message_of
 from tests.support.models import (
@@ -231,7 +231,7 @@ def test_errors_are_those_of_sites_and_batches() -> None:
 
 def test_a_mask_that_is_not_passed_is_warned_about_as_in_a_stream() -> None:
     batch = {"input_ids": IDS, "attention_mask": torch.zeros_like(IDS)}
-    with pytest.warns(FastcapWarning, match=r"Pass it with inputs=\['attention_mask'\]"):
+    with pytest.warns(FastcapWarning, match=r"Pass it with model_inputs=\['attention_mask'\]"):
         list_sites(LanguageModel(), batch)
-    [root, *_] = list_sites(LanguageModel(), batch, inputs="attention_mask")
+    [root, *_] = list_sites(LanguageModel(), batch, model_inputs="attention_mask")
     assert ":input.attention_mask" in parts_of(root)

@@ -146,7 +146,7 @@ def test_a_module_of_another_model_is_refused() -> None:
     model, other = LanguageModel(), LanguageModel()
 
     assert message_of(SiteNotFoundError, lambda: ActivationStore(model, [other.norm])) == (
-        "Module object of type RMSNorm not found in model: it is no part of this LanguageModel. "
+        "Module object of type RMSNorm not found in model: it is not part of this LanguageModel. "
         "Take it from the model itself, such as model.layers[3].mlp, or give its name."
     )
 
@@ -336,7 +336,7 @@ def test_everything_listed_in_braces_has_to_be_there(
 
 
 BRACES = "Braces hold names and ranges, separated by commas, such as '{0,15,31}' or '{0..31}'."
-NO_RANGE = "is no range. A range is two whole numbers, first and last, such as '{0..31}'."
+NO_RANGE = "is not a valid range. A range is two whole numbers, first and last, such as '{0..31}'."
 STRAY = (
     "every '{' needs its '}', and braces hold no braces. Write a list as 'layers.{0,15,31}' and a "
     "range as 'layers.{0..31}'."
@@ -360,7 +360,7 @@ STARS = (
         ("layers.{0,{1,2}}", STRAY),
         ("layers.{}", f"an item of the list is empty. {BRACES}"),
         ("layers.{0,,1}", f"an item of the list is empty. {BRACES}"),
-        ("layers.{0,1*}", f"'1*' is no plain name. {BRACES}"),
+        ("layers.{0,1*}", f"'1*' is not a plain name. {BRACES}"),
         ("layers.{0..}", f"'0..' {NO_RANGE}"),
         ("layers.{a..b}", f"'a..b' {NO_RANGE}"),
         ("layers.{-1..3}", f"'-1..3' {NO_RANGE}"),
@@ -383,14 +383,15 @@ def test_a_pattern_that_cannot_be_read_is_refused_with_the_reason(
 
 def test_an_expression_that_is_none_is_refused_with_the_reason() -> None:
     assert refused(ArgumentError, "re:(") == (
-        "Pattern 're:(' is no regular expression: missing ), unterminated subpattern at position "
+        "Pattern 're:(' is not a valid regular expression: missing ), unterminated subpattern at "
+        "position "
         r"0. After 're:' comes what Python's re.search takes, such as 're:^layers\.\d+$'."
     )
 
 
 def test_a_wrong_part_behind_a_pattern_is_refused_as_behind_a_name() -> None:
     assert refused(ArgumentError, "layers.*:weight").startswith(
-        "Site 'layers.*:weight': what follows the colon is no part that can be captured."
+        "Site 'layers.*:weight': what follows the colon is not a part that can be captured."
     )
 
 
@@ -416,7 +417,7 @@ def test_an_input_part_that_cannot_be_read_is_refused_from_where_it_goes_wrong()
 def test_sites_of_the_wrong_type_are_refused() -> None:
     layers: Any = [MODEL.norm, 3]
     assert message_of(ArgumentTypeError, lambda: as_site_names(layers, MODEL)) == (
-        "layers must be module names (strings) or modules of the model; got 3. Print the names "
+        "sites must be module names (strings) or modules of the model; got 3. Print the names "
         "with: for name, _ in model.named_modules(): print(name)"
     )
 
@@ -441,7 +442,7 @@ def test_a_captured_tensor_is_of_the_module_that_was_meant() -> None:
 
 
 class HasModule(nn.Module):
-    """Its child `module` is no wrapper's."""
+    """Its child `module` is not a wrapper's."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -269,7 +269,7 @@ def test_nothing_is_said_of_sites_that_fired_or_of_a_store_without_a_pass() -> N
             store.clear()
             model(ACTS)
         with fastcap.ActivationStore(model, ["not_taken"]):
-            model.taken(ACTS)  # a module alone is no pass
+            model.taken(ACTS)  # a module alone is not a pass
 
 
 def test_a_store_that_is_gone_says_nothing() -> None:

@@ -86,7 +86,7 @@ class Cell:
         status: `measured`, `not run` or `failed`.
         reason: Why not, or why only so much.
         n_passes: Passes of one run.
-        prepare_secs: What was pinned before the first run, and is no part of it.
+        prepare_secs: What was pinned before the first run, and is not part of it.
         first_secs: The whole first run, which pins and allocates; `None` if there was none.
         secs: Every timed run after it, from its beginning until everything is delivered.
         steady_secs: From the start of its second pass to that of its last, by the GPU's clock.

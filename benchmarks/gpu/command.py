@@ -42,7 +42,7 @@ def parser_of(name: str, description: str | None, limit_secs: float) -> argparse
     parser.add_argument("--out", type=Path, help=f"folder for the results; by default {RESULTS}")
     parser.add_argument("--limit-secs", type=float, default=limit_secs, help="time for everything")
     parser.add_argument("--scratch", type=Path, help="where archives are written, then removed")
-    parser.add_argument("--commit", help="what is measured, where this is no git checkout")
+    parser.add_argument("--commit", help="what is measured, where this is not a git checkout")
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny, on the CPU; writes with --out only"
     )
@@ -176,7 +176,7 @@ def _software() -> str:
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system that archives are written to: memory is no disk."""
+    """The kind of file system that archives are written to: memory is not a disk."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:  # no Linux

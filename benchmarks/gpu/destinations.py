@@ -127,7 +127,7 @@ def pinned(question: Question) -> Values:
 
 
 def prepare(destination: Destination, question: Question, gpu: Gpu) -> float | None:
-    """What comes before a run and is no part of it; returns the seconds that pinning took, if any.
+    """What comes before a run and is not part of it; returns the seconds that pinning took, if any.
 
     Rows are scribbled over, so that none is right because an earlier run wrote it.
     """

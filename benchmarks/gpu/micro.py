@@ -111,7 +111,7 @@ def hook_cost(gpu: Gpu, sizes: Sizes) -> Iterator[Figure]:
 
     def with_fastcap() -> float:
         with fastcap.ActivationStore(model, sites):
-            model(acts)  # the second firing of a site plans anew, which is no steady state
+            model(acts)  # the second firing of a site plans anew, which is not a steady state
             model(acts)
             return pass_secs()
 

@@ -180,7 +180,7 @@ def _package(model: nn.Module) -> str:
 
 
 def is_from_transformers(model: nn.Module) -> bool:
-    """Whether it is no stand-in, and has hidden states and a KV cache."""
+    """Whether it is not a stand-in, and has hidden states and a KV cache."""
     return _package(model) == "transformers"
 
 

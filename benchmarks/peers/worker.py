@@ -142,7 +142,7 @@ TASKS: Mapping[str, Callable[..., Answers]] = MappingProxyType(
 def main(arguments: list[str]) -> None:
     task, fields = arguments
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
+        os.dup2(2, 1)  # what libraries print is not an answer
         for answer in TASKS[task](**json.loads(fields)):
             answers.write(json.dumps(answer) + "\n")
             answers.flush()

@@ -257,7 +257,7 @@ def _parse_file(found: Any, where: str) -> FileRecord:
         raise ArchiveFormatError(f"{where}: a file is described by an object.")
     name = take(found, "name", str, where)
     if not SHARD_NAME.fullmatch(name):
-        raise ArchiveFormatError(f"{where}: {name[:80]!r} is no name of a shard.")
+        raise ArchiveFormatError(f"{where}: {name[:80]!r} is not a valid shard name.")
     streams = take(found, "streams", list, where)
     if not all(isinstance(stream, str) for stream in streams):
         raise ArchiveFormatError(f"{where}: streams of {name} must be names.")

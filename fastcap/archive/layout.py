@@ -12,9 +12,11 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastcap.archive.parsing import parse_object, take
 from fastcap.errors import ArchiveError, ArchiveFormatError
@@ -22,6 +24,7 @@ from fastcap.errors import ArchiveError, ArchiveFormatError
 FORMAT = 1
 PAGE_BYTES = 4096
 HEADER_LIMIT = 16 << 20
+BLOCK_IDS = 1 << 20
 SAMPLES = "samples"
 OFFSETS = ":offsets"
 META = "meta.json"
@@ -102,6 +105,14 @@ class StreamSpec:
     @property
     def row_bytes(self) -> int:
         return prod(self.shape) * self.torch_dtype.itemsize
+
+    def describe(self) -> tuple[str, str, str]:
+        """For people: its name, its dtype, and the shape of a sample (`n` where that differs)."""
+        if self.is_text:
+            return self.name, "text", ""
+        sizes = [*(["n"] if self.is_ragged else []), *map(str, self.shape)]
+        shape = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+        return self.name, str(self.torch_dtype).removeprefix("torch."), shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +238,7 @@ def parse_stream(found: Mapping[str, Any], where: str) -> StreamSpec:
     if dtype not in DTYPES:
         raise ArchiveFormatError(f"{where}: unknown dtype {dtype[:20]!r}.")
     if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
-        raise ArchiveFormatError(f"{where}: its shape is no list of sizes.")
+        raise ArchiveFormatError(f"{where}: its shape is not a list of sizes.")
     spec = StreamSpec(
         name,
         take(found, "kind", str, where),
@@ -252,3 +263,21 @@ def stream_json(spec: StreamSpec) -> dict[str, Any]:
         "ragged": spec.is_ragged,
         "text": spec.is_text,
     }
+
+
+def holds_samples(samples: Tensor, ranges: tuple[tuple[int, int], ...]) -> bool:
+    """Whether the ids of a shard are these ranges; compared in blocks, as files may be sparse."""
+    row = 0
+    for first, last in ranges:
+        for start in range(first, last, BLOCK_IDS):
+            stop = min(start + BLOCK_IDS, last)
+            if not torch.equal(samples[row : row + stop - start], torch.arange(start, stop)):
+                return False
+            row += stop - start
+    return row == len(samples)
+
+
+def check_offsets(offsets: Tensor, n_rows: int, path: Path) -> None:
+    grows = bool((offsets[1:] >= offsets[:-1]).all())
+    if not grows or int(offsets[0]) != 0 or int(offsets[-1]) != n_rows:
+        raise ArchiveFormatError(f"{path}: its offsets do not cut its rows into samples.")

@@ -106,13 +106,13 @@ def read_meta(root: Path, files: Files) -> Meta:
 
     Raises:
         ArchiveError: There is no archive, or it cannot be read.
-        ArchiveFormatError: What is there is none of this version.
+        ArchiveFormatError: What is there is not of this version.
     """
     path = root / META
     try:
         content = files.read(path, META_LIMIT + 1)
     except FileNotFoundError:
-        raise ArchiveError(f"{root} is no archive: it has no {META}.") from None
+        raise ArchiveError(f"{root} is not an archive: it has no {META}.") from None
     except OSError as error:
         raise ArchiveError(f"Cannot read {path}: {error.strerror or error}.") from error
     if len(content) > META_LIMIT:

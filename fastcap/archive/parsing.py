@@ -39,7 +39,7 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def take(found: Mapping[str, Any], key: str, kind: type[T], where: str) -> T:
-    """The value of a key that must be there and of one type (`bool` is no `int`).
+    """The value of a key that must be there and of one type (`bool` is not an `int`).
 
     Raises:
         ArchiveFormatError: It is not.
@@ -50,7 +50,7 @@ def take(found: Mapping[str, Any], key: str, kind: type[T], where: str) -> T:
             f"{where}: {key!r} must be {kind.__name__}; it is {_short(value)}."
         )
     if isinstance(value, str) and not _is_text(value):
-        raise ArchiveFormatError(f"{where}: {key!r} is no valid text: it has half a character.")
+        raise ArchiveFormatError(f"{where}: {key!r} is not valid Unicode (lone surrogate).")
     return value
 
 
@@ -83,13 +83,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is no finite number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return number
 
 

@@ -25,7 +25,9 @@ from fastcap.archive.layout import (
     SAMPLES,
     StreamSpec,
     check_header,
+    check_offsets,
     header_bytes,
+    holds_samples,
     shard_tensors,
 )
 from fastcap.archive.recovery import Damage, clean, scan
@@ -35,8 +37,8 @@ from fastcap.errors import (
     ArgumentTypeError,
     MissingSampleError,
 )
+from fastcap.formatting import html_table
 
-_BLOCK_IDS = 1 << 20
 OPEN_SHARDS = 64
 """How many shards stay mapped."""
 
@@ -56,11 +58,11 @@ class Problem:
     samples: tuple[tuple[int, int], ...]
 
 
-def open_archive(path: str | os.PathLike[str]) -> Archive:
+def open_archive(folder: str | os.PathLike[str]) -> Archive:
     """Open an archive for reading: what is committed now, even while it is being written.
 
     Args:
-        path: The archive's directory.
+        folder: The archive's directory.
 
     Returns:
         The archive. Files are memory-mapped on first access.
@@ -79,7 +81,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
         >>> archive.sites, len(archive), archive["1"][3].shape, archive["1"][1:4].shape
         (['1'], 5, torch.Size([2]), torch.Size([3, 2]))
     """
-    return Archive(Path(path), LocalFiles())
+    return Archive(Path(folder), LocalFiles())
 
 
 def reopen(path: Path, files: Files) -> Archive:
@@ -99,6 +101,8 @@ class Archive:
 
     `archive[stream]` is the `Samples` of a site, `batch:` or `label:` stream, `name in archive`
     says whether there is one, and `len(archive)` is the number of committed samples.
+
+    It pickles as its path: a process that unpickles it opens the archive anew.
 
     Attributes:
         path: The directory.
@@ -233,14 +237,14 @@ class Archive:
         try:
             tensors = self._files.tensors(path)
         except SafetensorError as error:
-            raise ArchiveFormatError(f"{path} is no safetensors file: {error}.") from error
+            raise ArchiveFormatError(f"{path} is not a valid safetensors file: {error}.") from error
         except (MemoryError, RuntimeError) as error:
             raise ArchiveError(f"Cannot map {path}: {error}.") from error
-        if not _holds(tensors[SAMPLES], group.samples):
+        if not holds_samples(tensors[SAMPLES], group.samples):
             raise ArchiveFormatError(f"{path} holds other samples than its journal says.")
         for name in record.streams:
             if self.meta.stream(name).is_ragged:
-                _check_offsets(tensors[name + OFFSETS], group.rows[name], path)
+                check_offsets(tensors[name + OFFSETS], group.rows[name], path)
         return tensors
 
     def _shard(self, run: Run, stream: str) -> Mapping[str, Tensor]:
@@ -271,8 +275,22 @@ class Archive:
         return [_decode(row, spec, self.path) for row in rows] if spec.is_text else rows
 
     def __repr__(self) -> str:
-        total = "" if self.n_samples is None else f" of {self.n_samples}"
-        return f"Archive({str(self.path)!r}, samples: {len(self)}{total}, sites: {self.sites})"
+        return f"Archive({str(self.path)!r}, samples: {self._count()}, sites: {self.sites})"
+
+    def _repr_html_(self) -> str:
+        rows = [spec.describe() for spec in self.meta.streams]
+        title = f"Archive {str(self.path)!r}, samples: {self._count()}"
+        return html_table(title, [("stream", "dtype", "shape of a sample"), *rows])
+
+    def _count(self) -> str:
+        return f"{len(self)}{'' if self.n_samples is None else f' of {self.n_samples}'}"
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.streams
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its path alone: mapped shards would be copied whole into what is pickled.
+        return open_archive, (self.path.absolute(),)
 
 
 def _decode(row: Tensor, spec: StreamSpec, path: Path) -> str:
@@ -280,24 +298,6 @@ def _decode(row: Tensor, spec: StreamSpec, path: Path) -> str:
         return bytes(row.numpy()).decode()
     except UnicodeDecodeError as error:
         raise ArchiveFormatError(f"A text of {spec.name!r} in {path} is not UTF-8.") from error
-
-
-def _holds(samples: Tensor, ranges: tuple[tuple[int, int], ...]) -> bool:
-    """Whether the ids of a shard are these ranges; compared in blocks, as files may be sparse."""
-    row = 0
-    for first, last in ranges:
-        for start in range(first, last, _BLOCK_IDS):
-            stop = min(start + _BLOCK_IDS, last)
-            if not torch.equal(samples[row : row + stop - start], torch.arange(start, stop)):
-                return False
-            row += stop - start
-    return row == len(samples)
-
-
-def _check_offsets(offsets: Tensor, n_rows: int, path: Path) -> None:
-    grows = bool((offsets[1:] >= offsets[:-1]).all())
-    if not grows or int(offsets[0]) != 0 or int(offsets[-1]) != n_rows:
-        raise ArchiveFormatError(f"{path}: its offsets do not cut its rows into samples.")
 
 
 class Samples:

@@ -97,8 +97,8 @@ def _scan_entry(
 ) -> WriterState:
     if not entry.is_dir:
         raise ArchiveFormatError(
-            f"{root / entry.name} has the name of a writer's directory, and is none. Links are not "
-            "followed: move the directory itself here."
+            f"{root / entry.name} has the name of a writer's directory, but is not one. Links are "
+            "not followed: move the directory itself here."
         )
     return _scan_writer(root / entry.name, meta, files, is_settled)
 
@@ -108,7 +108,7 @@ def _scan_writer(directory: Path, meta: Meta, files: Files, is_settled: bool) ->
     names = {entry.name for entry in entries if entry.is_file}
     path = directory / JOURNAL
     if JOURNAL not in names and any(entry.name == JOURNAL for entry in entries):
-        raise ArchiveFormatError(f"{path} is no regular file, and links are not followed.")
+        raise ArchiveFormatError(f"{path} is not a regular file, and links are not followed.")
     journal, is_live = Journal(), None
     if JOURNAL in names:
         is_locked = files.is_locked(path)  # before it is read: what a dead writer wrote is all

@@ -143,7 +143,7 @@ def make_case(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     device: torch.device | str | int | None = None,
 ) -> Case:
@@ -154,7 +154,8 @@ def make_case(
             tokens, which a synchronous hook does not support.
         SiteNotFoundError: A site does not name a module of the model.
     """
-    inputs = None if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
+    if model_inputs is not None:
+        model_inputs = [model_inputs] if isinstance(model_inputs, str) else list(model_inputs)
     request = request_run(
         model,
         sites,
@@ -163,7 +164,7 @@ def make_case(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
-        inputs=inputs,
+        model_inputs=model_inputs,
         forward=forward,
     )
     selection = request.selection
@@ -183,6 +184,6 @@ def make_case(
         request.bound,
         selection,
         options,
-        {"inputs": inputs, "forward": forward},
+        {"model_inputs": model_inputs, "forward": forward},
         request.call,
     )

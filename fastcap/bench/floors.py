@@ -128,7 +128,7 @@ def copy_rates(
         target = make_target().copy_(source, non_blocking=True)
         synchronise()
         elapsed = time.perf_counter() - started
-        del target  # giving the memory back is no part of a copy into it
+        del target  # giving the memory back is not part of a copy into it
         rates.append(source.nbytes / elapsed / 1e9)
     return rates
 

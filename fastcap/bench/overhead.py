@@ -93,7 +93,7 @@ def overhead(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     device: torch.device | str | int | None = None,
     limit_secs: float | None = None,
@@ -121,7 +121,7 @@ def overhead(
         reduce: A callable on the selected tensor.
         dtype: The dtype to deliver.
         seq_dim: The dimension that `positions` count along.
-        inputs: Keys of the batch passed to the model by name.
+        model_inputs: Keys of the batch passed to the model by name.
         forward: `forward(model, batch)` replaces the call.
         device: Where batches are moved.
         limit_secs: When to start no further round, once there are two.
@@ -150,7 +150,7 @@ def overhead(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
-        inputs=inputs,
+        model_inputs=model_inputs,
         forward=forward,
         device=device,
     )
@@ -162,7 +162,7 @@ def find_ways(ways: Mapping[str, Way] | Iterable[str] | None) -> dict[str, Way]:
 
     Raises:
         ArgumentError: A name that is not in `WAYS`, or `hookless`, which is always measured, or
-            what is no function.
+            what is not a function.
     """
     if ways is None:
         ways = (HOOK, FASTCAP)

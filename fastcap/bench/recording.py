@@ -2,7 +2,7 @@
 
 A stamp is a moment on a stream that may not have come yet: an event on an accelerator, a number on
 the CPU and on the virtual clock. Stamps become seconds when the run is over. Recording costs a
-little, so timelines are made in a run of their own and are no measurement of overhead.
+little, so timelines are made in a run of their own and are not a measurement of overhead.
 """
 
 from __future__ import annotations

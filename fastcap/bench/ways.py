@@ -263,7 +263,7 @@ def archived_in(folder: Path | None) -> Way:
 
 
 class _Archived(Mapping[str, Tensor]):
-    """An archive's values, read when they are looked at: reading is no part of writing."""
+    """An archive's values, read when they are looked at: reading is not part of writing."""
 
     def __init__(self, archive: Archive, out: Path) -> None:
         self._archive = archive

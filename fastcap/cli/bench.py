@@ -6,21 +6,19 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from torch import nn
 
-from fastcap.bench import Case, charts, make_case, page, report
-from fastcap.bench.files import check_writable
-from fastcap.bench.ways import check_sites_fire
-from fastcap.cli import locate
 from fastcap.cli.command import STATUS_ERROR, command, to_stderr
-from fastcap.cli.opening import vocabulary_size
-from fastcap.cli.options import Device, Inputs, Model, SiteNames, move, parse_positions
+from fastcap.cli.options import Device, Model, ModelInputs, SiteNames, move, parse_positions
 from fastcap.errors import ArgumentError, FastcapError
 from fastcap.formatting import counted, in_one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastcap.bench import Case
 
 
 @command
@@ -36,7 +34,7 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of random token ids.")] = 8,
     tokens: Annotated[int, typer.Option(min=1, help="Random token ids of each sample.")] = 128,
-    inputs: Inputs = None,
+    model_inputs: ModelInputs = None,
     positions: Annotated[
         str | None, typer.Option(help="An int, a slice a:b, or a list a,b,c. Otherwise all.")
     ] = None,
@@ -48,7 +46,7 @@ def bench(
             min=1, help="Passes of one run. By default half a second of them, 2048 at most."
         ),
     ] = None,
-    disk: Annotated[
+    folder: Annotated[
         Path | None, typer.Option(help="Folder whose disk is measured as a floor.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures here.")] = None,
@@ -62,23 +60,27 @@ def bench(
     The ways take turns in every round; each value is compared with the oracle's. Exit status 1 if
     one differs. Give MODEL before --sites, which takes several values.
     """
+    from fastcap.bench import charts, make_case, page, report
+    from fastcap.bench.files import check_writable
+    from fastcap.cli import locate
+
     taken = parse_positions(positions)
     if html is not None:
         charts.check_matplotlib()
     for path in filter(None, (html, trace)):
         check_writable(path)
-    if disk is not None and not disk.is_dir():
-        raise ArgumentError(f"--disk {str(disk)!r} is no folder. Name one that exists.")
-    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
+    if folder is not None and not folder.is_dir():
+        raise ArgumentError(f"--folder {str(folder)!r} is not a folder. Name one that exists.")
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is not part of the answer
         loaded = locate.load_model(model, with_weights=True)
         if device is not None:
             loaded = move(loaded, device)
         batch = _random_batch(loaded, batch_size, tokens) if example is None else None
         batch = locate.load_example(example) if example is not None else batch
-        case = make_case(loaded, [batch], sites, positions=taken, inputs=inputs)
+        case = make_case(loaded, [batch], sites, positions=taken, model_inputs=model_inputs)
         _try_once(case)
         found = report.make_report(
-            model, case, rounds=rounds, passes=passes, folder=disk, on_round=_show_round
+            model, case, rounds=rounds, passes=passes, folder=folder, on_round=_show_round
         )
     typer.echo(report.as_json(found) if json else report.as_text(found))
     if html is not None:
@@ -95,6 +97,8 @@ def _show_round(n_sites: int, index: int, secs: Mapping[str, float]) -> None:
 
 
 def _try_once(case: Case) -> None:
+    from fastcap.bench.ways import check_sites_fire
+
     try:
         check_sites_fire(case)
     except FastcapError:
@@ -106,11 +110,16 @@ def _try_once(case: Case) -> None:
 
 
 def _random_batch(model: nn.Module, batch_size: int, n_tokens: int) -> dict[str, Any]:
+    import torch
+
+    from fastcap.cli.locate import FORM
+    from fastcap.cli.opening import vocabulary_size
+
     n_ids = vocabulary_size(model)
     if n_ids is None:
         raise ArgumentError(
             "The model does not say how many token ids it has, as models of transformers do. Give "
-            f"a batch with --example {locate.FORM}."
+            f"a batch with --example {FORM}."
         )
     generator = torch.Generator().manual_seed(0)
     return {"input_ids": torch.randint(n_ids, (batch_size, n_tokens), generator=generator)}

@@ -51,7 +51,7 @@ def _show_warning(show: Callable[..., None]) -> Callable[..., None]:
 
 
 def to_stderr(line: str) -> None:
-    """Print a line that is no part of what was asked for."""
+    """Print a line that is not part of what was asked for."""
     typer.echo(line, err=True)
 
 

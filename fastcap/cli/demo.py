@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 from typing import Annotated
 
-import rich.console
 import typer
 
 from fastcap.cli.command import command, to_stderr
@@ -17,9 +16,9 @@ TEXT_WIDTH = 80
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for activations, docstrings and plot.")] = Path(
-        "demo-output"
-    ),
+    folder: Annotated[
+        Path, typer.Option(help="Folder for activations, docstrings and plot.")
+    ] = Path("demo-output"),
     limit: Annotated[int, typer.Option(min=3, help="Docstrings per package.")] = 150,
     seed: Annotated[int, typer.Option(help="Chooses docstrings and folds.")] = 0,
 ) -> None:
@@ -28,9 +27,13 @@ def demo(
     Takes under two minutes on two cores, without network. Needs the demo extra and a checkpoint;
     if they are missing, the message has the commands that install them.
     """
+    import rich.console
+
     from fastcap.demo import report, run_demo
 
-    result = run_demo(out, limit=limit, seed=seed, progress=sys.stderr.isatty(), announce=to_stderr)
+    result = run_demo(
+        folder, limit=limit, seed=seed, progress=sys.stderr.isatty(), announce=to_stderr
+    )
     rich.console.Console(highlight=False).print("\n", report.table(result), sep="")
     for paragraph in report.sentences(result):
         typer.echo("\n" + textwrap.fill(paragraph, TEXT_WIDTH))

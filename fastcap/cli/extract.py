@@ -8,20 +8,17 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import nn
 
-from fastcap.archive.reader import Archive
-from fastcap.cli import locate
+import fastcap
 from fastcap.cli.command import command
 from fastcap.cli.inspect import summarise
-from fastcap.cli.opening import open_dataset, vocabulary_size
 from fastcap.cli.options import (
     Device,
-    Inputs,
     Model,
+    ModelInputs,
     PositionsText,
     ReduceText,
     SiteNames,
@@ -29,12 +26,13 @@ from fastcap.cli.options import (
     parse_dtype,
     parse_positions,
 )
-from fastcap.datasets import LabelCollator, LineFile
 from fastcap.errors import ArgumentError
-from fastcap.extraction.run import extract as run
 from fastcap.formatting import format_bytes
-from fastcap.huggingface import Collator
-from fastcap.huggingface.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastcap.archive.reader import Archive
 
 
 @command
@@ -48,12 +46,12 @@ def extract(
         ),
     ],
     sites: SiteNames,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The archive, new or to go on with.")],
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="The archive, new or to go on with.")],
     tokenizer: Annotated[
         str | None, typer.Option(metavar="DIR", help="For texts; MODEL unless given.")
     ] = None,
     text_key: Annotated[str, typer.Option(help="Key of the text or chat in a .jsonl.")] = "text",
-    labels: Annotated[
+    columns: Annotated[
         list[str] | None,
         typer.Option(help="Key of the samples stored beside the activations; repeatable."),
     ] = None,
@@ -73,7 +71,7 @@ def extract(
     batch_size: Annotated[int, typer.Option(help="Samples per pass.")] = 32,
     max_samples: Annotated[int | None, typer.Option(help="Where to stop.")] = None,
     device: Device = None,
-    inputs: Inputs = None,
+    model_inputs: ModelInputs = None,
     num_workers: Annotated[int, typer.Option(help="Processes that load the data.")] = 0,
     rank: Annotated[int, typer.Option(envvar="RANK", help="Which process this is.")] = 0,
     world_size: Annotated[
@@ -89,34 +87,37 @@ def extract(
     run after the pass under way, with what is complete saved (exit codes 130, 143 and 138). Give
     MODEL before --sites, which takes several values, and quote patterns.
     """
+    from fastcap.cli import locate
+    from fastcap.cli.opening import open_dataset, vocabulary_size
+
     taken = parse_positions(positions), parse_dtype(dtype)
-    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is not part of the answer
         loaded = locate.load_model(model, with_weights=True)
         if device is not None:
             loaded = move(loaded, device)
-        texts = _Texts(model, tokenizer, text_key, labels or [], max_tokens, padding_side)
+        texts = _Texts(model, tokenizer, text_key, columns or [], max_tokens, padding_side)
         dataset = open_dataset(
             data,
             text_key=text_key,
-            labels=labels or (),
+            columns=columns or (),
             context_length=context_length,
             token_dtype=token_dtype,
             vocabulary_size=vocabulary_size(loaded),
         )
         collate_fn, own_inputs = texts.collator(loaded, dataset)
-        archive = run(
+        archive = fastcap.extract(
             loaded,
             dataset,
             sites,
-            out,
+            folder,
             device=device,
             batch_size=batch_size,
             max_samples=max_samples,
             positions=taken[0],
             reduce=reduce,  # type: ignore[arg-type]
             dtype=taken[1],
-            inputs=[*own_inputs, *(inputs or [])],
-            labels=labels or (),
+            model_inputs=[*own_inputs, *(model_inputs or [])],
+            columns=columns or (),
             num_workers=num_workers,
             collate_fn=collate_fn,
             progress=True,
@@ -145,7 +146,7 @@ class _Texts:
     model_name: str
     tokenizer: str | None
     text_key: str
-    labels: list[str]
+    columns: list[str]
     max_tokens: int | None
     padding_side: str
 
@@ -153,6 +154,9 @@ class _Texts:
         self, model: nn.Module, dataset: Any
     ) -> tuple[Callable[[list[Any]], Any] | None, list[str]]:
         """The `collate_fn` for a dataset, and the model's inputs that it makes."""
+        from fastcap.datasets import ColumnCollator, LineFile
+        from fastcap.huggingface import Collator
+
         if not isinstance(dataset, LineFile) and self.tokenizer is None:
             self._refuse_options()
             return None, []
@@ -163,16 +167,18 @@ class _Texts:
             padding_side=self.padding_side,
         )
         if not isinstance(dataset, LineFile) and not isinstance(dataset[0], Mapping):
-            return collator, collator.inputs
-        labelled = LabelCollator(collator, text_key=self.text_key, labels=self.labels)
-        return labelled, collator.inputs
+            return collator, collator.model_inputs
+        labelled = ColumnCollator(collator, text_key=self.text_key, columns=self.columns)
+        return labelled, collator.model_inputs
 
     def _load_tokenizer(self) -> Any:
+        from fastcap.huggingface.loading import load_tokenizer
+
         name = self.tokenizer
         if name is None:
             if not Path(self.model_name).is_dir():
                 raise ArgumentError(
-                    "Texts need a tokenizer, and MODEL is no folder that could have one. Give "
+                    "Texts need a tokenizer, and MODEL is not a folder that could have one. Give "
                     "--tokenizer DIR, or token ids."
                 )
             name = self.model_name

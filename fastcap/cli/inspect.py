@@ -6,15 +6,18 @@ import json as json_module
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastcap.archive.layout import StreamSpec
-from fastcap.archive.reader import Archive, Problem, open_archive
-from fastcap.archive.recovery import WriterState
+import fastcap
 from fastcap.cli.command import STATUS_ERROR, command
 from fastcap.formatting import format_bytes
+
+if TYPE_CHECKING:
+    from fastcap.archive.layout import StreamSpec
+    from fastcap.archive.reader import Archive, Problem
+    from fastcap.archive.recovery import WriterState
 
 MOST_RANGES = 5
 """Of missing samples that are shown; `--json` has all."""
@@ -35,7 +38,7 @@ def inspect(
     Exits with 1 if a committed file is damaged. Without --verify only the sizes of files are
     looked at.
     """
-    opened = open_archive(archive)
+    opened = fastcap.open_archive(archive)
     problems = opened.verify() if verify else None
     found = summarise(opened, problems)
     if json:
@@ -54,6 +57,8 @@ def summarise(archive: Archive, problems: Sequence[Problem] | None) -> dict[str,
         archive: An open archive.
         problems: What `verify` found; `None` where it did not run.
     """
+    from fastcap.archive.reader import Problem
+
     writers = [_summarise_writer(writer) for writer in archive.writers]
     if problems is None:
         damaged = [

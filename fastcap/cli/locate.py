@@ -63,7 +63,7 @@ def load_model(text: str, with_weights: bool) -> nn.Module:
             the model is on the meta device.
 
     Raises:
-        ArgumentError: There is no such thing, or it is no model.
+        ArgumentError: There is no such thing, or it is not a model.
         MissingExtraError: A folder, and transformers is not installed.
     """
     if Path(text).is_dir():
@@ -97,7 +97,7 @@ def load_dataset(text: str) -> Any:
     """A dataset or a list, or what a callable without arguments returns.
 
     Raises:
-        ArgumentError: There is no such thing, or it is no dataset.
+        ArgumentError: There is no such thing, or it is not a dataset.
     """
     found = load_attribute(text, "--data")
     if isinstance(found, type) or not _is_dataset(found):

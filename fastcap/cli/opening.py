@@ -18,7 +18,7 @@ def open_dataset(
     name: str,
     *,
     text_key: str = "text",
-    labels: Sequence[str] = (),
+    columns: Sequence[str] = (),
     context_length: int | None = None,
     token_dtype: str | None = None,
     vocabulary_size: int | None = None,
@@ -30,7 +30,7 @@ def open_dataset(
         name: A path, or `package.module:attribute`: a dataset with a length, or a function without
             arguments that returns one.
         text_key: For texts; see `LineFile`.
-        labels: For `.jsonl`; see `LineFile`.
+        columns: For `.jsonl`; see `LineFile`.
         context_length: For token ids; see `TokenFile`.
         token_dtype: For raw token ids; see `TokenFile`.
         vocabulary_size: For token ids; see `TokenFile`.
@@ -51,8 +51,8 @@ def open_dataset(
         return load_dataset(name)
     if path.suffix in SUFFIXES:
         _refuse(name, "texts", context_length=context_length, token_dtype=token_dtype)
-        return LineFile(path, text_key=text_key, labels=labels)
-    _refuse(name, "token ids", labels=list(labels) or None)
+        return LineFile(path, text_key=text_key, columns=columns)
+    _refuse(name, "token ids", columns=list(columns) or None)
     return TokenFile(
         path, context_length=context_length, dtype=token_dtype, vocabulary_size=vocabulary_size
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import torch
 import typer
-from torch import nn
 
 from fastcap.errors import ArgumentError
 from fastcap.formatting import in_one_line
-from fastcap.spec import Positions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fastcap.spec import Positions
 
 Model: TypeAlias = Annotated[
     str,
@@ -29,7 +32,7 @@ PositionsText: TypeAlias = Annotated[
     typer.Option(help="An int, a slice a:b, a list a,b,c, last, unpadded, or a batch key."),
 ]
 ReduceText: TypeAlias = Annotated[str | None, typer.Option(help="mean: over each sample's tokens.")]
-Inputs: TypeAlias = Annotated[
+ModelInputs: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="Key of the batch passed to the model by name; repeatable."),
 ]
@@ -67,16 +70,20 @@ def parse_dtype(text: str | None) -> torch.dtype | None:
     """`bfloat16` or `torch.bfloat16`."""
     if text is None:
         return None
+    import torch
+
     found = getattr(torch, text.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
         raise ArgumentError(
-            f"--dtype {text!r} is no dtype of torch. Give one such as float32, float16 or bfloat16."
+            f"--dtype {text!r} is not a torch dtype. Give one such as float32, float16 or bfloat16."
         )
     return found
 
 
 def move(model: nn.Module, device: str) -> nn.Module:
     """The model on a device."""
+    import torch
+
     try:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:

@@ -6,17 +6,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from torch import nn
 
-from fastcap import planning
-from fastcap.cli import locate
 from fastcap.cli.command import command
 from fastcap.cli.options import (
-    Inputs,
     Model,
+    ModelInputs,
     PositionsText,
     ReduceText,
     SiteNames,
@@ -26,6 +23,9 @@ from fastcap.cli.options import (
 )
 from fastcap.errors import ArgumentError, FastcapError
 from fastcap.formatting import in_one_line
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @command
@@ -50,7 +50,7 @@ def plan(
         str | None, typer.Option(help="To deliver, such as float16; the model's unless given.")
     ] = None,
     seq_dim: Annotated[int | None, typer.Option(help="The dimension of positions.")] = None,
-    inputs: Inputs = None,
+    model_inputs: ModelInputs = None,
     into: Annotated[str, typer.Option(help="memory, loop or archive.")] = "memory",
     folder: Annotated[Path, typer.Option(help="Where the archive would be.")] = Path(),
     device: Annotated[
@@ -73,6 +73,9 @@ def plan(
     --measure, or given. What is not known is said to be. The weights of a folder are read with
     --measure only. Give MODEL before --sites, which takes several values.
     """
+    from fastcap import planning
+    from fastcap.cli import locate
+
     taken = parse_positions(positions), parse_dtype(dtype)
     rates = None if machine is None else planning.read_machine(machine)
     with contextlib.redirect_stdout(sys.stderr), _naming_the_model():
@@ -88,7 +91,7 @@ def plan(
             reduce=cast(Any, reduce),
             dtype=taken[1],
             seq_dim=seq_dim,
-            inputs=inputs,
+            model_inputs=model_inputs,
             into=cast(Any, into),
             folder=folder,
             device=device,
@@ -117,5 +120,6 @@ def _naming_the_model() -> Iterator[None]:
     except Exception as error:
         raise ArgumentError(
             f"Running the model on the example failed with {in_one_line(error)}. Give "
-            "--example a batch that it can be called with, and name its other keys with --inputs."
+            "--example a batch that it can be called with, and name its other keys with "
+            "--model-inputs."
         ) from error

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import nn
 
-from fastcap.cli import locate, site_tree
+import fastcap
 from fastcap.cli.command import command, to_stderr
-from fastcap.cli.options import Inputs, Model
+from fastcap.cli.options import Model, ModelInputs
 from fastcap.errors import ArgumentError, FastcapError
 from fastcap.formatting import in_one_line
-from fastcap.model.listing import SiteInfo, list_sites
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastcap.model.site_tree import SiteInfo
 
 
 @command
@@ -32,7 +35,7 @@ def sites(
             help="A batch, or a function that returns one: run it, and show calls, shapes, dtypes.",
         ),
     ] = None,
-    inputs: Inputs = None,
+    model_inputs: ModelInputs = None,
     depth: Annotated[
         int | None, typer.Option(min=0, help="Show names of up to this many segments.")
     ] = None,
@@ -43,10 +46,13 @@ def sites(
     Numbered layers that look the same are one line, such as layers.{0..31}. Quote patterns: shells
     expand braces and stars. Give MODEL before --sites, which takes several values.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the list
+    from fastcap.cli import locate
+    from fastcap.model import site_tree
+
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is not part of the list
         found = locate.load_model(model, with_weights=example is not None)
         batch = None if example is None else locate.load_example(example)
-        listed = _list(found, batch, sites or ["**"], inputs)
+        listed = _list(found, batch, sites or ["**"], model_inputs)
     shown = listed if depth is None else site_tree.at_most(listed, depth)
     if json:
         typer.echo(site_tree.to_json(shown))
@@ -58,10 +64,10 @@ def sites(
 
 
 def _list(
-    model: nn.Module, example: Any, patterns: list[str], inputs: list[str] | None
+    model: nn.Module, example: Any, patterns: list[str], model_inputs: list[str] | None
 ) -> Sequence[SiteInfo]:
     try:
-        return list_sites(model, example, sites=patterns, inputs=inputs)
+        return fastcap.list_sites(model, example, sites=patterns, model_inputs=model_inputs)
     except FastcapError:
         raise
     except Exception as error:

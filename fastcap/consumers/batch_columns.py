@@ -1,4 +1,4 @@
-"""What is stored beside the activations: what the model was given, and the user's labels."""
+"""What is stored beside the activations: what the model was given, and the columns asked for."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ class Values:
 
 
 class BatchColumns:
-    """Takes token ids, masks and labels out of batches.
+    """Takes token ids, masks and the columns asked for out of batches.
 
     Token ids and masks are stored as the model saw them, padding included: ragged, since batches
-    differ in length. Labels are numbers (`label:<key>`, one value or row per sample) or texts.
+    differ in length. Columns are numbers (`label:<key>`, one value or row per sample) or texts.
 
     Args:
-        labels: Keys of the batch.
+        columns: Keys of the batch.
     """
 
-    def __init__(self, labels: Sequence[str] = ()) -> None:
-        if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-            raise ArgumentTypeError(f"labels must be a list of keys of the batch; got {labels!r}.")
-        self._labels = tuple(dict.fromkeys(labels))
+    def __init__(self, columns: Sequence[str] = ()) -> None:
+        if isinstance(columns, str) or not all(isinstance(column, str) for column in columns):
+            raise ArgumentTypeError(
+                f"columns must be a list of keys of the batch; got {columns!r}."
+            )
+        self._columns = tuple(dict.fromkeys(columns))
         self._specs: dict[str, StreamSpec] | None = None
 
     def take(self, batch: Any, n_samples: int, n_batch: int) -> Values:
         """The values of the first `n_samples` of a batch of `n_batch`, as they are now.
 
         Raises:
-            MissingInputError: A label is not in the batch.
-            ArgumentTypeError: A label of a kind that cannot be stored.
+            MissingInputError: A column is not in the batch.
+            ArgumentTypeError: A column of a kind that cannot be stored.
             ResultError: Its kind, shape or dtype differs from the first batch's.
         """
         values = Values()
@@ -58,14 +60,14 @@ class BatchColumns:
                 if isinstance(found, Tensor) and found.ndim >= 2:
                     _check_rows(f"The batch's {key!r}", found.shape, n_batch)
                     self._add_rows(values, key, found[:n_samples])
-        for key in self._labels:
+        for key in self._columns:
             if not isinstance(batch, Mapping) or key not in batch:
                 has = sorted(map(str, batch)) if isinstance(batch, Mapping) else "no keys"
                 raise MissingInputError(
-                    f"The batch has no label {key!r}; it has {has}. Let the dataset give it, or "
-                    "leave it out of labels=."
+                    f"The batch has no column {key!r}; it has {has}. Let the dataset give it, or "
+                    "leave it out of columns=."
                 )
-            self._add_label(values, key, batch[key], n_samples, n_batch)
+            self._add_column(values, key, batch[key], n_samples, n_batch)
         self._compare(values)
         return values
 
@@ -79,12 +81,12 @@ class BatchColumns:
         values.specs.append(spec)
         values.tensors[name] = flat, [n_rows] * n_samples
 
-    def _add_label(
+    def _add_column(
         self, values: Values, key: str, found: Any, n_samples: int, n_batch: int
     ) -> None:
         name = f"label:{key}"
         if not isinstance(found, Tensor) and _are_texts(found):
-            _check_rows(f"Label {key!r}", (len(found),), n_batch)
+            _check_rows(f"Column {key!r}", (len(found),), n_batch)
             encoded = [_encode(text, key) for text in found[:n_samples]]
             tensor = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
             values.specs.append(StreamSpec(name, "label", "U8", (), is_ragged=True, is_text=True))
@@ -94,10 +96,10 @@ class BatchColumns:
             tensor = torch.as_tensor(found)
         except (TypeError, ValueError, RuntimeError):
             raise ArgumentTypeError(
-                f"Label {key!r} is {_kind(found)} in a batch. Labels are numbers or texts, one per "
-                "sample: give a tensor, or a list of strings."
+                f"Column {key!r} is {_kind(found)} in a batch. Columns are numbers or texts, one "
+                "per sample: give a tensor, or a list of strings."
             ) from None
-        _check_rows(f"Label {key!r}", tensor.shape, n_batch)
+        _check_rows(f"Column {key!r}", tensor.shape, n_batch)
         tensor = tensor[:n_samples].detach().to("cpu", copy=True)
         dtype = dtype_name(tensor.dtype, name)
         values.specs.append(StreamSpec(name, "label", dtype, tuple(tensor.shape[1:])))
@@ -129,7 +131,7 @@ def _encode(text: str, key: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise ArgumentTypeError(
-            f"Label {key!r} has a text that is not valid Unicode: {text[:80]!r}. Repair it, such "
+            f"Column {key!r} has a text that is not valid Unicode: {text[:80]!r}. Repair it, such "
             "as with text.encode(errors='replace').decode()."
         ) from None
 

@@ -24,7 +24,7 @@ def check_out(out: Any, sites: Sequence[str], n_samples: int | None) -> dict[str
         A tensor per site, in the order of `sites`.
 
     Raises:
-        ArgumentTypeError: It is no mapping of names to tensors.
+        ArgumentTypeError: It is not a mapping of names to tensors.
         ArgumentError: Sites are missing, or a tensor cannot hold a result.
     """
     if not isinstance(out, Mapping):

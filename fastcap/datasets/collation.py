@@ -1,4 +1,4 @@
-"""From samples with labels to batches with labels."""
+"""From samples with several columns to batches that keep them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from fastcap.errors import ArgumentError, BatchError
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
-class LabelCollator:
+class ColumnCollator:
     """A `collate_fn` for samples such as those of `LineFile`.
 
     Args:
         collate: Collates a list of texts or chats, such as `fastcap.huggingface.Collator`.
         text_key: The key of a sample that holds its text.
-        labels: Keys of a sample to keep: numbers as a tensor of shape `(n_samples,)`, bool,
+        columns: Keys of a sample to keep: numbers as a tensor of shape `(n_samples,)`, bool,
             int64 or float64; texts as a list.
 
     Raises:
-        ArgumentError: A label has the name of a model input.
-        BatchError: A sample lacks a key, or a label is neither a number nor a text.
+        ArgumentError: A column has the name of a model input.
+        BatchError: A sample lacks a key, or a column is neither a number nor a text.
 
     Examples:
-        >>> collate = LabelCollator(lambda texts: {"input_ids": torch.zeros(len(texts), 3)},
-        ...                         labels=["label"])
+        >>> collate = ColumnCollator(lambda texts: {"input_ids": torch.zeros(len(texts), 3)},
+        ...                         columns=["label"])
         >>> collate([{"text": "One.", "label": 1}, {"text": "Two.", "label": 0}])["label"]
         tensor([1, 0])
     """
@@ -38,35 +38,36 @@ class LabelCollator:
         collate: Callable[[list[Any]], Mapping[str, Any]],
         *,
         text_key: str = "text",
-        labels: Sequence[str] = (),
+        columns: Sequence[str] = (),
     ) -> None:
         self._collate = collate
         self._text_key = text_key
-        self._labels = [labels] if isinstance(labels, str) else list(labels)
+        self._columns = [columns] if isinstance(columns, str) else list(columns)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The batch that `collate` makes, with its labels."""
+        """The batch that `collate` makes, and the columns that are kept."""
         batch = dict(self._collate(self._column(samples, self._text_key)))
-        if taken := sorted(set(self._labels) & set(batch)):
+        if taken := sorted(set(self._columns) & set(batch)):
             raise ArgumentError(
-                f"Labels cannot be called {taken}: batches have inputs of these names. Rename them."
+                f"Columns cannot be called {taken}: batches have inputs of these names. Rename "
+                "them."
             )
-        return batch | {label: self._values(samples, label) for label in self._labels}
+        return batch | {column: self._values(samples, column) for column in self._columns}
 
     def fingerprint(self) -> dict[str, Any]:
         """What a batch depends on."""
-        return {"collate": self._collate, "text_key": self._text_key, "labels": self._labels}
+        return {"collate": self._collate, "text_key": self._text_key, "columns": self._columns}
 
-    def _values(self, samples: Sequence[Mapping[str, Any]], label: str) -> Tensor | list[str]:
-        values = self._column(samples, label)
+    def _values(self, samples: Sequence[Mapping[str, Any]], column: str) -> Tensor | list[str]:
+        values = self._column(samples, column)
         kinds = {type(value) for value in values}
         if kinds == {str}:
             return values
         if not kinds <= _DTYPES.keys():
             wrong = next(value for value in values if type(value) not in _DTYPES)
             raise BatchError(
-                f"The label {label!r} is {wrong!r:.40}, a {type(wrong).__name__}, in a batch. "
-                "Labels are numbers for all samples, or texts for all samples."
+                f"The column {column!r} is {wrong!r:.40}, a {type(wrong).__name__}, in a batch. "
+                "Columns are numbers for all samples, or texts for all samples."
             )
         return torch.tensor(values, dtype=_DTYPES[max(kinds, key=list(_DTYPES).index)])
 

@@ -30,18 +30,18 @@ class LineFile(Dataset[dict[str, Any]]):
     Args:
         path: A `.txt` file, one text per line, or a `.jsonl` file, one JSON object per line.
         text_key: The key of a text or chat, in the objects and in the samples.
-        labels: Additional keys of the objects: numbers, booleans or texts.
+        columns: Additional keys of the objects: numbers, booleans or texts.
 
     Raises:
         ArgumentError: An empty file, a blank line, a line that cannot be read or lacks a key,
-            texts mixed with chats, or labels of mixed kinds; the error names the line.
+            texts mixed with chats, or a column of mixed kinds; the error names the line.
         FileNotFoundError: No such file.
 
     Examples:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "texts.jsonl"
         >>> _ = path.write_text('{"text": "One.", "label": 1}\n{"text": "Two.", "label": 0}\n')
-        >>> dataset = LineFile(path, labels=["label"])
+        >>> dataset = LineFile(path, columns=["label"])
         >>> len(dataset), dataset[1]
         (2, {'text': 'Two.', 'label': 0})
     """
@@ -51,19 +51,19 @@ class LineFile(Dataset[dict[str, Any]]):
         path: str | os.PathLike[str],
         *,
         text_key: str = "text",
-        labels: Sequence[str] = (),
+        columns: Sequence[str] = (),
     ) -> None:
         self.path = Path(path)
         self._text_key = text_key
-        self._labels = [labels] if isinstance(labels, str) else list(labels)
+        self._columns = [columns] if isinstance(columns, str) else list(columns)
         if self.path.suffix not in SUFFIXES:
             raise ArgumentError(
                 f"{self.path} ends in {self.path.suffix!r}. Texts are read from .txt (one per "
                 "line) and .jsonl (one JSON object per line)."
             )
-        if self._labels and self.path.suffix == ".txt":
+        if self._columns and self.path.suffix == ".txt":
             raise ArgumentError(
-                f"{self.path} has a text per line and no labels, and {self._labels} were asked. "
+                f"{self.path} has a text per line and no columns, and {self._columns} were asked. "
                 "Write a .jsonl file with one object per line."
             )
         self._starts = array("Q")
@@ -78,11 +78,11 @@ class LineFile(Dataset[dict[str, Any]]):
         which = range(len(self))[index]
         start, stop = self._starts[which], self._starts[which + 1]
         sample = self._parse(os.pread(self._fd, stop - start, start), which + 1)
-        return sample | {label: self._kinds[label](sample[label]) for label in self._labels}
+        return sample | {column: self._kinds[column](sample[column]) for column in self._columns}
 
     def fingerprint(self) -> dict[str, Any]:
         """The hash of the file's bytes, and what is taken of them; not the path."""
-        return {"sha256": self._sha256, "text_key": self._text_key, "labels": self._labels}
+        return {"sha256": self._sha256, "text_key": self._text_key, "columns": self._columns}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_fd"}
@@ -109,8 +109,8 @@ class LineFile(Dataset[dict[str, Any]]):
             start += len(line)
             sample = self._parse(line, number)
             is_chats = self._check_kind(sample[self._text_key], is_chats, number)
-            for label in self._labels:
-                self._widen(label, sample[label], number)
+            for column in self._columns:
+                self._widen(column, sample[column], number)
         self._starts.append(start)
         if not len(self):
             raise ArgumentError(f"{self.path} is empty: it has no lines.")
@@ -135,11 +135,11 @@ class LineFile(Dataset[dict[str, Any]]):
         if self.path.suffix == ".txt":
             return {self._text_key: text}
         found = parse_object(text, where)
-        for key in (self._text_key, *self._labels):
+        for key in (self._text_key, *self._columns):
             if key not in found:
                 raise ArgumentError(f"{where}: no {key!r}, but the keys {sorted(found)}.")
         item = as_item(found[self._text_key], f"{where}, {self._text_key!r}")
-        return {self._text_key: item} | {label: found[label] for label in self._labels}
+        return {self._text_key: item} | {column: found[column] for column in self._columns}
 
     def _check_kind(self, item: str | Chat, is_chats: bool | None, number: int) -> bool:
         if is_chats not in (None, is_chat(item)):
@@ -150,14 +150,14 @@ class LineFile(Dataset[dict[str, Any]]):
             )
         return is_chat(item)
 
-    def _widen(self, label: str, value: Any, number: int) -> None:
-        """A column of labels is texts, or the narrowest of bool, int and float that holds all."""
-        kind, earlier = type(value), self._kinds.get(label, type(value))
+    def _widen(self, column: str, value: Any, number: int) -> None:
+        """A column is texts, or the narrowest of bool, int and float that holds all."""
+        kind, earlier = type(value), self._kinds.get(column, type(value))
         is_known = kind in (str, *NUMBERS) and (kind is not int or -INT64 <= value < INT64)
         if not is_known or (kind is str) != (earlier is str):
             before = f", and it was a {earlier.__name__} before" if is_known else ""
             raise ArgumentError(
-                f"{self.path}, line {number}, {label!r}: {value!r:.40} is a {kind.__name__}"
-                f"{before}. A label is a number of 64 bits in every line, or a text in every line."
+                f"{self.path}, line {number}, {column!r}: {value!r:.40} is a {kind.__name__}"
+                f"{before}. A column holds 64-bit numbers or texts, the same in every line."
             )
-        self._kinds[label] = str if kind is str else max(kind, earlier, key=NUMBERS.index)
+        self._kinds[column] = str if kind is str else max(kind, earlier, key=NUMBERS.index)

@@ -161,7 +161,7 @@ class TokenFile(Dataset[dict[str, Tensor]]):
         n_bytes, dtype = self.path.stat().st_size, np.dtype(self._dtype).newbyteorder("<")
         if n_bytes % dtype.itemsize:
             raise ArgumentError(
-                f"{self.path} has {n_bytes} bytes, which is no whole number of {self._dtype} "
+                f"{self.path} has {n_bytes} bytes, which is not a whole number of {self._dtype} "
                 f"({dtype.itemsize} bytes each). Is the dtype right, and is the file whole?"
             )
         return np.asarray(np.memmap(self.path, dtype, "r"))

@@ -117,7 +117,7 @@ def capture_first_token(
         "cpu",
         batch_size=BATCH_SIZE,
         positions=0,
-        inputs=["attention_mask"],
+        model_inputs=["attention_mask"],
         collate_fn=functools.partial(pad_batch, pad_id=pad_id),
         progress=progress,
     )

@@ -55,7 +55,7 @@ class Ticket(Protocol):
 
 
 class Destination(Protocol):
-    """Where a delivery ends that is no tensor, such as a file: what devices use of a tensor."""
+    """Where a delivery ends that is not a tensor, such as a file: what devices use of a tensor."""
 
     @property
     def shape(self) -> torch.Size:

@@ -47,7 +47,7 @@ def open_earlier(
         others = [name for name in names if not WRITER_NAME.fullmatch(name)]
         if others:
             raise ArchiveError(
-                f"{root} is no archive, and it is not empty: it has {', '.join(others[:5])}. "
+                f"{root} is not an archive, and it is not empty: it has {', '.join(others[:5])}. "
                 "Choose a directory of its own."
             )
         return None

@@ -41,7 +41,7 @@ def extract(
     model: nn.Module,
     dataset: Any,
     sites: Sites,
-    out: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
     device: torch.device | str | int | None = None,
     batch_size: int = 32,
@@ -51,9 +51,9 @@ def extract(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    labels: Sequence[str] = (),
+    columns: Sequence[str] = (),
     stop_after_last_site: StopAfter = False,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -80,7 +80,7 @@ def extract(
             stable order.
         sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; see `docs/concepts.md`.
-        out: The archive's directory; created if missing, resumed if it exists.
+        folder: The archive's directory; created if missing, resumed if it exists.
         device: Where batches are moved; by default the device of the model's parameters.
         batch_size: Samples per pass.
         max_samples: Stop after this many samples. The last batch runs whole and is cropped.
@@ -91,10 +91,10 @@ def extract(
         seq_dim: The dimension that `positions` index; 1 by default.
         mask: A callable that takes the batch and returns which tokens are real; see
             `fastcap.stream`.
-        inputs: Keys of the batch passed to the model by name besides `input_ids`.
+        model_inputs: Keys of the batch passed to the model by name besides `input_ids`.
         forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
-        labels: Keys of the batch to store with the activations as `label:<key>`: a number, a row of
-            numbers, or a text per sample.
+        columns: Keys of the batch to store with the activations as `label:<key>`: a number, a row
+            of numbers, or a text per sample.
         stop_after_last_site: Whether to end passes once every site has fired; see `fastcap.stream`.
         num_workers: Data-loading processes.
         collate_fn: Makes a batch of samples, as for `torch.utils.data.DataLoader`.
@@ -116,7 +116,7 @@ def extract(
     Raises:
         SiteNotFoundError: A site does not name a module of the model.
         ArgumentError, ArgumentTypeError: An argument out of range or of the wrong type.
-        ArchiveConfigError: `out` holds a run of another model, other data or another selection.
+        ArchiveConfigError: `folder` holds a run of another model, other data or another selection.
         ArchiveWriteError: A file operation failed (a full disk, say); what was committed is intact.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
         KeyboardInterrupt, SystemExit: A signal arrived; what was complete is committed.
@@ -140,7 +140,7 @@ def extract(
         dtype=dtype,
         seq_dim=seq_dim,
         mask=mask,
-        inputs=inputs,
+        model_inputs=model_inputs,
         forward=forward,
         stop_after_last_site=stop_after_last_site,
         staging_bytes=staging_bytes,
@@ -149,7 +149,7 @@ def extract(
     share = make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
     grid = make_grid(dataset, batch_size, max_samples)
-    beside = BatchColumns(labels)
+    beside = BatchColumns(columns)
     config = describe_run(
         model,
         dataset,
@@ -157,15 +157,15 @@ def extract(
         request.selection,
         batch_size=grid.batch_size,
         n_samples=grid.n_samples,
-        inputs=inputs,
+        model_inputs=model_inputs,
         forward=forward,
         mask=mask,
         collate_fn=collate_fn,
-        labels=labels,
+        columns=columns,
     )
     config |= grid.describe()
     creator = describe_creator(_device_name(request.call.device))
-    root = Path(out)
+    root = Path(folder)
     there = open_earlier(root, config, creator, share.rank)
     if there is not None and there.is_complete:
         return there

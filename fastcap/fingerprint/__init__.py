@@ -1,6 +1,6 @@
 """What makes two runs the same run: everything values depend on, as JSON and as a hash.
 
-Where the data and the model came from (paths, machines, devices) is no part of it: only what they
+Where the data and the model came from (paths, machines, devices) is not part of it: only what they
 are. Descriptions are the same in every process.
 """
 
@@ -41,11 +41,11 @@ def describe_run(
     batch_size: int,
     n_samples: int | None,
     calls: str = "last",
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Callable[..., Any] | None = None,
     mask: Callable[..., Any] | None = None,
     collate_fn: Callable[..., Any] | None = None,
-    labels: Sequence[str] = (),
+    columns: Sequence[str] = (),
 ) -> dict[str, JSON]:
     """Everything that the values of a run depend on, arguments as for `fastcap.extract`.
 
@@ -61,15 +61,19 @@ def describe_run(
         "sites": list(sites),
         "selection": _describe_selection(selection, mask),
         "calls": calls,
-        "inputs": [inputs] if isinstance(inputs, str) else list(inputs or ()),
+        "model_inputs": _as_list(model_inputs),
         "forward": describe(forward),
-        "labels": list(labels),
+        "columns": list(columns),
         "batch_size": batch_size,
         "n_samples": n_samples,
         "dataset": describe_dataset(dataset),
         "collate_fn": describe(collate_fn),
         "model": describe_model(model),
     }
+
+
+def _as_list(keys: Iterable[str] | None) -> list[JSON]:
+    return [keys] if isinstance(keys, str) else list(keys or ())
 
 
 def _describe_selection(selection: Selection, mask: Callable[..., Any] | None) -> dict[str, JSON]:

@@ -12,8 +12,8 @@ from torch import nn
 from fastcap.errors import ArgumentError, ArgumentTypeError, SiteNotFoundError
 from fastcap.model.sites import WRAPPERS
 
-Layers: TypeAlias = int | slice | Iterable[int] | None
-"""What callers may pass as `layers`."""
+Blocks: TypeAlias = int | slice | Iterable[int] | None
+"""What callers may pass as `blocks`."""
 
 STACKS = ("layers", "layer", "h", "block", "blocks")
 """Names of the module lists that hold a model's blocks."""
@@ -53,7 +53,7 @@ ALIASES = (*WHOLE_BLOCK, *INSIDE_A_BLOCK)
 
 
 def sites(
-    model: nn.Module, alias: str, *, layers: Layers = None, within: str | None = None
+    model: nn.Module, alias: str, *, blocks: Blocks = None, within: str | None = None
 ) -> list[str]:
     """The module names an alias stands for in a model.
 
@@ -67,31 +67,31 @@ def sites(
         model: A model, wrapped or not.
         alias: `"block"`, `"residual"`, `"attention"` or `"mlp"`; a part may follow, as in
             `"mlp:output[0]"`.
-        layers: Which blocks: an int, several, or a slice; negative ones count from the end. `None`
+        blocks: Which of them: an int, several, or a slice; negative ones count from the end. `None`
             for every block that has such a module.
-        within: Only blocks below this module, such as `"encoder"`. Without it, `layers` counts in
+        within: Only blocks below this module, such as `"encoder"`. Without it, `blocks` counts in
             each stack of blocks separately.
 
     Returns:
-        Names in the order of `layers`, stack by stack, without segments added by wrappers.
+        Names in the order of `blocks`, stack by stack, without segments added by wrappers.
 
     Raises:
         SiteNotFoundError: No blocks, or no such module in them; the error says what was looked for.
-        ArgumentError, ArgumentTypeError: An unknown alias, or a layer that does not exist.
+        ArgumentError, ArgumentTypeError: An unknown alias, or a block that does not exist.
 
     Examples:
         >>> from transformers import GPT2Config, GPT2Model
         >>> model = GPT2Model(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10,
         ...                              bos_token_id=0, eos_token_id=0))
-        >>> sites(model, "mlp", layers=[0, -1])
+        >>> sites(model, "mlp", blocks=[0, -1])
         ['h.0.mlp', 'h.1.mlp']
         >>> sites(model, "residual")
         ['h.0', 'h.1']
     """
     if not is_alias(alias):
         raise ArgumentError(
-            f"{alias!r} is no site alias. The aliases are {_quoted(ALIASES)}; anything else is the "
-            "name of a module, and needs no alias."
+            f"{alias!r} is not a site alias. The aliases are {_quoted(ALIASES)}; anything else is "
+            "the name of a module, and needs no alias."
         )
     kind, colon, part = alias.partition(":")
     modules = {_without_wrappers(path): module for path, module in model.named_modules()}
@@ -101,12 +101,12 @@ def sites(
     names = []
     for stack in stacks:
         n_blocks = sum(1 for _ in modules[stack].children())
-        for index in _as_indices(layers, n_blocks, stack):
+        for index in _as_indices(blocks, n_blocks, stack):
             path = f"{stack}.{index}"
             inside = "" if kind in WHOLE_BLOCK else _inside(kind, path, modules)
             if inside is not None:
                 names.append(f"{path}.{inside}".rstrip(".") + colon + part)
-            elif layers is not None:
+            elif blocks is not None:
                 raise SiteNotFoundError(_not_in_block(kind, path, modules))
     if not names:
         raise SiteNotFoundError(_not_in_block(kind, f"{stacks[0]}.0", modules))
@@ -165,26 +165,26 @@ def _inside(kind: str, block: str, modules: dict[str, nn.Module]) -> str | None:
     return None
 
 
-def _as_indices(layers: Layers, n_blocks: int, stack: str) -> list[int]:
-    if layers is None:
+def _as_indices(blocks: Blocks, n_blocks: int, stack: str) -> list[int]:
+    if blocks is None:
         return list(range(n_blocks))
-    if isinstance(layers, slice):
-        layers = range(n_blocks)[layers]
-    wanted: list[Any] = list(layers) if isinstance(layers, Iterable) else [layers]
+    if isinstance(blocks, slice):
+        blocks = range(n_blocks)[blocks]
+    wanted: list[Any] = list(blocks) if isinstance(blocks, Iterable) else [blocks]
     if any(isinstance(index, bool) or not hasattr(index, "__index__") for index in wanted):
         raise ArgumentTypeError(
-            f"layers must be an int, several ints, a slice or None; got {layers!r}."
+            f"blocks must be an int, several ints, a slice or None; got {blocks!r}."
         )
     indices = [operator.index(index) for index in wanted]
     if not indices:
         raise ArgumentError(
-            f"layers={layers!r} selects none of the {n_blocks} blocks of {stack!r}. Name at least "
+            f"blocks={blocks!r} selects none of the {n_blocks} blocks of {stack!r}. Name at least "
             "one, or leave it out for all."
         )
     for index in indices:
         if not -n_blocks <= index < n_blocks:
             raise ArgumentError(
-                f"Layer {index} does not exist: {stack!r} has {n_blocks} blocks, 0 to "
+                f"Block {index} does not exist: {stack!r} has {n_blocks} blocks, 0 to "
                 f"{n_blocks - 1} (or {-n_blocks} to -1 from the end)."
             )
     return list(dict.fromkeys(index % n_blocks for index in indices))

@@ -41,12 +41,13 @@ class Collator:
             padding, which the mask covers; the tokenizer itself is not changed.
         max_tokens: Truncate texts to this length, special tokens included. By default, a text that
             exceeds the model's positions is an error.
+        max_length: Another name for `max_tokens`, as tokenizers have it.
         padding_side: `"right"`, or `"left"`: then `position_ids` count real tokens only, for models
             whose `forward` takes them.
         add_generation_prompt: Whether chats end with the prompt of the assistant's turn.
 
     Attributes:
-        inputs: The keys of a batch besides `input_ids`, to pass on as `inputs=`.
+        model_inputs: The keys of a batch besides `input_ids`, to pass on as `model_inputs=`.
 
     Raises:
         ArgumentError: An unknown padding side, `max_tokens` beyond the model's positions, no token
@@ -63,13 +64,13 @@ class Collator:
         ...                              bos_token_id=0, eos_token_id=0))
         >>> collator = Collator(model, tokenizer, max_tokens=128)
         >>> batches = collator.batches(["yes", "no", "no"], batch_size=2)
-        >>> for records in stream(model, batches, ["h.1.mlp"], inputs=collator.inputs):
+        >>> for records in stream(model, batches, ["h.1.mlp"], model_inputs=collator.model_inputs):
         ...     print(records["h.1.mlp"].shape)
         torch.Size([2, 1, 8])
         torch.Size([1, 1, 8])
     """
 
-    inputs: list[str]
+    model_inputs: list[str]
 
     def __init__(
         self,
@@ -77,13 +78,14 @@ class Collator:
         tokenizer: Any,
         *,
         max_tokens: int | None = None,
+        max_length: int | None = None,
         padding_side: str = "right",
         add_generation_prompt: bool = False,
     ) -> None:
         if padding_side not in ("right", "left"):
             raise ArgumentError(f"padding_side must be 'right' or 'left'; got {padding_side!r}.")
         inner = _unwrapped(model)
-        self._max_tokens = None if max_tokens is None else as_count("max_tokens", max_tokens)
+        self._max_tokens = _one_limit(max_tokens, max_length)
         self._padding_side = padding_side
         self._add_generation_prompt = add_generation_prompt
         self._tokenizer = _able_to_pad(tokenizer)
@@ -92,9 +94,9 @@ class Collator:
         self._check_max_tokens()
         takes = set(inspect.signature(inner.forward).parameters)
         names = [name for name in tokenizer.model_input_names if name in takes]
-        self.inputs = ["attention_mask", *(name for name in names if name not in OWN_INPUTS)]
+        self.model_inputs = ["attention_mask", *(name for name in names if name not in OWN_INPUTS)]
         if padding_side == "left" and "position_ids" in takes:
-            self.inputs.append("position_ids")
+            self.model_inputs.append("position_ids")
         elif padding_side == "left" and _position_table(inner) is not None:
             raise ArgumentError(
                 f"padding_side='left' would shift the positions of {self._model_name}, which "
@@ -107,7 +109,7 @@ class Collator:
 
         Returns:
             `input_ids` and `attention_mask`, of shape `(n_items, n_tokens)` and dtype int64, and
-            each of `inputs`. The longest item has no padding.
+            each of `model_inputs`. The longest item has no padding.
 
         Raises:
             ArgumentError: An item without tokens, or with more than the model has positions, or a
@@ -128,10 +130,10 @@ class Collator:
         )
         mask = encoded["attention_mask"]
         self._check_lengths(texts, mask.sum(dim=1).tolist())
-        if "position_ids" in self.inputs:
+        if "position_ids" in self.model_inputs:
             counted = (mask.cumsum(dim=1) - 1).clamp(min=0)
             encoded["position_ids"] = counted + self._first_position
-        return {key: encoded[key] for key in ("input_ids", *self.inputs)}
+        return {key: encoded[key] for key in ("input_ids", *self.model_inputs)}
 
     def batches(
         self, texts: Texts, *, batch_size: int = 32, text_key: str = "text"
@@ -161,7 +163,7 @@ class Collator:
             "padding_side": self._padding_side,
             "truncation_side": tokenizer.truncation_side,
             "add_generation_prompt": self._add_generation_prompt,
-            "inputs": self.inputs,
+            "model_inputs": self.model_inputs,
         }
 
     def _render(self, chat: Any) -> str:
@@ -204,6 +206,18 @@ class Collator:
                     f"{self._n_positions} positions: {text[:40]!r}... Cut texts with "
                     f"max_tokens={self._n_positions}, or split them."
                 )
+
+
+def _one_limit(max_tokens: int | None, max_length: int | None) -> int | None:
+    """Where to cut texts, which may be given under either name."""
+    if max_tokens is not None and max_length is not None:
+        raise ArgumentError(
+            f"max_tokens={max_tokens} and max_length={max_length}: these are two names of one "
+            "option. Pass one of them."
+        )
+    if max_length is not None:
+        return as_count("max_length", max_length)
+    return None if max_tokens is None else as_count("max_tokens", max_tokens)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

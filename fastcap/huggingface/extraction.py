@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.huggingface.aliases import Layers, is_alias, sites
+from fastcap.huggingface.aliases import Blocks, is_alias, sites
 from fastcap.huggingface.collator import Collator
 from fastcap.huggingface.loading import Name, load, load_model
 from fastcap.huggingface.texts import Texts, each_item
@@ -24,13 +24,14 @@ def extract(
     texts: Texts,
     site: str | Iterable[str] = "residual",
     *,
-    layers: Layers = None,
+    blocks: Blocks = None,
     tokenizer: Any = None,
     positions: Positions = None,
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     batch_size: int = 32,
     max_tokens: int | None = None,
+    max_length: int | None = None,
     padding_side: str = "right",
     add_generation_prompt: bool = False,
     text_key: str = "text",
@@ -48,7 +49,7 @@ def extract(
             (see `read_texts`), or a list of such paths.
         site: An alias (`"residual"`, `"block"`, `"attention"`, `"mlp"`; see `sites`), a module
             name, or several of either.
-        layers: Which blocks an alias stands for: an int, several, or a slice; `None` for all.
+        blocks: Which blocks an alias stands for: an int, several, or a slice; `None` for all.
         tokenizer: Required with a model instance; with a name, replaces the model's own.
         positions: As in `extract_representations`. `"last"` is the last token of each text,
             whatever the padding; ints index the padded batch.
@@ -57,6 +58,7 @@ def extract(
         batch_size: Texts per pass. Every batch is padded to its longest text.
         max_tokens: Truncate texts to this length. By default, texts that exceed the model's
             positions are an error.
+        max_length: Another name for `max_tokens`, as tokenizers have it.
         padding_side: `"right"`, or `"left"` with `position_ids` for models that take them.
         add_generation_prompt: Whether chats end with the prompt of the assistant's turn.
         text_key: The key of the text or chat in the objects of a `.jsonl` file.
@@ -69,7 +71,7 @@ def extract(
 
     Returns:
         One tensor of shape `(n_texts, ...)` per module, keyed by module name, in the order of
-        `site` and `layers`: on the CPU, contiguous. Rows are in the order of the texts.
+        `site` and `blocks`: on the CPU, contiguous. Rows are in the order of the texts.
 
     Raises:
         LoadError, MissingExtraError: The model cannot be loaded.
@@ -87,7 +89,7 @@ def extract(
         >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<unk>")
         >>> model = GPT2Model(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=3,
         ...                              bos_token_id=0, eos_token_id=0))
-        >>> acts = extract(model, ["yes", "no"], "residual", layers=-1, tokenizer=tokenizer,
+        >>> acts = extract(model, ["yes", "no"], "residual", blocks=-1, tokenizer=tokenizer,
         ...                positions="last")  # or a name: extract("openai-community/gpt2", ...)
         >>> acts["h.1"].shape
         torch.Size([2, 8])
@@ -110,19 +112,20 @@ def extract(
         model,
         tokenizer,
         max_tokens=max_tokens,
+        max_length=max_length,
         padding_side=padding_side,
         add_generation_prompt=add_generation_prompt,
     )
     return extract_representations(
         model,
         items,
-        _names(model, site, layers),
+        _names(model, site, blocks),
         device=_device_of(model) if device is None else device,
         batch_size=batch_size,
         positions=positions,
         reduce=reduce,
         dtype=dtype,
-        inputs=collator.inputs,
+        model_inputs=collator.model_inputs,
         collate_fn=collator,
         **options,
     )
@@ -164,17 +167,17 @@ def _check_needs_texts_only(model: nn.Module) -> None:
         )
 
 
-def _names(model: nn.Module, site: str | Iterable[str], layers: Layers) -> list[str]:
+def _names(model: nn.Module, site: str | Iterable[str], blocks: Blocks) -> list[str]:
     several = isinstance(site, Iterable) and not isinstance(site, str | nn.Module)
     wanted: list[Any] = list(site) if several else [site]
-    if layers is not None and not any(map(is_alias, wanted)):
+    if blocks is not None and not any(map(is_alias, wanted)):
         raise ArgumentError(
-            f"layers={layers!r} says which blocks an alias stands for, and {wanted} has no alias. "
-            "Write the layer into the module's name, or use 'residual', 'attention' or 'mlp'."
+            f"blocks={blocks!r} says which blocks an alias stands for, and {wanted} has no alias. "
+            "Write the number into the module's name, or use 'residual', 'attention' or 'mlp'."
         )
     names: list[str] = []
     for name in wanted:
-        names += sites(model, name, layers=layers) if is_alias(name) else [name]
+        names += sites(model, name, blocks=blocks) if is_alias(name) else [name]
     return names
 
 

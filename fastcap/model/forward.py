@@ -36,20 +36,20 @@ class BatchCaller:
     Args:
         model: The model to call.
         device: Where batches are moved to; `None` for where the model's parameters are.
-        inputs: Keys of dict batches that are passed to the model by name, beside `input_ids`.
+        model_inputs: Keys of dict batches that are passed to the model by name, beside `input_ids`.
         forward: Replaces the call altogether.
         may_be_meta: Whether a model without data will do; batches then go to the meta device.
 
     Raises:
         DeviceError: The model is not on `device`, or has no data (meta).
-        ArgumentTypeError: `forward` is not callable, or `inputs` are no names.
+        ArgumentTypeError: `forward` is not callable, or `model_inputs` are not strings.
     """
 
     def __init__(
         self,
         model: nn.Module,
         device: torch.device | str | int | None,
-        inputs: Iterable[str] | None,
+        model_inputs: Iterable[str] | None,
         forward: Forward | None,
         may_be_meta: bool = False,
     ) -> None:
@@ -61,19 +61,19 @@ class BatchCaller:
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model must be a torch.nn.Module; got {model!r}.")
         self._model = model
-        self._inputs = _as_names(inputs)
+        self._model_inputs = _as_names(model_inputs)
         self._forward = forward
         is_shapes_only = may_be_meta and is_meta(model)
         self.device = torch.device("meta") if is_shapes_only else _check_device(model, device)
         self._opened: AnyDevice | None = None
-        self._warned_of_mask = forward is not None or "attention_mask" in self._inputs
+        self._warned_of_mask = forward is not None or "attention_mask" in self._model_inputs
 
     def __call__(self, batch: Any) -> None:
         """Run the forward pass of one batch, with what `prepare` returned."""
         if self._forward is not None:
             self._forward(self._model, batch)
         elif isinstance(batch, Mapping):
-            by_name = {key: batch[key] for key in self._inputs}
+            by_name = {key: batch[key] for key in self._model_inputs}
             self._model(batch["input_ids"], **by_name)
         elif isinstance(batch, Tensor):
             self._model(batch)
@@ -102,7 +102,7 @@ class BatchCaller:
     def _prepare_mapping(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         self._warn_of_mask(batch)
         prepared = {}
-        for key in ("input_ids", *self._inputs):
+        for key in ("input_ids", *self._model_inputs):
             if key not in batch:
                 raise MissingInputError(
                     f"The batch has no {key!r}; it has {sorted(map(str, batch))}. Let the dataset "
@@ -140,7 +140,7 @@ class BatchCaller:
         self._warned_of_mask = True
         warn(
             "The batches have an attention_mask with zeros (padding), and it is not passed to the "
-            "model, which will attend to the padding. Pass it with inputs=['attention_mask']."
+            "model, which will attend to the padding. Pass it with model_inputs=['attention_mask']."
         )
 
 
@@ -148,7 +148,7 @@ def count_rows(batch: Any) -> int | None:
     """Samples in a batch; `None` where nothing in it says so.
 
     The first dimension of `input_ids`, else of the first tensor in it, else the length of the first
-    list of things that are no tensors.
+    list of things that are not tensors.
     """
     if isinstance(batch, Mapping) and "input_ids" in batch:
         batch = batch["input_ids"]
@@ -171,11 +171,13 @@ def _lengths(batch: Any) -> Iterator[tuple[int, bool]]:
             yield from _lengths(item)
 
 
-def _as_names(inputs: Iterable[str] | None) -> list[str]:
-    names = [inputs] if isinstance(inputs, str) else list(inputs or ())
+def _as_names(model_inputs: Iterable[str] | None) -> list[str]:
+    names = [model_inputs] if isinstance(model_inputs, str) else list(model_inputs or ())
     for name in names:
         if not isinstance(name, str):
-            raise ArgumentTypeError(f"inputs must be keys of the batch, as strings; got {name!r}.")
+            raise ArgumentTypeError(
+                f"model_inputs must be keys of the batch, as strings; got {name!r}."
+            )
     return [name for name in names if name != "input_ids"]
 
 
@@ -237,7 +239,7 @@ def as_device(device: torch.device | str | int) -> torch.device:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise DeviceError(
-            f"device={device!r} is no device of torch. Give one such as 'cuda' or 'cpu'."
+            f"device={device!r} is not a valid torch device. Give one such as 'cuda' or 'cpu'."
         ) from error
 
 

@@ -4,52 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastcap.errors import ArgumentTypeError, UnsupportedTensorError
+from fastcap.formatting import html_text
 from fastcap.model.forward import BatchCaller, Forward, count_rows, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach
 from fastcap.model.parts import check_capturable, tensor_parts
+from fastcap.model.site_tree import PartInfo, SiteInfo, to_lines
 from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
 from fastcap.spec import Site
 
 
-@dataclass(frozen=True, slots=True)
-class PartInfo:
-    """One tensor that a module returned, or was called with, at its last call.
+class SiteList(tuple[SiteInfo, ...]):
+    """The sites of a model, in a tuple that prints as the tree of `fastcap sites`."""
 
-    Attributes:
-        part: What to write behind the module's name, such as `:output[1]`.
-        shape: Of the whole batch.
-        dtype: What the module produced.
-        bytes_per_sample: `None` where the first dimension is not the batch.
-    """
+    __slots__ = ()
 
-    part: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    bytes_per_sample: int | None
+    def __repr__(self) -> str:
+        return "\n".join(to_lines(self)) or "No sites."
 
-
-@dataclass(frozen=True, slots=True)
-class SiteInfo:
-    """One module of a model.
-
-    Attributes:
-        name: The site, as `layers` takes it.
-        type: The name of the module's class.
-        n_calls: How often the example's pass called it; `None` without an example.
-        parts: What can be captured there: outputs, then inputs. Empty without an example.
-    """
-
-    name: str
-    type: str
-    n_calls: int | None = None
-    parts: tuple[PartInfo, ...] = ()
+    def _repr_html_(self) -> str:
+        return html_text(repr(self))
 
 
 def list_sites(
@@ -58,9 +37,9 @@ def list_sites(
     *,
     sites: Sites = "**",
     device: torch.device | str | int | None = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-) -> Sequence[SiteInfo]:
+) -> SiteList:
     """List the sites of a model in model order; with an example batch, also what they produce.
 
     With an example, one pass runs in eval mode and without gradients. Training flags, hooks,
@@ -72,7 +51,7 @@ def list_sites(
         sites: Which modules: names, patterns or module objects. A part after a name is ignored.
             Patterns skip modules without a `forward`, such as `ModuleList`.
         device: Where the example is moved; by default the device of the model's parameters.
-        inputs: Keys of the example passed to the model by name besides `input_ids`.
+        model_inputs: Keys of the example passed to the model by name besides `input_ids`.
         forward: `forward(model, example)` replaces the model call; its tensors are on `device`.
 
     Returns:
@@ -98,13 +77,13 @@ def list_sites(
     bound = bind_sites(model, as_site_names(sites, model))
     modules = {each.site.module: each.module for each in bound}
     if example is None:
-        return tuple(SiteInfo(name, type(module).__name__) for name, module in modules.items())
-    call = BatchCaller(model, device, inputs, forward)
+        return SiteList(SiteInfo(name, type(module).__name__) for name, module in modules.items())
+    call = BatchCaller(model, device, model_inputs, forward)
     batch = call.prepare(example)
     seen = _Observer(list(modules.items()), count_rows(batch))
     with seen.attached(), unchanged(model, call.device), uncompiled(), torch.no_grad():
         call(batch)
-    return tuple(
+    return SiteList(
         SiteInfo(name, type(module).__name__, *seen.at(index))
         for index, (name, module) in enumerate(modules.items())
     )

@@ -123,7 +123,8 @@ def _read_regex(text: str) -> Pattern:
         re.compile(expression)
     except (re.error, OverflowError, RecursionError) as error:
         raise ArgumentError(
-            f"Pattern {text!r} is no regular expression: {error}. After 're:' comes what Python's "
+            f"Pattern {text!r} is not a valid regular expression: {error}. After 're:' comes what "
+            "Python's "
             r"re.search takes, such as 're:^layers\.\d+$'."
         ) from error
     return Pattern(text, (expression,), is_regex=True)
@@ -134,7 +135,7 @@ def _read_braces(text: str, inside: str) -> _Braces:
     asked: list[str] = []
     for item in inside.split(","):
         if not item or "*" in item:
-            found = "an item of the list is empty" if not item else f"{item!r} is no plain name"
+            found = "an item of the list is empty" if not item else f"{item!r} is not a plain name"
             raise ArgumentError(
                 f"Pattern {text!r}: {found}. Braces hold names and ranges, separated by commas, "
                 "such as '{0,15,31}' or '{0..31}'."
@@ -153,8 +154,8 @@ def _read_range(text: str, item: str) -> range:
     match = _RANGE.fullmatch(item)
     if match is None:
         raise ArgumentError(
-            f"Pattern {text!r}: {item!r} is no range. A range is two whole numbers, first and "
-            "last, such as '{0..31}'."
+            f"Pattern {text!r}: {item!r} is not a valid range. A range is two whole numbers, first "
+            "and last, such as '{0..31}'."
         )
     first, last = int(match[1]), int(match[2])
     if first > last:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from fastcap.errors import ArgumentTypeError, SiteNotFoundError
+from fastcap.errors import ArgumentError, ArgumentTypeError, SiteNotFoundError
 from fastcap.model.patterns import Pattern, is_pattern, read_pattern
 from fastcap.model.suggestions import module_not_found, pattern_not_found
 from fastcap.spec import Site, parse_site
@@ -19,7 +19,7 @@ WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoin
 they wrap. They are optional in site names where the module has no other child."""
 
 Sites: TypeAlias = str | nn.Module | Iterable[str | nn.Module]
-"""What callers may pass as `layers` or `sites`: names, patterns and modules of the model."""
+"""What callers may pass as `sites`: names, patterns and modules of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +30,36 @@ class BoundSite:
     module: nn.Module
 
 
-def as_site_names(layers: Sites | None, model: nn.Module) -> list[str]:
+def either_name(layers: Sites | None, sites: Sites | None) -> Sites | None:
+    """The argument of the calls that know it under two names.
+
+    Raises:
+        ArgumentError: Both are given.
+    """
+    if layers is not None and sites is not None:
+        raise ArgumentError(
+            f"layers={layers!r} and sites={sites!r}: these are two names of one argument. Pass one "
+            "of them."
+        )
+    return sites if layers is None else layers
+
+
+def as_site_names(sites: Sites | None, model: nn.Module) -> list[str]:
     """The names as given, as a list. One string or one module is one site.
 
     Raises:
-        ArgumentTypeError: `layers` is no iterable of strings or modules.
-        SiteNotFoundError: A module is no part of the model.
+        ArgumentTypeError: `sites` is not an iterable of strings or modules.
+        SiteNotFoundError: A module is not part of the model.
     """
-    if layers is None:
+    if sites is None:
         return []
-    given: list[Any] = [layers]
-    if isinstance(layers, Iterable) and not isinstance(layers, str | nn.Module):
-        given = list(layers)
+    given: list[Any] = [sites]
+    if isinstance(sites, Iterable) and not isinstance(sites, str | nn.Module):
+        given = list(sites)
     for item in given:
         if not isinstance(item, str | nn.Module):
             raise ArgumentTypeError(
-                f"layers must be module names (strings) or modules of the model; got {item!r}. "
+                f"sites must be module names (strings) or modules of the model; got {item!r}. "
                 "Print the names with: for name, _ in model.named_modules(): print(name)"
             )
     if all(isinstance(item, str) for item in given):
@@ -65,7 +79,7 @@ def bind_sites(model: nn.Module, names: Iterable[str]) -> list[BoundSite]:
     before it has bound already.
 
     Raises:
-        SiteNotFoundError: A name is no module, or a pattern matches none; the message has advice.
+        SiteNotFoundError: A name that the model lacks, or a pattern that matches none; has advice.
         ArgumentError: A pattern, or the part after a colon, cannot be read.
     """
     paths = _Paths(model)
@@ -108,14 +122,14 @@ class _Paths:
         """The first path of a module.
 
         Raises:
-            SiteNotFoundError: It is no module of this model.
+            SiteNotFoundError: It is not a module of this model.
         """
         for path, candidate in self._modules.items():
             if candidate is module:
                 short = self._leave_out(path, WRAPPERS)
                 return short if self.find(short) is module else path
         raise SiteNotFoundError(
-            f"Module object of type {type(module).__name__} not found in model: it is no part of "
+            f"Module object of type {type(module).__name__} not found in model: it is not part of "
             f"this {type(self._modules['']).__name__}. Take it from the model itself, "
             "such as model.layers[3].mlp, or give its name."
         )

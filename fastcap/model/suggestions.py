@@ -16,6 +16,24 @@ def module_not_found(name: str, available: Sequence[str]) -> str:
     return f"Module {name!r} not found in model. {_advice(name, available, available)}"
 
 
+def not_captured(name: object, captured: Sequence[str], asked: Sequence[str]) -> str:
+    """The message about a site of which a store has no value.
+
+    Args:
+        name: What was asked for.
+        captured: The sites that have values.
+        asked: The sites of the store.
+    """
+    problem = f"Nothing is captured at {name!r}"
+    if name in asked:
+        return f"{problem}: the site has not fired. Run the model while the store is enabled."
+    close = difflib.get_close_matches(name, captured, n=3) if isinstance(name, str) else []
+    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    first = list(captured[:MOST_NAMES])
+    more = "..." if len(captured) > len(first) else ""
+    return f"{problem}. {hint}Captured: {first}{more} The store has the sites {list(asked)[:5]}."
+
+
 def pattern_not_found(
     pattern: Pattern, available: Sequence[str], never_called: Sequence[str]
 ) -> str:

@@ -37,7 +37,7 @@ def plan(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOfBatch = None,
-    inputs: Iterable[str] | None = None,
+    model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     calls: str = "last",
     into: Into = "memory",
@@ -71,7 +71,7 @@ def plan(
         seq_dim: The dimension that `positions` index; 1 by default.
         mask: A callable that takes the batch and returns which tokens are real; by default the
             example's `attention_mask`.
-        inputs: Keys of the example passed to the model by name besides `input_ids`.
+        model_inputs: Keys of the example passed to the model by name besides `input_ids`.
         forward: `forward(model, batch)` replaces the model call.
         calls: `"last"`, or `"all"` for every call of a module that is called several times.
         into: `"memory"` for `extract_representations`, `"loop"` for a loop over `stream`,
@@ -125,7 +125,7 @@ def plan(
         dtype=dtype,
         seq_dim=seq_dim,
         mask=mask,
-        inputs=inputs,
+        model_inputs=model_inputs,
         forward=forward,
         calls=calls,
         zero_copy=zero_copy,

@@ -103,7 +103,8 @@ def observe(request: RunRequest, batch: Any) -> Observed:
         raise DeviceError(
             "The model is on the meta device, without data, and cannot run the example there: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}. Load its weights, or "
-            "give an example whose pass looks at no values (leave attention_mask out of inputs=)."
+            "give an example whose pass looks at no values (leave attention_mask out of "
+            "model_inputs=)."
         ) from error
     doubts = tuple(_doubts(model, batch, call.device.type == "meta"))
     return Observed(

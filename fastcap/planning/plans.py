@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastcap.archive.reader import Archive
 from fastcap.errors import ArgumentTypeError
+from fastcap.formatting import html_text
 from fastcap.planning import advice, table
 from fastcap.planning.costs import BoundName, Costs, Into
 from fastcap.planning.machine import Machine
@@ -59,9 +60,9 @@ class Comparison:
         return table.page(table.of_comparison(cells))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Plan:
-    """What a run will take. `str(plan)` is the table that `fastcap plan` prints.
+    """What a run will take. It prints as the table of `fastcap plan`.
 
     Attributes:
         sites: What each site will produce, in the order requested.
@@ -184,6 +185,12 @@ class Plan:
     def to_json(self) -> str:
         """`as_dict` as JSON text."""
         return json.dumps(self.as_dict(), indent=2)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return html_text(str(self))
 
     def __str__(self) -> str:
         return table.page(

@@ -63,8 +63,8 @@ class MaskReader(RootCalls[Any]):
             )
             raise SelectionError(
                 f"Site {site.name!r}: {asked} needs an attention mask, and {why}. Pass "
-                "attention_mask to the model (inputs=['attention_mask'] where fastcap makes the "
-                "call), let the batches have that key, or give a mask with mask=."
+                "attention_mask to the model (model_inputs=['attention_mask'] where fastcap makes "
+                "the call), let the batches have that key, or give a mask with mask=."
             )
         if not isinstance(found, Padding):
             found = masks[n_calls - 1] = self.read(found)

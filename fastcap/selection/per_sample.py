@@ -41,7 +41,7 @@ class RowSource:
     Raises:
         ArgumentTypeError: A mask that is neither a tensor nor callable.
         ArgumentError: A mask that the selection does not use.
-        SelectionError: A tensor that is no mask.
+        SelectionError: A tensor that is not a mask.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RowSource:
 
         Raises:
             MissingInputError: The batch lacks the key that holds positions.
-            BatchError: What it holds is no tensor of positions.
+            BatchError: What it holds is not a tensor of positions.
             SelectionError: Its mask is not one of zeros and ones.
         """
         if self._selection.batch_key is not None:

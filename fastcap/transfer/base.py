@@ -30,11 +30,11 @@ class Capture:
     Attributes:
         shape: The shape after selection.
         wire_dtype: The dtype of the captured bytes: what the module produced, or what was asked
-            for if that is no wider.
+            for if that is not wider.
         dtype: The dtype to deliver.
         n_bytes: Bytes in `wire_dtype`.
         pieces: Where the bytes are, while they are not yet delivered.
-        target: Where they are delivered: the caller's rows, owned memory, or what is no memory.
+        target: Where they are delivered: the caller's rows, owned memory, or a file.
         tickets: Deliveries to `target` that host workers have been given.
         spilled: Memory for the whole value, once a piece of it had to leave its slot.
         route: Captures with one route are delivered in order.
@@ -166,7 +166,7 @@ class Transfer(Protocol):
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
         """The value in host memory: delivered, or lent out of a slot; `None` when dropped. Not for
-        values whose target is no memory.
+        values whose target is not a memory.
 
         Raises:
             The capture's `error`.

@@ -349,7 +349,7 @@ class Disk:
         self.version += 1
 
     def close(self, number: int) -> None:
-        """Nothing on the way to the disk: closing is no sync."""
+        """Nothing on the way to the disk: closing is not a sync."""
 
     def sync_directory(self, number: int) -> None:
         """Its names reach the medium, and those that changed together with them."""

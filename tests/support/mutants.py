@@ -257,7 +257,7 @@ MUTANTS = [
     ),
     _mutant(
         "R4",
-        "the copy goes to memory that is no slot",
+        "the copy goes to memory that is not a slot",
         (
             f"{STAGED}:StagedTransfer._copy_to_slot",
             "        slot.buffer,\n",

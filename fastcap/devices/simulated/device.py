@@ -325,7 +325,9 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
         """
         is_known = target in self._live or self.reaches(target.bytes)
         if staging not in self._live or not is_known:
-            self.judge.note("copy from or to memory that is no staging or slot of this device")
+            self.judge.note(
+                "copy from or to memory that is neither staging nor a slot of this device"
+            )
         if any(lent is target and offset < n_bytes for lent, offset, _ in self._lent):
             self.judge.note(f"write by copy on copy of {self._names[target]}: it is lent")
 

@@ -111,7 +111,7 @@ class OrderJudge:
         self._gone[memory] = label
 
     def note(self, violation: str) -> None:
-        """Record a finding that is no pair of accesses."""
+        """Record a finding that is not a pair of accesses."""
         self.violations.append(violation)
 
     def _report(

@@ -1,4 +1,4 @@
-"""How `fastcap sites` shows a model: a tree in which repeated layers are one, or JSON."""
+"""What is known of a site, and how a list of them shows: as a tree, or as JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,43 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastcap.model.listing import PartInfo, SiteInfo
+import torch
 
 INDENT = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class PartInfo:
+    """One tensor that a module returned, or was called with, at its last call.
+
+    Attributes:
+        part: What to write behind the module's name, such as `:output[1]`.
+        shape: Of the whole batch.
+        dtype: What the module produced.
+        bytes_per_sample: `None` where the first dimension is not the batch.
+    """
+
+    part: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes_per_sample: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInfo:
+    """One module of a model.
+
+    Attributes:
+        name: The site, as `sites=` takes it.
+        type: The name of the module's class.
+        n_calls: How often the example's pass called it; `None` without an example.
+        parts: What can be captured there: outputs, then inputs. Empty without an example.
+    """
+
+    name: str
+    type: str
+    n_calls: int | None = None
+    parts: tuple[PartInfo, ...] = ()
 
 
 @dataclass
