@@ -450,5 +450,5 @@ def a_full_chunk_is_copied_before_the_next_layer_is_done() -> None:
     that the model has launched meanwhile.
     """
     load = Load(budget=Budget(64 * MiB, 1, 3))
-    found, plain = makespan(load), hookless_secs(load)
+    found, plain = run_extraction(load, TimedDevice(load.costs)).secs, hookless_secs(load)
     assert found <= 1.02 * plain, f"{found:.3f} s, and {plain:.3f} s without"
