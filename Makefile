@@ -31,7 +31,6 @@ check: $(SETUP)
 	$(BIN)/mypy
 
 bench: $(SETUP)
-	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.suite
 
 bench-peers: $(PEERS)/.setup-done

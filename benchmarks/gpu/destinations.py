@@ -24,7 +24,7 @@ from benchmarks.gpu.floors import ARCHIVE, FRESH
 from benchmarks.gpu.toolbox import Gpu, MiB
 from fastcap.bench import Case
 from fastcap.bench.case import Values
-from fastcap.bench.ways import Way, archived_in, hookless, in_memory
+from fastcap.bench.ways import Way, archived_in, baseline, in_memory
 from fastcap.formatting import format_bytes
 
 SCRIBBLE = 0xAB
@@ -170,7 +170,7 @@ BASELINE, SLOTS, PINNED = "baseline", "slots", "pinned result"
 LOOP = "slots, plain loop"
 HOOK = "hook, .cpu()"
 
-nowhere = of_way(hookless)
+nowhere = of_way(baseline)
 
 DESTINATIONS: Mapping[str, Destination] = MappingProxyType(
     {SLOTS: slots, FRESH: of_way(in_memory), PINNED: pinned, ARCHIVE: archive}

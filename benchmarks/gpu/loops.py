@@ -29,7 +29,7 @@ from fastcap.bench import Case, make_case, paired_ratio
 from fastcap.bench.case import Values
 from fastcap.bench.equality import same_bytes
 from fastcap.bench.timing import give_back_memory, order_of_round
-from fastcap.bench.ways import attach_hooks, hookless, lent, stored, streamed
+from fastcap.bench.ways import attach_hooks, baseline, lent, stored, streamed
 from fastcap.model.sites import BoundSite, bind_sites
 from fastcap.reference import ReferenceStore
 
@@ -166,7 +166,7 @@ def lengths(gpu: Gpu, built: Built, sizes: Sizes) -> Iterator[Figure]:
     for name, way in ways.items():
         wrong = n_wrong(expected, way(case))
         yield Figure(f"{name}: wrong values", wrong, "values", NONE)
-    runs = {BASELINE: partial(_run_secs, gpu, hookless, case)}
+    runs = {BASELINE: partial(_run_secs, gpu, baseline, case)}
     runs.update({name: partial(_run_secs, gpu, way, case) for name, way in ways.items()})
     yield from in_turns(runs, "batch", sizes.rounds)
 
@@ -222,7 +222,7 @@ def compiled(gpu: Gpu, sizes: Sizes, is_dry: bool, n_tokens: int) -> Iterator[Fi
     n_passes = 3 if is_dry else 6 if n_tokens > 1 else 48
     case = make_case(model, [batch] * n_passes, sites, device=gpu.device)
     runs: dict[str, Callable[[], float]] = {
-        BASELINE: partial(_run_secs, gpu, hookless, case),
+        BASELINE: partial(_run_secs, gpu, baseline, case),
         HOOK: partial(_run_secs, gpu, hook_by_batch, case),
         FASTCAP: partial(_run_secs, gpu, lent, case),
     }
@@ -232,12 +232,12 @@ def compiled(gpu: Gpu, sizes: Sizes, is_dry: bool, n_tokens: int) -> Iterator[Fi
         made: Any = torch.compile(model, **chosen)
         of_model = make_case(made, case.batches, sites, device=gpu.device)
         try:
-            first_secs = n_passes * _run_secs(gpu, hookless, of_model)
+            first_secs = n_passes * _run_secs(gpu, baseline, of_model)
         except Exception as error:  # noqa: BLE001 - no compiler here, or one that fails
             failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0][:120])
             continue
         yield Figure(f"{name}: first run, with compiling", first_secs, "s")
-        runs[name] = partial(_run_secs, gpu, hookless, of_model)
+        runs[name] = partial(_run_secs, gpu, baseline, of_model)
         if COMPILED_FASTCAP not in runs:
             wrong = n_wrong(_by_batch(case), lent(of_model))
             yield Figure(f"{COMPILED_FASTCAP}: wrong values", wrong, "values", NONE)

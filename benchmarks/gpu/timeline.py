@@ -30,7 +30,7 @@ from benchmarks.gpu.toolbox import Gpu
 from fastcap.bench import Case, make_case
 from fastcap.bench.ways import (
     Way,
-    hookless,
+    baseline,
     in_memory,
     non_blocking_hook,
     pinned_hook,
@@ -213,7 +213,7 @@ def one_way(gpu: Gpu, case: Case, way: Way, path: Path) -> Iterator[Figure]:
 
 
 WAYS: Mapping[str, Way] = {
-    "baseline": hookless,
+    "baseline": baseline,
     "extract_representations, a whole run": in_memory,
     "hook, .cpu()": synchronous_hook,
     "hook, non_blocking": non_blocking_hook,

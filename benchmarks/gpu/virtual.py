@@ -23,8 +23,8 @@ from fastcap.formatting import format_bytes, markdown_table
 from fastcap.transfer.pinned_out import PINNED_OUT_BYTES
 from tests.support.virtual import (
     Load,
+    baseline_secs,
     bounds,
-    hookless_secs,
     makespan,
     predicted_secs,
     run_extraction,
@@ -45,7 +45,7 @@ class VirtualCell:
     Attributes:
         group: Model and selection.
         destination: Where values go.
-        hookless_secs: Without capture.
+        baseline_secs: Without capture.
         secs: On the virtual clock, with everything landed.
         model_secs: What the cost model says; `None` for a synchronous hook, which it is not about.
         bound: The term that sets it.
@@ -53,7 +53,7 @@ class VirtualCell:
 
     group: Group
     destination: str
-    hookless_secs: float
+    baseline_secs: float
     secs: float
     model_secs: float | None
     bound: str
@@ -88,7 +88,7 @@ def play(groups: Sequence[Group]) -> list[VirtualCell]:
 def _cell(group: Group, destination: str) -> VirtualCell:
     load = load_of(group, destination)
     n_passes = load.n_passes
-    plain = hookless_secs(load) / n_passes
+    plain = baseline_secs(load) / n_passes
     if destination == HOOK:
         return VirtualCell(group, destination, plain, synchronous_secs(load) / n_passes, None, "")
     bound = bounds(load).name
@@ -152,9 +152,9 @@ def _rows(cells: Sequence[VirtualCell]) -> Iterator[tuple[str, ...]]:
         yield (
             f"{cell.group.name}, {cell.destination}",
             format_bytes(cell.group.pass_bytes),
-            f"{1e3 * cell.hookless_secs:.2f}",
+            f"{1e3 * cell.baseline_secs:.2f}",
             f"{1e3 * cell.secs:.2f}",
-            f"{cell.secs / cell.hookless_secs:.2f}",
+            f"{cell.secs / cell.baseline_secs:.2f}",
             model,
             cell.bound,
         )

@@ -150,7 +150,7 @@ def make_case(
 
     Raises:
         ArgumentError: No batches, no sites, or a selection that looks at each sample's own tokens,
-            which a plain hook cannot take.
+            which a synchronous hook cannot take.
         SiteNotFoundError: A site is no module of the model.
     """
     selection = make_selection(positions, reduce, dtype, seq_dim)
