@@ -99,9 +99,11 @@ def measurements(
     for workload in grid(device, memory_bytes):
         found[workload.name] = partial(one_after_another, workload.build, ways, fields_of(workload))
     if find_spec("transformers") is not None:
-        of_llama = lambda: {**ways, HIDDEN_STATES: output_hidden_states(device)}  # noqa: E731
         found["transformers-hidden-states"] = lambda rounds: one_after_another(
-            partial(llama_case, device), of_llama(), {}, rounds
+            partial(llama_case, device),
+            {**ways, HIDDEN_STATES: output_hidden_states(device)},
+            {},
+            rounds,
         )
     return found
 

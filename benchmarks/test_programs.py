@@ -21,7 +21,7 @@ from benchmarks.memory import Peak, reset_peak, resident_bytes
 from benchmarks.models import build_model
 from benchmarks.workloads import TINY, Workload, workloads_of
 from fastcap.bench import timing
-from fastcap.bench.ways import BASELINE, HOOK
+from fastcap.bench.ways import BASELINE, HOOK, WAYS
 
 PROGRAMS = ("suite", "archive", "early_stop", "hook_cost", "host_copy", "imports", "scaling")
 MiB = 1 << 20
@@ -224,7 +224,7 @@ def test_a_point_is_held_against_both_ways_and_the_oracle(monkeypatch: pytest.Mo
     ratios = scaling.measure_point(TINY_WORKLOAD, 2)
     assert {base: len(ratio["rounds"]) for base, ratio in ratios.items()} == {BASELINE: 2, HOOK: 2}
     assert all(scaling.workload() in points.values() for points in scaling.SERIES.values())
-    monkeypatch.setattr(scaling, "WAYS", {**scaling.WAYS, HOOK: lambda case: {}})
+    monkeypatch.setattr(scaling, "WAYS", {**WAYS, HOOK: lambda case: {}})
     with pytest.raises(AssertionError, match="expected"):
         scaling.measure_point(TINY_WORKLOAD, 2)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +61,7 @@ class Workload:
         generator = torch.Generator().manual_seed(1)
         size = (self.n_samples, self.n_tokens)
         input_ids = torch.randint(self.shape.vocab_size, size, generator=generator)
-        batches = [{"input_ids": ids} for ids in input_ids.split(self.batch_size)]
+        batches = [{"input_ids": ids} for ids in torch.split(input_ids, self.batch_size)]
         return make_case(model, batches, self.sites, positions=self.positions, device=self.device)
 
 
@@ -237,7 +237,7 @@ def collect_hidden_states(model: nn.Module, case: Case, move: Any, after: Any = 
     return {site: torch.cat(values) for site, values in parts.items()}
 
 
-def fields_of(workload: Workload) -> Mapping[str, Any]:
+def fields_of(workload: Workload) -> dict[str, Any]:
     """A workload in a result file."""
     return {
         "n_layers": workload.shape.n_layers,

@@ -192,7 +192,7 @@ def acceptance(result: Result) -> str:
     found = _acceptance(result)
     floor, base = found.floor(), found.median(BASELINE)
     assert floor is not None
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (BASELINE, f"{base:.2f}", "1", "", "", ""),
         (f"floor: {floor.what}", f"{floor.secs:.2f}", f"{floor.secs / base:.3f}", "", "", ""),
     ]
@@ -211,7 +211,7 @@ def acceptance_in_short(result: Result) -> str:
         "peak memory added, result = 1",
     )
     found = _acceptance(result)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (NAMES[way], to_baseline, to_hook, share)
         for way, (to_baseline, to_hook, _, share) in _columns(found).items()
     ]

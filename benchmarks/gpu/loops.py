@@ -12,28 +12,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fastcap
-from benchmarks.gpu.destinations import BASELINE, HOOK
-from benchmarks.gpu.figures import Figure, Range, UnavailableError, of_ratio
+from benchmarks.gpu.command import NONE, Figure, UnavailableError, of_ratio
+from benchmarks.gpu.grid import HOOK
 from benchmarks.gpu.subjects import DTYPE, LLAMA, Built, is_from_transformers, tiny
 from benchmarks.gpu.toolbox import Gpu, Sizes
 from benchmarks.models import build_model
 from fastcap import reference
 from fastcap.bench import Case, make_case, paired_ratio
 from fastcap.bench.case import Values
-from fastcap.bench.equality import same_bytes
+from fastcap.bench.equality import wrong_sites
 from fastcap.bench.timing import give_back_memory, order_of_round
-from fastcap.bench.ways import attach_hooks, baseline, lent, stored, streamed
+from fastcap.bench.ways import BASELINE, attach_hooks, baseline, lent, stored, streamed
 from fastcap.model.sites import BoundSite, bind_sites
 from fastcap.reference import ReferenceStore
-
-NONE = Range(0, 0)
 
 
 def in_turns(
@@ -54,11 +51,7 @@ def in_turns(
 
 def n_wrong(expected: Iterable[Values], found: Iterable[Values]) -> int:
     """How many sites' values differ, batch by batch; one that is missing does, too."""
-    count = 0
-    for want, got in zip(expected, found, strict=True):
-        for site, value in want.items():
-            count += site not in got or not same_bytes({site: value}, {site: got[site].cpu()})
-    return count
+    return sum(len(wrong_sites(*both)) for both in zip(expected, found, strict=True))
 
 
 # Decoding
@@ -73,7 +66,7 @@ def decode(gpu: Gpu, built: Built, sizes: Sizes) -> Iterator[Figure]:
     if not is_from_transformers(built.model):
         raise UnavailableError("the model is a stand-in, which has no KV cache")
     model, sites = built.model, built.sites
-    ids = built.batches[0]["input_ids"].to(gpu.device)
+    ids = built.case(gpu, 1).batches[0]["input_ids"].to(gpu.device)
     n_prompt = ids.shape[1] // 2
 
     def steps(after: Callable[[], object]) -> float:
@@ -153,7 +146,7 @@ def lengths(gpu: Gpu, built: Built, sizes: Sizes) -> Iterator[Figure]:
     n_tokens = built.subject.n_tokens
     batches = [
         {"input_ids": batch["input_ids"][:, : n_tokens * eighths // 8]}
-        for eighths, batch in zip(EIGHTHS, islice(cycle(built.batches), 8), strict=True)
+        for eighths, batch in zip(EIGHTHS, built.case(gpu, 8).batches, strict=True)
     ]
     case = make_case(built.model, batches, built.sites, device=gpu.device)
     ways: dict[str, Callable[[Case], Iterator[Values]]] = {

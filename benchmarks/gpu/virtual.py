@@ -7,17 +7,12 @@ measurement. An archive's workers are given the disk's rate, since nothing is wr
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.gpu.cells import Group
-from benchmarks.gpu.destinations import (
-    HOOK,
-    LOOP,
-    PINNED,
-    SLOTS,
-)
-from benchmarks.gpu.floors import ARCHIVE, FRESH
+from benchmarks import programs
+from benchmarks.gpu.grid import ARCHIVE, FRESH, HOOK, LOOP, PINNED, SLOTS, Group
 from fastcap.devices.simulated import Costs, TimedDevice
 from fastcap.formatting import format_bytes, markdown_table
 from fastcap.transfer.pinned_out import PINNED_OUT_BYTES
@@ -158,3 +153,17 @@ def _rows(cells: Sequence[VirtualCell]) -> Iterator[tuple[str, ...]]:
             model,
             cell.bound,
         )
+
+
+def show(groups: Sequence[Group], options: argparse.Namespace) -> int:
+    """Print the page, and write it where that was asked for."""
+    origin = programs.origin_of(options.commit)
+    day = origin.date[:10]
+    text = page(
+        play(groups), f"{day}, commit {origin.checkout.commit}, torch {origin.fields()['torch']}"
+    )
+    programs.say(text)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{day}-gpu-virtual.md").write_text(text)
+    return 0

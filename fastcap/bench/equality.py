@@ -117,7 +117,8 @@ def difference_of(expected: Values, found: Values) -> Difference:
     for site in dict.fromkeys((*expected, *found)):
         want, got = expected.get(site), found.get(site)
         if want is None or got is None or (got.shape, got.dtype) != (want.shape, want.dtype):
-            problem = "; ".join(sum(wrong_sites(expected, found).values(), []))
+            wrong = wrong_sites(expected, found)
+            problem = "; ".join(how for of_site in wrong.values() for how in of_site)
             return Difference(n_values, n_values, float("inf"), problem)
         bits = [value.contiguous().view(torch.int32) for value in (want, got)]
         n_different += int(torch.count_nonzero(bits[0] != bits[1]))

@@ -129,8 +129,9 @@ def overhead(
 
     Raises:
         ArgumentError: No batches or sites, an unknown way, one that returns no tensors by site or
-            leaves hooks behind, too few rounds, a selection that synchronous hooks cannot take, a site
-            that gives no tensor, or a model that gives other values for the same batch.
+            leaves hooks behind, too few rounds, a selection that
+            synchronous hooks cannot take, a site that gives no tensor, or a model that gives other
+            values for the same batch.
         BatchError: A batch does not say how many samples it has.
         SiteNotFoundError: A site is no module of the model.
 
