@@ -35,7 +35,6 @@ docs: $(SETUP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(SETUP)
-	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.suite
 
 bench-peers: $(PEERS)/.setup-done

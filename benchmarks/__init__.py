@@ -1,7 +1,6 @@
 """What capturing costs: time beside the same loop without capture, memory beside the result.
 
-python -m benchmarks.run                  one workload, in interleaved rounds, with a report
-python -m benchmarks.suite                every workload of the grid that this machine can run
+python -m benchmarks.suite                every workload that this machine can run, in every way
 python -m benchmarks.imports              what `import fastcap` adds to `import torch`
 make bench-peers                          beside other libraries, in an environment of their own
 python -m benchmarks.gpu                  what is to be measured on a GPU; three programs beside it
@@ -10,16 +9,13 @@ pytest benchmarks --benchmark-enable      small workloads, for comparing two com
 
 models      the decoder that is captured from
 workloads   how much of it, and what each workload isolates
-grid        the workloads of the suite: three sizes of model, seven of each
-ways        the documented calls and fastcap, over one dataset
 turns       runs that take turns before every forward pass
 memory      each way's peak, in a process of its own
 checkout    which code was measured
 programs    what the programs share: arguments, refusals, and what every result file names
-report      the card, the table, the JSON and the Markdown of one workload
 peers/      nnsight, TransformerLens and SAELens beside fastcap
 figures/    the tables, numbers and pictures of docs/performance.md and the README
 
-Timing, intervals, floors, equality and the suite's ways are those of `fastcap.bench`, which has
-them for everybody.
+Programs write JSON with machine, date, commit and torch, and print what `figures/` makes of it.
+Timing, intervals, floors, equality and ways are those of `fastcap.bench`.
 """

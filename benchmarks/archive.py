@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 import fastcap
 from benchmarks.checkout import PROJECT
 from benchmarks.memory import reset_peak, resident_bytes
-from benchmarks.programs import CANNOT_START, begin, parser_of, say, write
+from benchmarks.programs import CANNOT_START, begin, finish, parser_of
 from fastcap.bench.timing import measure_rounds, paired_ratio
 
 N_SITES = 4
@@ -219,9 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         "memory": [measure_memory(int(size * GB)) for size in options.memory],
         **measure(options.rounds, int(options.gigabytes * GB)),
     }
-    say(json.dumps(figures, indent=1))
-    if options.out:
-        write(options.out, "archive", origin, figures)
+    finish(options, "archive", origin, figures)
     return 0
 
 

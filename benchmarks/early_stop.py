@@ -9,7 +9,6 @@ interval. The floor is the share of the model's multiplications that lie before 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor
 
 import fastcap
 from benchmarks.models import Decoder, ModelShape, build_model
-from benchmarks.programs import CANNOT_START, begin, parser_of, say, write
+from benchmarks.programs import CANNOT_START, begin, finish, parser_of
 from fastcap.bench.timing import measure_rounds, paired_ratio
 
 SHAPE = ModelShape(n_layers=12, width=256, n_heads=4, hidden=1024, vocab_size=1024)
@@ -45,12 +44,10 @@ def run(model: Decoder, batches: Sequence[Tensor], stop: bool) -> tuple[float, l
 
 def share_before(model: Decoder) -> float:
     """Multiplications by weights up to the site, as a share of all: what time cannot go below."""
-    site = model.get_submodule(SITE)
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 2}
     sizes = {name: size for name, size in sizes.items() if "embedding" not in name}
-    last = [name for name in sizes if name.startswith(f"{SITE}.")][-1]
-    assert site is not None
     names = list(sizes)
+    last = [name for name in names if name.startswith(f"{SITE}.")][-1]
     before = names[: names.index(last) + 1]
     return sum(sizes[name] for name in before) / sum(sizes.values())
 
@@ -89,10 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     origin = begin(options)
     if origin is None:
         return CANNOT_START
-    figures = measure(options.rounds, make_batches(N_BATCHES + 1))
-    say(json.dumps(figures, indent=1))
-    if options.out:
-        write(options.out, "early-stop", origin, figures)
+    finish(options, "early-stop", origin, measure(options.rounds, make_batches(N_BATCHES + 1)))
     return 0
 
 

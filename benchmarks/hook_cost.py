@@ -3,7 +3,7 @@
     python -m benchmarks.hook_cost [--rounds 300] [--out benchmarks/results] [--device cuda]
 
 The model is a row of modules that return what they are given, so that only hooks take time. All
-ways alternate, a few passes each, and each is held against the hookless passes of its own round.
+ways alternate, a few passes each, and each is held against the baseline passes of its own round.
 Values are tiny: what is left of a copy is its call. "staged" is the transfer of accelerators on a
 device without one: its packs and copies are copies in host memory, or nothing at all ("free"). What
 a launch costs is the driver's affair, and not in these figures.
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.programs import CANNOT_START, begin, parser_of, refuse, write
+from benchmarks.programs import CANNOT_START, begin, finish, parser_of, refuse
 from fastcap import ActivationStore, devices
 from fastcap.bench.timing import order_of_round
 from fastcap.devices.cpu import SynchronousDevice
@@ -37,7 +37,7 @@ from fastcap.devices.cpu import SynchronousDevice
 N_SITES = 32
 SHAPE = (1, 1, 64)  # a step of decoding
 PASSES_PER_TURN = 1  # of one way, before the next: longer turns are interrupted more often
-HOOKLESS, EMPTY = "hookless", "empty hook"
+BASELINE, EMPTY = "baseline", "empty hook"
 
 
 class Same(nn.Module):
@@ -81,7 +81,7 @@ Step = Callable[[Tensor], Any]
 """One pass."""
 
 
-def hookless() -> Step:
+def baseline() -> Step:
     return Row()
 
 
@@ -132,7 +132,7 @@ def store(
 
 
 WAYS: Mapping[str, Callable[[], Step]] = {
-    HOOKLESS: hookless,
+    BASELINE: baseline,
     EMPTY: empty,
     "hook with .detach().cpu()": partial(plain, lambda acts: acts.detach().cpu()),
     "hook with .detach().clone()": partial(plain, lambda acts: acts.detach().clone()),
@@ -147,7 +147,7 @@ WAYS: Mapping[str, Callable[[], Step]] = {
 
 _cuda_store = partial(store, real_device, place="cuda")
 CUDA_WAYS: Mapping[str, Callable[[], Step]] = {
-    HOOKLESS: hookless,
+    BASELINE: baseline,
     EMPTY: empty,
     "hook with .detach().cpu()": WAYS["hook with .detach().cpu()"],
     "store, one site only": partial(_cuda_store, n_sites=1),
@@ -164,14 +164,14 @@ class Cost:
     """Microseconds that hooks add, per site of a pass.
 
     Attributes:
-        over_hookless: Median of the rounds.
+        over_baseline: Median of the rounds.
         over_empty: The same, against an empty hook at every site.
-        quartiles: Of the rounds, over hookless.
-        least: The tenth percentile of the rounds' own times, over that of hookless: with little of
+        quartiles: Of the rounds, over baseline.
+        least: The tenth percentile of the rounds' own times, over that of baseline: with little of
             what else the machine did meanwhile.
     """
 
-    over_hookless: float
+    over_baseline: float
     over_empty: float
     quartiles: tuple[float, float]
     least: float
@@ -207,10 +207,10 @@ def _time(step: Step, acts: Tensor, clock: Callable[[], float]) -> float:
 
 
 def _cost(micros: Mapping[str, Sequence[float]], name: str) -> Cost:
-    over = [one - base for one, base in zip(micros[name], micros[HOOKLESS], strict=True)]
+    over = [one - base for one, base in zip(micros[name], micros[BASELINE], strict=True)]
     over_empty = [one - base for one, base in zip(micros[name], micros[EMPTY], strict=True)]
     first, _, third = statistics.quantiles(over, n=4)
-    least = _tenth(micros[name]) - _tenth(micros[HOOKLESS])
+    least = _tenth(micros[name]) - _tenth(micros[BASELINE])
     return Cost(
         round(statistics.median(over), 2),
         round(statistics.median(over_empty), 2),
@@ -221,17 +221,6 @@ def _cost(micros: Mapping[str, Sequence[float]], name: str) -> Cost:
 
 def _tenth(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=10)[0]
-
-
-def table(costs: Mapping[str, Cost]) -> str:
-    lines = ["µs per site                        over hookless   quartiles      over empty  least"]
-    for name, cost in costs.items():
-        low, high = cost.quartiles
-        lines.append(
-            f"{name:34} {cost.over_hookless:12.2f}   {low:5.2f} .. {high:5.2f} "
-            f"{cost.over_empty:11.2f} {cost.least:6.2f}"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -246,20 +235,18 @@ def main(arguments: list[str] | None = None) -> int:
     if origin is None:
         return CANNOT_START
     costs = measure(options.rounds, options.device)
-    sys.stdout.write(table(costs))
-    if options.out:
-        figures = {
-            "rounds": options.rounds,
-            "sites": N_SITES,
-            "shape": SHAPE,
-            "micros_per_site": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
-        }
-        name = "hook-cost"
-        if options.device != "cpu":
-            figures["clock"] = "CPU time of the model's thread"
-            figures["runtime"] = STANDIN if is_standin else "CUDA"
-            name = "standin-hook-cost" if is_standin else "cuda-hook-cost"
-        write(options.out, name, origin, figures)
+    figures: dict[str, Any] = {
+        "rounds": options.rounds,
+        "sites": N_SITES,
+        "shape": SHAPE,
+        "micros_per_site": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
+    }
+    kind = "hook-cost"
+    if options.device != "cpu":
+        figures["clock"] = "CPU time of the model's thread"
+        figures["runtime"] = STANDIN if is_standin else "CUDA"
+        kind = "standin-hook-cost" if is_standin else "cuda-hook-cost"
+    finish(options, kind, origin, figures)
     return 0
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.programs import CANNOT_START, begin, parser_of, write
+from benchmarks.programs import CANNOT_START, begin, finish, parser_of
 from fastcap.bench.timing import order_of_round
 
 KiB, MiB = 1 << 10, 1 << 20
@@ -85,28 +85,14 @@ def measure(n_rounds: int) -> dict[int, dict[int, dict[str, float]]]:
     return found
 
 
-def table(found: Mapping[int, Mapping[int, Mapping[str, float]]]) -> str:
-    lines = []
-    for n_threads, by_size in found.items():
-        sizes = "".join(f"{n_bytes // KiB:>9} KiB" for n_bytes in by_size)
-        lines.append(f"{'GB/s, threads: ' + str(n_threads):30}{sizes}")
-        lines += [
-            f"{name:30}" + "".join(f"{of_size[name]:13.2f}" for of_size in by_size.values())
-            for name in next(iter(by_size.values()))
-        ]
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = parser_of("benchmarks.host_copy", __doc__, rounds=15).parse_args(arguments)
     origin = begin(options)
     if origin is None:
         return CANNOT_START
     found = measure(options.rounds)
-    sys.stdout.write(table(found))
-    if options.out:
-        figures = {"rounds": options.rounds, "gb_per_sec_by_threads_and_bytes": found}
-        write(options.out, "host-copy", origin, figures)
+    figures = {"rounds": options.rounds, "gb_per_sec_by_threads_and_bytes": found}
+    finish(options, "host-copy", origin, figures)
     return 0
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.checkout import PROJECT
-from benchmarks.programs import CANNOT_START, begin, parser_of, write
+from benchmarks.programs import CANNOT_START, begin, finish, parser_of
 
 LIMIT_MS = 50.0
 OPTIONAL = frozenset(
@@ -136,18 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
         return CANNOT_START
     cost = measure_imports(options.rounds)
     broken = broken_limits(cost)
-    foreign = sorted({name.partition(".")[0] for name in cost.modules} - {"fastcap"})
-    lines = [
-        f"import torch              {cost.torch_ms:8.1f} ms",
-        f"import fastcap after it   {cost.added_ms:8.1f} ms (limit {LIMIT_MS:.0f} ms)",
-        f"difference of processes   {cost.difference_ms:8.1f} ms",
-        f"modules added             {len(cost.modules)}, from: fastcap {' '.join(foreign)}",
-        *broken,
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
-    if options.out:
-        figures = {"rounds": options.rounds, "limit_ms": LIMIT_MS, **dataclasses.asdict(cost)}
-        write(options.out, "imports", origin, figures)
+    finish(options, "imports", origin, {"rounds": options.rounds, **dataclasses.asdict(cost)})
+    sys.stdout.writelines(f"{problem}\n" for problem in broken)
     return 1 if broken else 0
 
 

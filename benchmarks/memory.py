@@ -1,7 +1,7 @@
-"""How much memory each way takes at its peak, measured in a fresh process of its own.
+"""How much memory a way takes at its peak, measured in a fresh process of its own.
 
-The figure is the high-water mark of a process that captures minus that of a process that runs the
-same model over the same samples without. It is read from `VmHWM` inside the process: `ru_maxrss`
+The figure is the high-water mark of a process that captures minus that of one that runs the same
+model over the same samples without. It is read from `VmHWM` inside the process: `ru_maxrss`
 survives `exec`, so a child's would start at its parent's. Before the run the mark is set back to
 what is resident then, so that building the model cannot hide what capturing takes. The C library
 is told to return every freed tensor at once: by default it keeps some, and how many depends on the
@@ -16,15 +16,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from benchmarks.checkout import PROJECT
-from benchmarks.ways import HOOKLESS, WAYS
-from benchmarks.workloads import WORKLOADS, Case, build_case
+from benchmarks.workloads import ACCEPTANCE, Workload, grid
+from fastcap.bench import Case
+from fastcap.bench.ways import BASELINE, WAYS
 
 LIMIT_SECS = 600
 RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -32,20 +31,10 @@ RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHO
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """What one process reached while it ran one way.
-
-    Attributes:
-        host_bytes: The highest resident size during the run.
-        before_bytes: The resident size before it, with the model built.
-        device_bytes: The most that torch had allocated on the accelerator; `None` on the CPU.
-        pinned_bytes: The most that torch had pinned on the host; `None` where it does not say.
-            Pinned pages need not count as resident.
-    """
+    """The highest resident size during a run, and the resident size before it."""
 
     host_bytes: int
     before_bytes: int
-    device_bytes: int | None = None
-    pinned_bytes: int | None = None
 
 
 def resident_bytes(field: str = "VmRSS") -> int:
@@ -76,36 +65,22 @@ def reset_peak() -> int:
 
 def run_and_measure(way: str, case: Case) -> Peak:
     """Run one way in this process, keeping its result until its peak has been read."""
-    on_cuda = case.workload.needs_cuda
-    if on_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
     before = reset_peak()
     values = WAYS[way](case)
-    if on_cuda:
-        torch.cuda.synchronize()
     peak = resident_bytes("VmHWM")
     del values
-    if not on_cuda:
-        return Peak(peak, before)
-    return Peak(peak, before, torch.cuda.max_memory_allocated(), _pinned_bytes())
+    return Peak(peak, before)
 
 
-def _pinned_bytes() -> int | None:
-    read: Callable[[], Mapping[str, int]] = getattr(torch.cuda, "host_memory_stats", dict)
-    return read().get("allocated_bytes.peak")
-
-
-def measure_in_child(way: str, workload: str) -> Peak:
+def measure_in_child(way: str, workload: Workload) -> Peak:
     """Run one way in a fresh process.
 
     Raises:
         RuntimeError: The child failed or took too long; with the end of what it said.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", way, workload]
     try:
         child = subprocess.run(
-            command,
+            [sys.executable, "-m", "benchmarks.memory", way, workload.name],
             cwd=PROJECT,
             env={**os.environ, **RETURN_AT_ONCE},
             capture_output=True,
@@ -119,21 +94,16 @@ def measure_in_child(way: str, workload: str) -> Peak:
     return Peak(**json.loads(child.stdout.splitlines()[-1]))
 
 
-def measure_all(workload: str, ways: Iterable[str]) -> dict[str, Peak]:
-    """The peaks of several ways, each in a fresh process."""
-    return {way: measure_in_child(way, workload) for way in ways}
-
-
-def over_hookless(peaks: Mapping[str, Peak]) -> dict[str, int]:
+def over_baseline(peaks: Mapping[str, Peak]) -> dict[str, int]:
     """Bytes that capturing adds to the peak of the same run without."""
-    base = peaks[HOOKLESS].host_bytes
-    return {way: peak.host_bytes - base for way, peak in peaks.items() if way != HOOKLESS}
+    base = peaks[BASELINE].host_bytes
+    return {way: peak.host_bytes - base for way, peak in peaks.items() if way != BASELINE}
 
 
 def main(arguments: list[str]) -> None:
-    way, workload = arguments
-    peak = run_and_measure(way, build_case(WORKLOADS[workload]))
-    sys.stdout.write(json.dumps(asdict(peak)) + "\n")
+    way, name = arguments
+    workload = {each.name: each for each in (ACCEPTANCE, *grid("cpu", None))}[name]
+    sys.stdout.write(json.dumps(asdict(run_and_measure(way, workload.build()))) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the programs of this folder share: arguments, refusals, and where figures come from."""
+"""What the programs of this folder share: arguments, refusals, and what every result file names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,30 +18,21 @@ import torch
 from benchmarks.checkout import Checkout, describe_checkout
 from fastcap.bench.hardware import Machine, describe_machine
 from fastcap.bench.timing import FEWEST_ROUNDS
-from fastcap.formatting import format_bytes
 
 CANNOT_START = 2
 
 
 def parser_of(
-    name: str, description: str | None, rounds: int, out: Path | None = None
+    name: str, description: str | None, rounds: int | None = None, out: Path | None = None
 ) -> argparse.ArgumentParser:
-    """A parser of `--rounds`, `--out`, `--allow-dirty` and `--commit`.
-
-    Args:
-        name: The module, as in `python -m benchmarks.run`.
-        description: Its docstring.
-        rounds: How many there are by default.
-        out: Where results go by default; `None` to write none.
-    """
+    """A parser of `--out`, `--allow-dirty`, `--commit` and, with a default of them, `--rounds`."""
     parser = argparse.ArgumentParser(f"python -m {name}", description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    help_of_rounds = f"timed rounds (default {rounds})"
-    parser.add_argument("--rounds", type=as_rounds, default=rounds, help=help_of_rounds)
+    if rounds is not None:
+        shown = f"timed rounds (default {rounds})"
+        parser.add_argument("--rounds", type=as_rounds, default=rounds, help=shown)
     parser.add_argument("--out", type=Path, default=out, help="folder for the results")
-    parser.add_argument(
-        "--allow-dirty", action="store_true", help="measure a working tree with changes"
-    )
+    parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with changes")
     parser.add_argument("--commit", help="what is measured, where this is not a git checkout")
     return parser
 
@@ -72,10 +63,6 @@ class Origin:
     load: float
     n_threads: int
 
-    @property
-    def day(self) -> str:
-        return self.date[:10]
-
     def fields(self) -> dict[str, Any]:
         """For a result file."""
         return {
@@ -89,39 +76,31 @@ class Origin:
             "load": self.load,
         }
 
-    def card_rows(self) -> Iterator[tuple[str, str]]:
-        """Names and texts, for a reader."""
-        machine, checkout = self.machine, self.checkout
-        memory = f"{format_bytes(machine.memory_bytes)}, huge pages: {machine.huge_pages}"
-        yield "machine", f"{machine.cpu}, {machine.n_cores} cores, {memory}"
-        yield "load", f"{self.load:.2f} before the start"
-        if machine.gpu is not None:
-            yield "gpu", f"{machine.gpu}, {format_bytes(machine.gpu_memory_bytes or 0)}"
-        versions = f"{torch.__version__}, Python {platform.python_version()}"
-        yield "torch", f"{versions}, threads: {self.n_threads}"
-        changes = f", with {len(checkout.changes)} changed paths" if checkout.changes else ""
-        yield "commit", f"{checkout.commit or 'unknown: not a git checkout'}{changes}"
 
-
-def begin(options: argparse.Namespace, device: torch.device | str = "cpu") -> Origin | None:
-    """Where the figures of a program come from; `None` if it cannot start, with why on stderr."""
+def origin_of(commit: str | None, device: torch.device | str = "cpu") -> Origin:
+    """The machine and the code; `commit` names it where this is no git checkout."""
     checkout = describe_checkout()
-    if checkout.commit is None:
-        checkout = Checkout(options.commit)
-    if options.out is not None and checkout.changes and not options.allow_dirty:
-        shown = ", ".join(checkout.changes[:5])
-        refuse(
-            f"The working tree differs from its commit in {len(checkout.changes)} paths ({shown}), "
-            "so the figures could not be traced to code. Commit first, or pass --allow-dirty."
-        )
-        return None
     return Origin(
         machine=describe_machine(device),
-        checkout=checkout,
+        checkout=checkout if checkout.commit is not None else Checkout(commit),
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         load=os.getloadavg()[0],
         n_threads=torch.get_num_threads(),
     )
+
+
+def begin(options: argparse.Namespace, device: torch.device | str = "cpu") -> Origin | None:
+    """Where the figures of a program come from; `None` if it cannot start, with why on stderr."""
+    origin = origin_of(options.commit, device)
+    changes = origin.checkout.changes
+    if options.out is not None and changes and not options.allow_dirty:
+        refuse(
+            f"The working tree differs from its commit in {len(changes)} paths "
+            f"({', '.join(changes[:5])}), so the figures could not be traced to code. Commit "
+            "first, or pass --allow-dirty."
+        )
+        return None
+    return origin
 
 
 def refuse(why: str) -> int:
@@ -130,12 +109,36 @@ def refuse(why: str) -> int:
     return CANNOT_START
 
 
-def write(folder: Path, name: str, origin: Origin, figures: Mapping[str, Any]) -> Path:
-    """Write figures with their origin, in a file named after both."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{origin.day}-{origin.machine.tag}.json"
-    path.write_text(json.dumps({**origin.fields(), **figures}, indent=1) + "\n")
-    return path
+def write(folder: Path, kind: str, origin: Origin, figures: Mapping[str, Any]) -> Path:
+    """Write figures with their origin, in a file named after kind, day and machine."""
+    return write_json(
+        folder / f"{kind}-{origin.date[:10]}-{origin.machine.tag}.json",
+        {"kind": kind, **origin.fields(), **figures},
+    )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Replace the file as a whole: a run that is killed meanwhile leaves the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return new.replace(path)
+
+
+def finish(
+    options: argparse.Namespace, kind: str, origin: Origin, figures: Mapping[str, Any]
+) -> None:
+    """Print figures as the documents show them, and write them where that was asked for."""
+    from benchmarks.figures.catalogue import shown
+    from benchmarks.figures.results import Result
+
+    content = json.loads(json.dumps({"kind": kind, **origin.fields(), **figures}))
+    say(shown(kind, Result(Path(kind), content)))
+    if options.out is not None:
+        say(f"\nWritten to {write(options.out, kind, origin, figures)}")
 
 
 def say(text: str) -> None:

@@ -1,19 +1,19 @@
 """Run every workload that this machine can, in every way, and write down what came out.
 
-    python -m benchmarks.suite [--device cpu] [--only tiny gpt2-last] [--rounds 7]
+    python -m benchmarks.suite [--device cpu] [--only acceptance tiny gpt2-last] [--rounds 7]
 
-Within a workload the ways take turns, round by round. Writes one JSON and one Markdown file. Exit
-status: 0, or 1 when a way's values differ from the oracle's, or 2 when it cannot start.
+Within a workload the ways take turns, round by round; those of `acceptance`, batch by batch. The
+JSON is written after each workload. Exit status: 0, or 1 when a way's values differ from the
+oracle's, or 2 when it cannot start.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,45 +21,28 @@ from typing import Any
 
 import torch
 
+from benchmarks import memory, programs
 from benchmarks.checkout import RESULTS
-from benchmarks.grid import grid
-from benchmarks.hidden_states import llama_case, output_hidden_states
-from benchmarks.programs import CANNOT_START, Origin, begin, parser_of, refuse, say
-from benchmarks.workloads import Workload, build_case
-from fastcap.bench import Case, Floors, Overhead, measure_floors, predict
-from fastcap.bench.floors import predict_archive
-from fastcap.bench.overhead import N_ROUNDS, measure
-from fastcap.bench.report import INTERVAL, choose_passes, floor_text, point_fields, repeated
-from fastcap.bench.ways import (
-    ARCHIVE,
-    FASTCAP,
-    HOOK,
-    HOOKLESS,
-    Way,
-    archived_in,
-    ways_for,
+from benchmarks.programs import CANNOT_START, begin, parser_of, refuse, say, show_round
+from benchmarks.turns import measure_in_turns
+from benchmarks.workloads import (
+    ACCEPTANCE,
+    Workload,
+    fields_of,
+    grid,
+    llama_case,
+    output_hidden_states,
 )
+from fastcap.bench import Case, Overhead, measure_floors
+from fastcap.bench.overhead import N_ROUNDS, measure
+from fastcap.bench.report import INTERVAL, choose_passes, point_fields, repeated
+from fastcap.bench.ways import ARCHIVE, BASELINE, FASTCAP, HOOK, WAYS, Way, archived_in, ways_for
 from fastcap.formatting import format_bytes, markdown_table
 
 HIDDEN_STATES = "output_hidden_states"
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One workload's figures."""
-
-    name: str
-    overhead: Overhead
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What all workloads were measured on."""
-
-    device: str
-    origin: Origin
-    rounds: int
-    floors: Floors
+Measure = Callable[[int], tuple[Overhead, dict[str, Any]]]
+"""Runs a workload in so many rounds; what was measured, and more fields of the result file."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,23 +50,34 @@ def main(arguments: list[str] | None = None) -> int:
     origin = begin(options, options.device)
     if origin is None:
         return CANNOT_START
-    gpu_memory_bytes = origin.machine.gpu_memory_bytes
-    chosen = choose(cases(options.device, gpu_memory_bytes, options.out), options.only)
+    chosen = choose(
+        measurements(options.device, origin.machine.gpu_memory_bytes, options.out), options.only
+    )
     if not chosen:
         return refuse(f"No workload's name begins with any of {options.only}.")
     options.out.mkdir(parents=True, exist_ok=True)
-    setting = Setting(
-        device=options.device,
-        origin=origin,
-        rounds=options.rounds,
-        floors=measure_floors(options.device, folder=options.out),
-    )
-    outcomes: list[Outcome] = []
-    for name, make in chosen.items():
-        outcomes.append(_run(name, make, options.rounds))
-        path = write(options.out, setting, outcomes, options.only or ())  # what is done is kept
-    say(f"Written to {path} and .md")
-    return 0 if all(outcome.overhead.is_equal for outcome in outcomes) else 1
+    found: dict[str, Any] = {
+        "device": options.device,
+        "only": list(options.only or ()),
+        "rounds": options.rounds,
+        "floors": asdict(measure_floors(options.device, folder=options.out)),
+        "interval": INTERVAL,
+        "workloads": {},
+    }
+    kind = "-".join(("suite", *found["only"]))
+    are_equal = True
+    for name, measure_it in chosen.items():
+        overhead, more = measure_it(options.rounds)
+        say(f"{name}\n{table(overhead)}\n")
+        found["workloads"][name] = {**point_fields(overhead), **more}
+        path = programs.write(options.out, kind, origin, found)  # what is done is kept
+        for way, problems in overhead.problems.items():
+            if problems:
+                say(f"{way} DIFFERS in {name}: {'; '.join(problems)}")
+        are_equal &= overhead.is_equal
+        gc.collect()
+    say(f"Written to {path}")
+    return 0 if are_equal else 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -93,135 +87,72 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-Cases = dict[str, Callable[[], tuple[Case, dict[str, Way]]]]
-"""By name, how to make a workload's case and its ways."""
-
-
-def cases(device: str, memory_bytes: int | None, folder: Path | None = None) -> Cases:
-    """Everything that can be measured on a device, with archives in a folder."""
-    ways = {name: way for name, way in ways_for(device).items() if name != HOOKLESS}
+def measurements(
+    device: str, memory_bytes: int | None, folder: Path | None = None
+) -> dict[str, Measure]:
+    """Everything that can be measured on a device by name, with archives in a folder."""
+    ways = {name: way for name, way in ways_for(device).items() if name != BASELINE}
     ways[ARCHIVE] = archived_in(folder)
-    made: Cases = {
-        workload.name: partial(_make, workload, ways) for workload in grid(device, memory_bytes)
-    }
+    found: dict[str, Measure] = {}
+    if torch.device(device).type == "cpu":
+        found[ACCEPTANCE.name] = partial(in_turns, ACCEPTANCE)
+    for workload in grid(device, memory_bytes):
+        found[workload.name] = partial(one_after_another, workload.build, ways, fields_of(workload))
     if find_spec("transformers") is not None:
-        made["transformers-hidden-states"] = lambda: (
-            llama_case(device),
+        found["transformers-hidden-states"] = lambda rounds: one_after_another(
+            partial(llama_case, device),
             {**ways, HIDDEN_STATES: output_hidden_states(device)},
+            {},
+            rounds,
         )
-    return made
+    return found
 
 
-def _make(workload: Workload, ways: dict[str, Way]) -> tuple[Case, dict[str, Way]]:
-    return build_case(workload).question(), ways
-
-
-def choose(all_cases: Cases, beginnings: Sequence[str] | None) -> Cases:
+def choose(found: dict[str, Measure], beginnings: Sequence[str] | None) -> dict[str, Measure]:
     """Those whose names begin with one of some texts; all without texts."""
-    if beginnings is None:
-        return all_cases
-    return {n: make for n, make in all_cases.items() if n.startswith(tuple(beginnings))}
+    if not beginnings:
+        return found
+    return {name: each for name, each in found.items() if name.startswith(tuple(beginnings))}
 
 
-def _run(name: str, make: Callable[[], tuple[Case, dict[str, Way]]], rounds: int) -> Outcome:
-    case, ways = make()
+def one_after_another(
+    build: Callable[[], Case], ways: dict[str, Way], fields: dict[str, Any], rounds: int
+) -> tuple[Overhead, dict[str, Any]]:
+    """Whole runs, each of so many passes that a clock can time it."""
+    case = build()
     n_passes = max(len(case.batches), choose_passes(case))
     case = replace(case, batches=repeated(case.batches, n_passes))
-    found = measure(case, ways, rounds)
-    del case
-    gc.collect()
-    say(f"{name}\n{markdown_table([HEADER, *_rows(Outcome(name, found))])}\n")
-    return Outcome(name, found)
+    return measure(case, ways, rounds), fields
 
 
-HEADER = ("workload", "per pass", "way", "ms per pass", "x hookless", "x hook", "equal")
+def in_turns(workload: Workload, rounds: int) -> tuple[Overhead, dict[str, Any]]:
+    """The ways alternate batch by batch; then each one's peak memory, in a process of its own."""
+    ways = {name: WAYS[name] for name in (BASELINE, HOOK, FASTCAP)}
+    found = measure_in_turns(workload.build, ways, rounds, show_round)
+    fields: dict[str, Any] = {**fields_of(workload), "peaks": {}, "peak_added_bytes": {}}
+    try:
+        peaks = {way: memory.measure_in_child(way, workload) for way in ways}
+    except RuntimeError as error:  # the times are worth keeping without it
+        say(f"Peak memory was not measured: {error}")
+        return found, fields
+    fields["peaks"] = {way: asdict(peak) for way, peak in peaks.items()}
+    fields["peak_added_bytes"] = memory.over_baseline(peaks)
+    return found, fields
 
 
-def _rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
-    found = outcome.overhead
+def table(found: Overhead) -> str:
+    """A row per way."""
+    per_pass = format_bytes(found.captured_bytes / found.n_passes)
+    rows = [(f"{per_pass} per pass", "ms per pass", "x baseline", "x hook", "equal")]
     for way in found.secs:
-        yield (
-            outcome.name,
-            format_bytes(found.captured_bytes / found.n_passes),
-            way,
-            f"{1e3 * found.median_secs(way) / found.n_passes:.3f}",
-            "1" if way == HOOKLESS else str(found.ratio(way, HOOKLESS)),
-            "" if way in (HOOKLESS, HOOK) else str(found.ratio(way, HOOK)),
-            "" if way == HOOKLESS else "no" if found.n_mismatches[way] else "yes",
-        )
-
-
-FLOOR_HEADER = ("workload", "way", "floors predict, ms per pass", "by", "times that")
-
-
-def _floor_rows(setting: Setting, outcomes: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
-    for outcome in outcomes:
-        found, floors = outcome.overhead, setting.floors
-        hookless_secs = found.median_secs(HOOKLESS)
-        predictions = {FASTCAP: predict(found.captured_bytes, floors, hookless_secs)}
-        if ARCHIVE in found.secs:
-            predictions[ARCHIVE] = predict_archive(found.captured_bytes, floors, hookless_secs)
-        for way, floor in predictions.items():
-            yield (
-                outcome.name,
-                way,
-                f"{1e3 * floor.secs / found.n_passes:.3f}",
-                floor.what,
-                f"{found.median_secs(way) / floor.secs:.3f}",
-            )
-
-
-def document(setting: Setting, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Everything, raw times included."""
-    return {
-        "format": 1,
-        **setting.origin.fields(),
-        "device": setting.device,
-        "rounds": setting.rounds,
-        "floors": asdict(setting.floors),
-        "interval": INTERVAL,
-        "workloads": {outcome.name: point_fields(outcome.overhead) for outcome in outcomes},
-    }
-
-
-def markdown(setting: Setting, outcomes: Sequence[Outcome]) -> str:
-    """The page beside the JSON."""
-    card = "\n".join(f"{name:<9}{text}" for name, text in _card_rows(setting))
-    rows = [row for outcome in outcomes for row in _rows(outcome)]
-    notes = (
-        f"{INTERVAL}, {setting.rounds} rounds. Workloads are described in benchmarks/grid.py, ways "
-        "in fastcap/bench/ways.py. A loop over a stream or store drops each batch's values."
-    )
-    parts = [
-        f"# The suite on {setting.origin.machine.tag}, {setting.origin.day}",
-        f"```\n{card}\n```",
-        markdown_table([HEADER, *rows]),
-        markdown_table([FLOOR_HEADER, *_floor_rows(setting, outcomes)]),
-        notes,
-    ]
-    parts += [
-        f"{way} DIFFERS in {outcome.name}: {'; '.join(problems)}"
-        for outcome in outcomes
-        for way, problems in outcome.overhead.problems.items()
-        if problems
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _card_rows(setting: Setting) -> Iterator[tuple[str, str]]:
-    yield from setting.origin.card_rows()
-    yield "floors", floor_text(setting.floors)
-
-
-def write(
-    folder: Path, setting: Setting, outcomes: Sequence[Outcome], only: Sequence[str] = ()
-) -> Path:
-    """Write both files, named after what was chosen; returns the path of the JSON."""
-    what = "-".join(("suite", *only))
-    path = folder / f"{setting.origin.day}-{what}-{setting.origin.machine.tag}.json"
-    path.write_text(json.dumps(document(setting, outcomes), indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(setting, outcomes))
-    return path
+        ms = f"{1e3 * found.median_secs(way) / found.n_passes:.3f}"
+        if way == BASELINE:
+            rows.append((way, ms, "1", "", ""))
+            continue
+        to_hook = "" if way == HOOK else str(found.ratio(way, HOOK))
+        equal = "no" if found.n_mismatches[way] else "yes"
+        rows.append((way, ms, str(found.ratio(way, BASELINE)), to_hook, equal))
+    return markdown_table(rows)
 
 
 if __name__ == "__main__":

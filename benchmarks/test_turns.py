@@ -5,22 +5,22 @@ runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.turns import Player, take_turns
-from benchmarks.ways import FASTCAP, HOOKLESS, INCUMBENT, ORACLE, WAYS, play_round
-from benchmarks.workloads import WORKLOADS, build_case
+from benchmarks.workloads import TINY, workloads_of
 from fastcap.bench.equality import same_bytes
+from fastcap.bench.ways import BASELINE, FASTCAP, HOOK, WAYS
 from tests.support.requires import needs_greenlet
 
 pytestmark = needs_greenlet
 
-TINY = WORKLOADS["tiny"]  # three batches
-NAMES = (HOOKLESS, INCUMBENT, ORACLE, FASTCAP)
+NAMES = (BASELINE, HOOK, FASTCAP)
 
 
 def player(n_passes: int, on_pass: Callable[[], None], value: object = None) -> Player[object]:
@@ -37,10 +37,17 @@ def player(n_passes: int, on_pass: Callable[[], None], value: object = None) -> 
 
 
 def test_runs_in_turns_give_what_they_give_alone() -> None:
-    outcome = play_round({name: build_case(TINY) for name in NAMES}, NAMES)
+    workload = next(workloads_of(TINY, "cpu"))  # three batches
+    cases = {name: workload.build() for name in NAMES}
+    players = {name: Player(case.model, partial(WAYS[name], case)) for name, case in cases.items()}
+    outcome = take_turns(players, NAMES)
     assert list(outcome) == list(NAMES)
     for name in NAMES:
-        assert same_bytes(WAYS[name](build_case(TINY)), outcome[name][1])
+        alone = WAYS[name](workload.build())
+        found = outcome[name][1]
+        assert isinstance(alone, Mapping)
+        assert isinstance(found, Mapping)
+        assert same_bytes(alone, found)
 
 
 def test_turns_are_in_the_order_given_until_a_run_is_over() -> None:

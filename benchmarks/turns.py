@@ -13,11 +13,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+
+from fastcap.bench import Case, Overhead
+from fastcap.bench.equality import Judge
+from fastcap.bench.overhead import OnRound
+from fastcap.bench.timing import measure_rounds
+from fastcap.bench.ways import BASELINE, Way
+from fastcap.model.forward import uncompiled
 
 T = TypeVar("T")
 
@@ -39,12 +47,8 @@ def take_turns(
     """Run every player once; seconds and value by name.
 
     A turn lasts until the player's model is called, or until its run is over; a player's seconds
-    are those of its own turns. Autograd is off for all of them, because its mode belongs to the
-    thread: what one run switched on or off would hold for the others.
-
-    Args:
-        players: The runs, by name.
-        order: In which order they have their turns.
+    are those of its own turns. Autograd and compiling are off for all of them, because both modes
+    belong to the thread: what one run switched on or off would hold for the others.
 
     Raises:
         Exception: What a run raised. The others are ended where they wait.
@@ -54,7 +58,7 @@ def take_turns(
     secs = dict.fromkeys(order, 0.0)
     values: dict[str, T] = {}
     turns = {name: greenlet(_play) for name in order}
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled():
         try:
             while len(values) < len(order):
                 for name in order:
@@ -85,3 +89,45 @@ def _play(player: Player[T]) -> T:
         return player.run()
     finally:
         handle.remove()
+
+
+def measure_in_turns(
+    build: Callable[[], Case],
+    ways: Mapping[str, Way],
+    n_rounds: int,
+    on_round: OnRound = lambda index, secs: None,
+) -> Overhead:
+    """`fastcap.bench.overhead` of ways that take turns, each on a case of its own.
+
+    Args:
+        build: Makes the same case each time.
+        ways: The baseline among them; each returns tensors by site.
+        n_rounds: Timed rounds.
+        on_round: Told every round's index and its seconds by way.
+    """
+    cases = {way: build() for way in ways}
+    of_any = cases[BASELINE]
+    judge = Judge(build().oracle())
+
+    def play(order: Sequence[str], n_batches: int | None = None) -> dict[str, tuple[float, Any]]:
+        players = {}
+        for way in order:
+            case = replace(cases[way], batches=cases[way].batches[:n_batches])
+            players[way] = Player(case.model, partial(ways[way], case))
+        return take_turns(players, order)
+
+    def check(way: str, values: Any) -> None:
+        if way != BASELINE:
+            judge.check(way, values)
+
+    play(list(ways), n_batches=2)  # warms up
+    secs = measure_rounds(list(ways), play, n_rounds, check, on_round)
+    return Overhead(
+        secs={way: tuple(of_way) for way, of_way in secs.items()},
+        n_mismatches=judge.n_mismatches,
+        problems={way: tuple(found) for way, found in judge.problems.items()},
+        captured_bytes=sum(value.nbytes for value in judge.expected.values()),
+        n_passes=len(of_any.batches),
+        n_samples=sum(of_any.sizes),
+        sites=tuple(of_any.sites),
+    )

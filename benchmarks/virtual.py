@@ -10,20 +10,17 @@ memory, so a process pays for it once.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from benchmarks import programs
 from fastcap.devices.simulated import SimulatedCosts, TimedDevice
-from fastcap.formatting import format_bytes
 from tests.support.virtual import (
     Load,
     Outcome,
+    baseline_secs,
     bounds,
-    hookless_secs,
     run_extraction,
     run_stream,
 )
@@ -78,7 +75,7 @@ def play() -> Iterator[Row]:
 
 
 def _row(load: Load, destination: str) -> Row:
-    plain = hookless_secs(load)
+    plain = baseline_secs(load)
     found = _run(load, destination)
     # What is landed last still has to be delivered when the model is done.
     last_secs = 0.0 if load.lends else load.site_bytes / load.costs.host_bytes_per_sec
@@ -104,30 +101,17 @@ def _run(load: Load, destination: str) -> Outcome:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.virtual", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, help="folder for the results")
-    parser.add_argument("--allow-dirty", action="store_true", help="play a tree with changes")
-    parser.add_argument("--commit", help="what is played, where this is not a git checkout")
-    options = parser.parse_args(arguments)
+    options = programs.parser_of("benchmarks.virtual", __doc__).parse_args(arguments)
     origin = programs.begin(options)
     if origin is None:
         return programs.CANNOT_START
-    rows = []
-    for row in play():
-        rows.append(row)
-        programs.say(
-            f"{row.n_passes:2} passes, {row.host_bytes_per_sec / GB:2.0f} GB/s per worker, "
-            f"{row.destination:14} {row.ratio:.3f} (floor {row.floor:.3f}), slots "
-            f"{format_bytes(row.slot_bytes)}, spilled {row.spilled_bytes}"
-        )
-    if options.out is not None:
-        content = {
-            "kind": "simulated: a virtual clock with assumed rates, not a measurement",
-            "assumed": asdict(SimulatedCosts()),
-            "rows": [asdict(row) for row in rows],
-        }
-        programs.say(f"written: {programs.write(options.out, 'virtual', origin, content)}")
+    rows = list(play())
+    content = {
+        "note": "simulated: a virtual clock with assumed rates, not a measurement",
+        "assumed": asdict(SimulatedCosts()),
+        "rows": [asdict(row) for row in rows],
+    }
+    programs.finish(options, "virtual", origin, content)
     return 0 if all(row.is_within for row in rows) else 1
 
 

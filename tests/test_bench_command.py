@@ -72,7 +72,7 @@ def test_a_table_of_every_way_and_the_floors() -> None:
     assert lines[0] == "model    benchmodels:make_model, on cpu"
     assert "capture  4 sites, whole values: 1.28 kB per pass" in lines
     ways = [line.split("|")[3].strip() for line in lines if line.startswith(("| 1 ", "| 4 "))]
-    assert ways == ["hookless", "hook", "fastcap"] * 2
+    assert ways == ["baseline", "hook", "fastcap"] * 2
     assert "copy into warm memory 8.00 GB/s" in result.stdout
     assert "loading" not in result.stdout  # what models print is not part of it
     assert "1 site, round 2: " in result.stderr

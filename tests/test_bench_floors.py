@@ -17,11 +17,11 @@ SOURCE = torch.arange(1 << 12, dtype=torch.int64).view(torch.uint8)
 
 def test_what_is_not_asked_for_is_not_measured(tmp_path: Path) -> None:
     plain = measure_floors("cpu", 1 << 16, rest_secs=None, n_repeats=1)
-    assert plain.rested_gb_per_sec is None
+    assert plain.cold_gb_per_sec is None
     assert plain.link_gb_per_sec is None
     assert plain.disk_gb_per_sec is None
     whole = measure_floors("cpu", 1 << 16, rest_secs=0.0, folder=tmp_path, n_repeats=1)
-    assert whole.rested_gb_per_sec is not None
+    assert whole.cold_gb_per_sec is not None
     assert whole.disk_gb_per_sec is not None
     assert not list(tmp_path.iterdir())
 
@@ -66,7 +66,7 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
 def test_rested_memory_is_the_floor_where_it_was_measured() -> None:
     assert Floors(8.0, 4.0, 2.0).into_result_gb_per_sec == 4.0
     assert Floors(8.0, 4.0, 2.0, 1.0).into_result_gb_per_sec == 1.0
-    assert predict(10**9, Floors(8.0, 4.0, 2.0, 1.0), 1.0).what.endswith("rested memory")
+    assert predict(10**9, Floors(8.0, 4.0, 2.0, 1.0), 1.0).what.endswith("cold memory")
 
 
 def test_every_floor_that_was_measured_has_its_seconds() -> None:
@@ -74,7 +74,7 @@ def test_every_floor_that_was_measured_has_its_seconds() -> None:
     assert secs == {
         "forward": 3.0,
         "link": 0.02,
-        "copy into rested memory": 1.0,
+        "copy into cold memory": 1.0,
         "copy into fresh memory": 0.25,
         "copy into warm memory": 0.125,
         "write to disk": 2.0,

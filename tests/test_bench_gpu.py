@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastcap.bench import make_case, measure_floors, overhead, record_timeline, timing
-from fastcap.bench.ways import HOOKLESS, ways_for
+from fastcap.bench.ways import BASELINE, ways_for
 
 pytestmark = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -27,7 +27,7 @@ def test_every_way_equals_the_oracle(
     positions: int | slice | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "give_back_memory", lambda: None)
-    ways = [name for name in ways_for("cuda") if name != HOOKLESS]
+    ways = [name for name in ways_for("cuda") if name != BASELINE]
     batches = [torch.randn(4, 16, WIDTH) for _ in range(3)]
     sites = [str(layer) for layer in range(N_LAYERS)]
     measured = overhead(model_of(), batches, ways, sites=sites, rounds=2, positions=positions)

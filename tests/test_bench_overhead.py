@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcap.bench import Case, make_case, overhead, timing
 from fastcap.bench.equality import Judge, gathered, same_bytes
 from fastcap.bench.overhead import find_ways, measure
-from fastcap.bench.ways import HOOKLESS, WAYS, collect_pinned, pinned_hook, ways_for
+from fastcap.bench.ways import BASELINE, WAYS, collect_pinned, pinned_hook, ways_for
 from fastcap.errors import ArgumentError, BatchError, SiteNotFoundError
 from fastcap.reference import differences
 from tests.support.devices import LoggedStreams
@@ -40,7 +40,7 @@ SELECTIONS = [{}, {"positions": -1}, {"positions": slice(0, 3)}, {"positions": [
 
 
 @pytest.mark.parametrize("options", [*SELECTIONS, {"dtype": torch.float64}], ids=str)
-@pytest.mark.parametrize("name", [name for name in ways_for("cpu") if name != HOOKLESS])
+@pytest.mark.parametrize("name", [name for name in ways_for("cpu") if name != BASELINE])
 def test_every_way_equals_the_oracle(name: str, options: dict[str, object]) -> None:
     case = make_case(model_of(), batches_of(), ["1", "2:input", "2"], **options)  # type: ignore[arg-type]
     outcome = WAYS[name](case)
@@ -87,7 +87,7 @@ def test_ways_take_turns_forwards_and_backwards() -> None:
     measured = overhead(model_of(), batches_of(1), ways, sites=["1"], rounds=3)
     assert "".join(log) == "ab" + "ab" + "ba" + "ab"  # the first two are compared, not timed
     assert [len(secs) for secs in measured.secs.values()] == [3, 3, 3]
-    assert list(measured.secs) == [HOOKLESS, "a", "b"]
+    assert list(measured.secs) == [BASELINE, "a", "b"]
     assert set(measured.ratios) == {"a", "b"}
 
 
@@ -146,7 +146,7 @@ def test_rounds_are_reported_and_the_limit_ends_them() -> None:
         case, find_ways(None), 9, limit_secs=0.0, on_round=lambda index, secs: seen.append(index)
     )
     assert seen == [0, 1]
-    assert len(measured.secs[HOOKLESS]) == 2
+    assert len(measured.secs[BASELINE]) == 2
 
 
 def test_the_models_flags_are_as_before() -> None:
@@ -166,10 +166,10 @@ def test_what_cannot_be_measured_is_an_error_that_says_why() -> None:
         overhead(model, batches, sites=["9"])
     with pytest.raises(ArgumentError, match="rounds must be at least 2"):
         overhead(model, batches, sites=["1"], rounds=1)
-    with pytest.raises(ArgumentError, match=r"No way is named 'hok'. There are 'hookless', 'hook'"):
+    with pytest.raises(ArgumentError, match=r"No way is named 'hok'. There are 'baseline', 'hook'"):
         overhead(model, batches, "hok", sites=["1"])
-    with pytest.raises(ArgumentError, match=r"'hookless', which is always measured. Leave it out"):
-        overhead(model, batches, [HOOKLESS], sites=["1"])
+    with pytest.raises(ArgumentError, match=r"'baseline', which is always measured. Leave it out"):
+        overhead(model, batches, [BASELINE], sites=["1"])
     with pytest.raises(ArgumentError, match="Measure with an int, a slice or a list of ints"):
         overhead(model, batches, sites=["1"], positions="last")
     with pytest.raises(ArgumentError, match=r"has none. Measure it on an accelerator"):

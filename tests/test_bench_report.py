@@ -100,7 +100,7 @@ def test_no_two_labels_overlap_and_none_leaves_the_picture(kind: str, figure: st
 @pytest.mark.parametrize("figure", FIGURES)
 def test_every_axis_of_numbers_has_a_unit(figure: str) -> None:
     (axes,) = FIGURES[figure](made_report()).axes
-    units = ("bytes", "%", "ms", "hookless = 1")
+    units = ("bytes", "%", "ms", "baseline = 1")
     labels = [label for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
     assert labels
     assert all(any(unit in label for unit in units) for label in labels)
@@ -165,7 +165,7 @@ def test_text_and_json_have_the_same_figures() -> None:
     report = made_report()
     text, content = as_text(report), json.loads(as_json(report))
     assert "| 16    | 16 MB    | fastcap  | 115.500     | 1.050 [1.050, 1.050] |" in text
-    assert content["points"][2]["ratios_to_hookless"]["fastcap"]["mean"] == pytest.approx(1.05)
+    assert content["points"][2]["ratios_to_baseline"]["fastcap"]["mean"] == pytest.approx(1.05)
     assert content["floors"]["link_gb_per_sec"] == 50.0
     assert "link 50.00 GB/s" in text
     assert content["equal"] is True
@@ -217,7 +217,7 @@ def test_a_run_without_load_average_says_nothing_of_it() -> None:
     "share", [0.05, 0.6, 0.72, 0.8, 0.9, 0.999, 1.0, 1.05, 1.13, 1.4, 3.0, 9.0]
 )
 def test_labels_of_bars_stay_clear_of_the_line_at_100_percent(share: float) -> None:
-    secs = {"hookless": (0.3,) * 3, "hook": (1.0,) * 3, "fastcap": (0.3 / share,) * 3}
+    secs = {"baseline": (0.3,) * 3, "hook": (1.0,) * 3, "fastcap": (0.3 / share,) * 3}
     report = made_report(
         points=(made_overhead(1, secs=secs, captured_bytes=30_000_000),),
         floors=Floors(8.0, 0.03 / 0.07, 2.0, disk_gb_per_sec=0.1),

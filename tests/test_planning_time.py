@@ -16,7 +16,7 @@ from fastcap.planning import Machine, Plan
 from fastcap.planning.examples import ID_BYTES
 from fastcap.planning.measure import measure_machine
 from tests.support.runs import running_on
-from tests.support.virtual import Load, budget_of, hookless_secs, model_of
+from tests.support.virtual import Load, baseline_secs, budget_of, model_of
 from tests.test_virtual_time import COMPUTE_BOUND, CONSUMER_BOUND, LAUNCH_BOUND, LINK_BOUND
 
 GB = 1e9
@@ -108,7 +108,7 @@ def test_the_bound_that_a_plan_names_is_the_one_that_more_of_helps(bound: str, c
 def test_a_run_takes_the_time_that_was_planned(case: Case) -> None:
     found, secs = case.plan(), case.run()
     assert found.secs == pytest.approx(secs, rel=0.05)
-    assert found.overhead == pytest.approx(secs / hookless_secs(case.load), rel=0.05)
+    assert found.overhead == pytest.approx(secs / baseline_secs(case.load), rel=0.05)
     assert str(found).splitlines()[-1].endswith(f"; {found.bound} is the bound.")
 
 

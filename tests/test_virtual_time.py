@@ -14,8 +14,8 @@ from tests.support.virtual import (
     MS,
     Load,
     MiB,
+    baseline_secs,
     bounds,
-    hookless_secs,
     makespan,
     predicted_secs,
     synchronous_secs,
@@ -84,7 +84,7 @@ def test_a_run_takes_what_its_bound_allows(load: Load, bound: str) -> None:
 
 
 def test_capture_hides_behind_a_model_that_computes_longer() -> None:
-    assert makespan(COMPUTE_BOUND) <= 1.02 * hookless_secs(COMPUTE_BOUND)
+    assert makespan(COMPUTE_BOUND) <= 1.02 * baseline_secs(COMPUTE_BOUND)
 
 
 def test_the_link_is_kept_busy_when_it_is_the_bound() -> None:
@@ -160,9 +160,9 @@ GRID = {
 
 
 def test_the_virtual_twin_of_an_h200(summary: Callable[[str, str], None]) -> None:
-    rows = [f"{'':<46}{'hookless':>10}{'fastcap':>9}{'.cpu()':>9}  {'bound':<9}{'model':>6}"]
+    rows = [f"{'':<46}{'baseline':>10}{'fastcap':>9}{'.cpu()':>9}  {'bound':<9}{'model':>6}"]
     for name, load in GRID.items():
-        plain, found, cpu = hookless_secs(load), makespan(load), synchronous_secs(load)
+        plain, found, cpu = baseline_secs(load), makespan(load), synchronous_secs(load)
         rows.append(
             f"{name:<46}{plain / load.n_passes / MS:>7.2f} ms{found / plain:>8.2f}x"
             f"{cpu / plain:>8.2f}x  {bounds(load).name:<9}{found / predicted_secs(load):>6.2f}"

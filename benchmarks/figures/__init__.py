@@ -5,14 +5,12 @@
 
 A block of a document, between `<!-- figures: NAME -->` and `<!-- end -->`, is what the newest
 result file of its kind gives, by the date in the file. So no number is typed by hand, and a kind
-that was never measured says so, with the command that measures it.
+that was never measured says so, with the command that measures it. The programs print the same
+blocks when they end.
 
-results     result files: of which kind, the newest, and where its figures come from
+results     result files: the newest of a kind, and where its figures come from
 text        ratios, tables and verdicts as text
-acceptance  suite  peers  hooks  copies  scaling  runs
-            one kind each, or some small ones: its block, and the line of it in the summary
-catalogue   which kinds, blocks and pictures there are
-drawings    what is drawn
-pictures    how: marks, axes, and the stamp by which a stale picture is known
-pages       blocks in documents
+suite, peers, small
+            the blocks
+drawings    the pictures, and the stamp by which a stale one is known
 """

@@ -8,57 +8,57 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.figures import (
-    acceptance,
-    copies,
-    drawings,
-    hooks,
-    peers,
-    runs,
-    scaling,
-    suite,
-    virtual,
-)
-from benchmarks.figures.results import FigureError, Kind, Result, credit, newest
-from benchmarks.figures.text import paragraphs
+from benchmarks.figures import drawings, peers, small, suite
+from benchmarks.figures.results import FigureError, Kind, Render, Result, credit, newest
+from benchmarks.figures.text import bullets, paragraphs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Render = Callable[[Result], str]
-
+MEASURE = "python -m benchmarks"
 OUT = "--out benchmarks/results"
-ACCEPTANCE = Kind("one large result", "*-acceptance-*.json", "python -m benchmarks.run")
-SUITE = Kind("the suite", "*-suite-*.json", "python -m benchmarks.suite", suite.is_whole)
-PEERS = Kind("other libraries", "peers-*.json", "make bench-peers", peers.is_whole)
-HOOKS = Kind("hooks", "hook-cost-*.json", f"python -m benchmarks.hook_cost --rounds 1500 {OUT}")
-COPIES = Kind("copies", "host-copy-*.json", f"python -m benchmarks.host_copy {OUT}")
-SCALING = Kind("scaling", "scaling-*.json", f"python -m benchmarks.scaling {OUT}")
+ACCEPTANCE = Kind(
+    "one large result",
+    "suite",
+    f"{MEASURE}.suite --only acceptance",
+    suite.acceptance,
+    suite.acceptance_brief,
+    suite.has_acceptance,
+)
+SUITE = Kind("the suite", "suite", f"{MEASURE}.suite", suite.block, suite.brief, suite.is_whole)
+PEERS = Kind(
+    "other libraries", "peers", "make bench-peers", peers.block, peers.brief, peers.is_whole
+)
+HOOKS = Kind(
+    "hooks",
+    "hook-cost",
+    f"{MEASURE}.hook_cost --rounds 1500 {OUT}",
+    small.hooks,
+    small.hooks_brief,
+)
+COPIES = Kind("copies", "host-copy", f"{MEASURE}.host_copy {OUT}", small.copies, small.copies_brief)
+SCALING = Kind("scaling", "scaling", f"{MEASURE}.scaling {OUT}", small.scaling, small.scaling_brief)
 ARCHIVE = Kind(
     "archives",
-    "archive-*.json",
-    f"python -m benchmarks.archive --rounds 11 --memory 1 4 20 {OUT}",
+    "archive",
+    f"{MEASURE}.archive --rounds 11 --memory 1 4 20 {OUT}",
+    small.archive,
+    small.archive_brief,
 )
 EARLY_STOP = Kind(
     "passes that end early",
-    "early-stop-*.json",
-    f"python -m benchmarks.early_stop --rounds 9 {OUT}",
+    "early-stop",
+    f"{MEASURE}.early_stop --rounds 9 {OUT}",
+    small.early_stop,
+    small.early_stop_brief,
 )
-VIRTUAL = Kind("the virtual clock", "virtual-*.json", f"python -m benchmarks.virtual {OUT}")
-IMPORTS = Kind("importing", "imports-*.json", f"python -m benchmarks.imports {OUT}")
+IMPORTS = Kind("importing", "imports", f"{MEASURE}.imports {OUT}", small.imports, small.imports)
+VIRTUAL = Kind("the virtual clock", "virtual", f"{MEASURE}.virtual {OUT}", small.virtual)
 
-BRIEFS: Mapping[Kind, tuple[str, Render]] = {
-    ACCEPTANCE: ("one-large-result", acceptance.brief),
-    SUITE: ("the-suite", suite.brief),
-    PEERS: ("other-libraries", peers.brief),
-    HOOKS: ("hooks", hooks.brief),
-    COPIES: ("copies", copies.brief),
-    SCALING: ("scaling", scaling.brief),
-    ARCHIVE: ("archives", runs.archive_brief),
-    EARLY_STOP: ("passes-that-end-early", runs.early_stop_brief),
-    IMPORTS: ("importing", runs.imports_brief),
-}
-"""By kind, the heading of its section and its line in the summary."""
+KINDS = (
+    *(ACCEPTANCE, SUITE, PEERS, HOOKS, COPIES, SCALING, ARCHIVE, EARLY_STOP, IMPORTS, VIRTUAL),
+)
+IN_SUMMARY = tuple(kind for kind in KINDS if kind.brief is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,61 +72,61 @@ class Place:
 Block = Callable[[Place], str]
 
 
-def of_kind(kind: Kind, render: Render) -> Block:
-    """A block with the newest figures of a kind, and where they come from."""
-
-    def write(place: Place) -> str:
-        result = newest(place.results, kind)
-        if result is None:
-            return kind.not_measured
-        return paragraphs(render(result), credit(result, place.to_results))
-
-    return write
+def with_credit(kind: Kind, render: Render, place: Place) -> str:
+    """The newest figures of a kind, and where they come from."""
+    result = newest(place.results, kind)
+    if result is None:
+        return kind.not_measured
+    return paragraphs(render(result), credit(result, place.to_results))
 
 
 def summary(place: Place) -> str:
     """A line per kind."""
     lines = []
-    for kind, (heading, brief) in BRIEFS.items():
+    for kind in IN_SUMMARY:
         result = newest(place.results, kind)
-        said = kind.not_measured if result is None else brief(result)
-        if result is not None and result.is_busy:
-            said += " Measured while other work ran."
-        lines.append(f"* [{kind.title[0].upper()}{kind.title[1:]}](#{heading}). {said}")
-    return "\n".join(lines)
+        said = kind.not_measured
+        if result is not None and kind.brief is not None:
+            said = kind.brief(result)
+            said += " Measured while other work ran." if result.is_busy else ""
+        lines.append(f"[{kind.title[0].upper()}{kind.title[1:]}](#{kind.heading}). {said}")
+    return bullets(lines)
 
 
 def gaps(place: Place) -> str:
     """Which kinds have no result file."""
-    missing = [kind for kind in BRIEFS if newest(place.results, kind) is None]
+    missing = [kind for kind in IN_SUMMARY if newest(place.results, kind) is None]
     if not missing:
         return "Every kind of figure on this page has been measured on a CPU."
-    lines = "\n".join(f"* {kind.title}: `{kind.command}`" for kind in missing)
+    lines = bullets(f"{kind.title}: `{kind.command}`" for kind in missing)
     return f"Kinds of figures on this page that have no result file yet:\n\n{lines}"
 
 
+_RENDERED: Mapping[str, tuple[Kind, Render]] = {
+    "acceptance": (ACCEPTANCE, suite.acceptance),
+    "acceptance, in short": (ACCEPTANCE, suite.acceptance_in_short),
+    "suite": (SUITE, suite.block),
+    "peers": (PEERS, peers.block),
+    "peers, in short": (PEERS, peers.in_short),
+    "hooks": (HOOKS, small.hooks),
+    "floors": (ACCEPTANCE, small.floors),
+    "copies": (COPIES, small.copies),
+    "scaling": (SCALING, small.scaling),
+    "archive": (ARCHIVE, small.archive),
+    "early stop": (EARLY_STOP, small.early_stop),
+    "virtual": (VIRTUAL, small.virtual),
+    "imports": (IMPORTS, small.imports),
+}
 BLOCKS: Mapping[str, Block] = {
     "summary": summary,
-    "acceptance": of_kind(ACCEPTANCE, acceptance.block),
-    "acceptance, in short": of_kind(ACCEPTANCE, acceptance.readme_block),
-    "suite": of_kind(SUITE, suite.block),
-    "peers": of_kind(PEERS, peers.block),
-    "peers, in short": of_kind(PEERS, peers.readme_block),
-    "hooks": of_kind(HOOKS, hooks.block),
-    "floors": of_kind(ACCEPTANCE, copies.floors_block),
-    "copies": of_kind(COPIES, copies.block),
-    "scaling": of_kind(SCALING, scaling.block),
-    "archive": of_kind(ARCHIVE, runs.archive_block),
-    "early stop": of_kind(EARLY_STOP, runs.early_stop_block),
-    "virtual": of_kind(VIRTUAL, virtual.block),
-    "imports": of_kind(IMPORTS, runs.imports_block),
+    **{name: partial(with_credit, *of_kind) for name, of_kind in _RENDERED.items()},
     "gaps": gaps,
 }
 
 PICTURES: Mapping[str, tuple[Kind, Callable[[Result], Figure]]] = {
     suite.PICTURE: (SUITE, drawings.overhead),
     peers.PICTURE: (PEERS, drawings.beside_peers),
-    scaling.PICTURE: (SCALING, drawings.growth),
+    small.SCALING_PICTURE: (SCALING, drawings.growth),
 }
 """By file name."""
 
@@ -142,6 +142,7 @@ def write_block(place: Place, name: str) -> str:
     return BLOCKS[name](place)
 
 
-def writer(place: Place) -> Callable[[str], str]:
-    """What `pages.rewrite` asks for."""
-    return partial(write_block, place)
+def shown(name: str, result: Result) -> str:
+    """What a program prints of what it has just measured, a `hook-cost` or a `cuda-hook-cost`."""
+    kind = next(kind for kind in KINDS if name.endswith(kind.name))
+    return kind.block(result)

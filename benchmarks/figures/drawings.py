@@ -1,92 +1,161 @@
-"""What is drawn: overhead by workload, fastcap and its peers, growth."""
+"""The pictures: overhead by workload, fastcap and its peers, growth.
+
+Shape and fill tell ways apart, so that no colour is needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.figures.peers import NAMES, Answered, questions
-from benchmarks.figures.pictures import Mark, limits, ratio_axis, rows_of
+from benchmarks.figures import peers, small
+from benchmarks.figures.peers import Answered
 from benchmarks.figures.results import Result
 from benchmarks.figures.suite import Measured, workloads
-from benchmarks.peers.ways import FASTCAP as PEERS_FASTCAP
-from benchmarks.peers.ways import HOOKLESS as PEERS_HOOKLESS
-from benchmarks.scaling import picture
-from fastcap.bench.timing import Ratio
-from fastcap.bench.ways import FASTCAP, HOOK
+from fastcap.bench.ways import BASELINE, FASTCAP, HOOK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SETTINGS: dict[Any, Any] = {"svg.hashsalt": "fastcap", "svg.fonttype": "path", "font.size": 9}
+BAND = "0.94"
+SPREAD = 0.6  # of a row, for the ways within it
+BAR_HEIGHT = 0.66  # of a row
+OWN_FILL = "0.25"
+COLLECTOR_FILLS = {"rows": "0.7", "lists": "white"}
+TICK: dict[str, Any] = {
+    "marker": "|", "markersize": 13, "markeredgewidth": 2.2, "color": "black", "linestyle": ""
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How one way is drawn."""
+
+    label: str
+    shape: str
+    fill: str
+
+    def draw(self, axes: Axes, y: float, ratio: Mapping[str, float]) -> Any:
+        """A mean with its interval."""
+        mean = ratio["mean"]
+        bars = [[mean - ratio["low"]], [ratio["high"] - mean]]
+        style: dict[str, Any] = {"markersize": 5, "elinewidth": 0.9, "capsize": 2}
+        return axes.errorbar(
+            mean, y, xerr=bars, fmt=self.shape, color="black", markerfacecolor=self.fill, **style
+        )
+
+
 WAYS = {
-    HOOK: Mark("plain hook", "o", "white"),
+    HOOK: Mark("synchronous hook", "o", "white"),
     FASTCAP: Mark("fastcap, into memory", "s", "black"),
     "fastcap stream": Mark("fastcap stream", "^", "0.7"),
     "fastcap store": Mark("fastcap store", "D", "white"),
 }
 PEERS = {
-    PEERS_FASTCAP: Mark("fastcap", "s", "black"),
-    "nnsight": Mark(NAMES["nnsight"], "o", "white"),
-    "transformer-lens": Mark(NAMES["transformer-lens"], "^", "white"),
-    "sae-lens": Mark(NAMES["sae-lens"], "D", "white"),
+    FASTCAP: Mark("fastcap", "s", "black"),
+    "nnsight": Mark(peers.NAMES["nnsight"], "o", "white"),
+    "transformer-lens": Mark(peers.NAMES["transformer-lens"], "^", "white"),
+    "sae-lens": Mark(peers.NAMES["sae-lens"], "D", "white"),
 }
-FLOOR_LABEL = "floor of fastcap, into memory"
-SPREAD = 0.6  # of a row, for the ways within it
-BAR_HEIGHT = 0.66  # of a row
-OWN_FILL = "0.25"
-COLLECTOR_FILLS = {"rows": "0.7", "lists": "white"}
+
+
+def save(figure: Figure, result: Result, path: Path) -> None:
+    """Write an SVG that names its figures."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(SETTINGS):
+        metadata = {"Source": result.stamp, "Date": None, "Creator": None}
+        figure.savefig(path, format=path.suffix[1:], metadata=metadata)
+
+
+def is_current(path: Path, result: Result | None) -> bool:
+    """Whether a picture shows these figures; without figures, whether there is none."""
+    if result is None or not path.exists():
+        return result is None and not path.exists()
+    return result.stamp in path.read_text()
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def ratio_axis(axes: Axes, ratios: Sequence[Mapping[str, float]], *others: float) -> None:
+    """A logarithmic axis that shows all intervals, unless they are much wider than the figures."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    means = [1.0, *others, *(ratio["mean"] for ratio in ratios)]
+    low = max(min([*means, *(ratio["low"] for ratio in ratios)]), min(means) / 1.5)
+    high = min(max([*means, *(ratio["high"] for ratio in ratios)]), max(means) * 1.5)
+    room = (high / low) ** 0.04
+    axes.set_xscale("log")
+    axes.set_xlim(low / room, high * room)
+    is_wide = high > 4 * low
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if is_wide else MaxNLocator(5))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.axvline(1, color="0.4", linewidth=0.8, zorder=0)
+    axes.grid(axis="x", color="0.85", linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def rows_of(axes: Axes, names: Sequence[str]) -> None:
+    """One band per name, from the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    for row in range(0, len(names), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=-1)
 
 
 def overhead(result: Result) -> Figure:
-    """Every workload's ways beside hookless, with the floor."""
+    """Every workload's ways beside the baseline, with the floor."""
+    from matplotlib.lines import Line2D
+
     figure = _figure(9.5, 5.6)
     found = workloads(result)
-    large = [each for each in found if each.is_large]
-    small = [each for each in found if not each.is_large]
-    groups = [group for group in (large, small) if group]
+    groups = [[e for e in found if e.is_large == is_large] for is_large in (True, False)]
+    groups = [group for group in groups if group]
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for panel, group in zip(panels, groups, strict=True):
         _overheads(panel, group)
     handles, labels = panels[0].get_legend_handles_labels()
-    # matplotlib puts lines first: here the floor, which belongs behind the ways.
-    handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]
-    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
+    floor = Line2D([], [], label="floor of fastcap, into memory", **TICK)
+    handles, labels = [*handles, floor], [*labels, str(floor.get_label())]
+    style: dict[str, Any] = {"frameon": False, "fontsize": 8}
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, **style)
     return figure
 
 
 def _overheads(axes: Axes, group: Sequence[Measured]) -> None:
     ways = [way for way in WAYS if any(way in each.secs for each in group)]
-    shifts = dict(zip(ways, _shifts(len(ways)), strict=True))
-    floors = []
+    shown, floors = [], []
     for row, each in enumerate(group):
-        for way in ways:
+        for index, way in enumerate(ways):
+            y = row + SPREAD * (index / max(len(ways) - 1, 1) - 0.5)
             if way in each.secs:
-                drawn = WAYS[way].draw(axes, row + shifts[way], each.to_hookless(way))
+                shown.append(each.to_baseline(way))
+                drawn = WAYS[way].draw(axes, y, shown[-1])
                 drawn.set_label(WAYS[way].label if row == 0 else "_")
-        floor = each.floor_to_hookless()
-        if floor is not None:
-            floors.append(floor)
-            label = FLOOR_LABEL if row == 0 else "_"
-            _draw_floor(axes, floor, row + shifts.get(FASTCAP, 0.0), label)
-    shown = [each.to_hookless(way) for each in group for way in ways if way in each.secs]
+            if way == FASTCAP and (floor := each.floor_to_baseline()) is not None:
+                floors.append(floor)
+                axes.plot([floor], [y], **TICK)
     rows_of(axes, [each.name for each in group])
-    ratio_axis(axes, *limits(shown, *floors))
-    axes.set_xlabel("time, hookless = 1 (bars: 95 % interval)")
-
-
-def _draw_floor(axes: Axes, floor: float, y: float, label: str) -> None:
-    axes.plot([floor], [y], "|", color="black", markersize=13, markeredgewidth=2.2, label=label)
-
-
-def _shifts(n_ways: int) -> list[float]:
-    """Where ways stand within a row, from the top."""
-    return [SPREAD * (index / max(n_ways - 1, 1) - 0.5) for index in range(n_ways)]
+    ratio_axis(axes, shown, *floors)
+    axes.set_xlabel("time, baseline = 1 (bars: 95 % interval)")
 
 
 def beside_peers(result: Result) -> Figure:
     """A row of panels per question: time, and peak memory."""
-    found = questions(result)
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    found = peers.questions(result)
     ways = [[way for way in PEERS if way in each.ways] for each in found]
     heights = [1.5 + len(asked) for asked in ways]  # axis and title, and a row per way
     figure = _figure(9.5, 0.4 + 0.36 * sum(heights))
@@ -94,39 +163,30 @@ def beside_peers(result: Result) -> Figure:
     for (times, memory), each, asked in zip(panels, found, ways, strict=True):
         _times(times, each, asked)
         _memory(memory, each, asked)
-    figure.legend(handles=_peers_legend(), loc="outside upper center", ncols=4, frameon=False)
+    fills = {"fastcap": OWN_FILL, **{f"peer, {way}": of for way, of in COLLECTOR_FILLS.items()}}
+    handles: list[Any] = [
+        Line2D([], [], label="floor of fastcap", **TICK),
+        *(Patch(facecolor=fill, edgecolor="black", label=name) for name, fill in fills.items()),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
-def _peers_legend() -> list[Any]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    tick: Any = {"marker": "|", "markersize": 13, "markeredgewidth": 2.2, "linestyle": ""}
-    fills = {"fastcap": OWN_FILL, "peer, rows": COLLECTOR_FILLS["rows"]}
-    fills["peer, lists"] = COLLECTOR_FILLS["lists"]
-    return [
-        Line2D([], [], color="black", label="floor of fastcap", **tick),
-        *(Patch(facecolor=fill, edgecolor="black", label=name) for name, fill in fills.items()),
-    ]
-
-
 def _times(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
-    ratios = [each.fields["ratios_to_hookless"][way] for way in ways]
+    ratios = [each.fields["ratios_to_baseline"][way] for way in ways]
     for row, (way, ratio) in enumerate(zip(ways, ratios, strict=True)):
         PEERS[way].draw(axes, row, ratio)
     floor = each.floor_secs()
-    floors = [] if floor is None else [floor / each.median(PEERS_HOOKLESS)]
-    for share in floors:
-        _draw_floor(axes, share, ways.index(PEERS_FASTCAP), FLOOR_LABEL)
+    floors = [] if floor is None else [floor / each.median(BASELINE)]
+    axes.plot(floors, [ways.index(FASTCAP)] * len(floors), **TICK)
     rows_of(axes, [PEERS[way].label for way in ways])
-    ratio_axis(axes, *limits(ratios, *floors))
+    ratio_axis(axes, ratios, *floors)
     axes.set_title(f"{each.name}: {each.what}", fontsize=9, loc="left")
-    axes.set_xlabel("time, hookless = 1 (bars: 95 % interval)", fontsize=8)
+    axes.set_xlabel("time, baseline = 1 (bars: 95 % interval)", fontsize=8)
 
 
 def _memory(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
-    if not each.added(PEERS_FASTCAP):
+    if not each.added(FASTCAP):
         axes.set_axis_off()
         axes.text(0.0, 0.5, "memory not measured", transform=axes.transAxes, va="center")
         return
@@ -139,36 +199,50 @@ def _memory(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
                 row + (index + 0.5) * height - BAR_HEIGHT / 2,
                 n_bytes / 1e6,
                 height,
-                color=OWN_FILL if way == PEERS_FASTCAP else COLLECTOR_FILLS[collector],
+                color=OWN_FILL if way == FASTCAP else COLLECTOR_FILLS[collector],
                 edgecolor="black",
                 linewidth=0.7,
             )
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_title("peak memory", fontsize=9, loc="left")
-    axes.set_xlabel("added to that of hookless, MB", fontsize=8)
+    axes.set_xlabel("added to that of the baseline, MB", fontsize=8)
 
 
 def growth(result: Result) -> Figure:
-    """The picture of the scaling benchmark."""
-    figures = {
-        series: {
-            int(size): {base: Ratio(**_rounds(fields)) for base, fields in ratios.items()}
-            for size, ratios in points.items()
-        }
-        for series, points in result.content["ratios"].items()
-    }
-    note = (
-        f"Bars: 95 % intervals of {result.content['rounds']} rounds. Otherwise 4 sites, "
-        "128 samples, width 256."
+    """A panel per series of the scaling benchmark."""
+    figure = _figure(10, 3.6)
+    ratios_of = result.content["ratios"]
+    panels = figure.subplots(1, len(ratios_of), sharey=True)
+    styles = {BASELINE: ("o-", "black", "black"), HOOK: ("s--", "0.45", "white")}
+    labels = {BASELINE: "baseline = 1", HOOK: "synchronous hook = 1"}
+    for panel, (series, points) in zip(panels, ratios_of.items(), strict=True):
+        sizes = [int(size) for size in points]
+        for shift, (base, (line, color, fill)) in enumerate(styles.items()):
+            ratios = [ratios[base] for ratios in points.values()]
+            means = [ratio["mean"] for ratio in ratios]
+            bars = [
+                [ratio["mean"] - ratio["low"] for ratio in ratios],
+                [ratio["high"] - ratio["mean"] for ratio in ratios],
+            ]
+            panel.errorbar(
+                [size * (1 + 0.04 * shift) for size in sizes],  # so that bars do not hide bars
+                means,
+                yerr=bars,
+                fmt=line,
+                color=color,
+                markerfacecolor=fill,
+                capsize=3,
+                label=labels[base],
+            )
+        panel.axhline(1, color="black", linewidth=0.6)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.set_xlabel(small.AXES[series])
+    panels[0].set_ylabel("fastcap's time, as a multiple")
+    panels[0].legend(frameon=False)
+    figure.suptitle(
+        f"Bars: 95 % intervals of {result.content['rounds']} rounds. Otherwise 4 sites, 128 "
+        "samples, width 256.",
+        fontsize=9,
     )
-    return picture(figures, note)
-
-
-def _rounds(fields: dict[str, Any]) -> dict[str, Any]:
-    return {**fields, "rounds": tuple(fields["rounds"])}
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+    return figure

@@ -8,16 +8,17 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.figures.results import Result
-from benchmarks.figures.text import interval, listed, paragraphs, table
-from benchmarks.peers.judge import Verdict
+from benchmarks.figures.text import bullets, interval, paragraphs, signed, table
 from benchmarks.peers.questions import GPT2
-from benchmarks.peers.report import TIME_BAR, Comparison, secs_of, ways_of
-from benchmarks.peers.ways import FASTCAP, HOOKLESS, PEERS
+from benchmarks.peers.ways import BASELINE, FASTCAP, PEERS
+from fastcap.bench.equality import Difference
 from fastcap.bench.floors import Floors
 from fastcap.formatting import format_bytes
 
 PICTURE = "peers.svg"
 NAMES = {"nnsight": "nnsight", "transformer-lens": "TransformerLens", "sae-lens": "SAELens"}
+TIME_BAR = 1.03
+"""The most that the upper end of the interval of fastcap's time over a peer's may be."""
 
 
 def is_whole(result: Result) -> bool:
@@ -33,8 +34,9 @@ class Answered:
         self.fields, self._floors = fields, floors
         self.name, self.what = str(fields["name"]), str(fields["what"])
         self.peers = list(fields["fastcap_to_peer"])
-        self._comparisons: list[Comparison] = fields["comparisons"]
-        self.ways = ways_of(self._comparisons)
+        self._comparisons: list[dict[str, list[float]]] = fields["comparisons"]
+        self.ways = list(dict.fromkeys(way for each in self._comparisons for way in each))
+        self.values = {way: Difference(**found) for way, found in fields["values"].items()}
 
     def to_peer(self, peer: str) -> Mapping[str, float]:
         """The time of fastcap, the peer's = 1."""
@@ -43,9 +45,7 @@ class Answered:
 
     def added(self, way: str) -> dict[str, int]:
         """Peak memory added, in bytes, by how batches are collected; empty if not measured."""
-        if way == HOOKLESS:
-            return {}
-        return dict(self.fields["peak_added_bytes"].get(way, {}))
+        return {} if way == BASELINE else dict(self.fields["peak_added_bytes"].get(way, {}))
 
     def meets_time_bar(self, peer: str) -> bool:
         return self.to_peer(peer)["high"] <= TIME_BAR
@@ -53,19 +53,30 @@ class Answered:
     def meets_memory_bar(self, peer: str) -> bool | None:
         """Less than the peer however it collects; `None` where memory was not measured."""
         own, theirs = self.added(FASTCAP), self.added(peer)
-        if not own or not theirs:
-            return None
-        return own["rows"] < min(theirs.values())
+        return own["rows"] < min(theirs.values()) if own and theirs else None
 
     def floor_secs(self) -> float | None:
         """The passes and one copy of the result, where the result is whole and in memory."""
         if self.fields["to_disk"] or self.fields["stop"]:
             return None
         gigabytes: float = self.fields["result_bytes"] / 1e9
-        return self.median(HOOKLESS) + gigabytes / self._floors.into_result_gb_per_sec
+        return self.median(BASELINE) + gigabytes / self._floors.into_result_gb_per_sec
 
     def median(self, way: str) -> float:
-        return statistics.median(secs_of(self._comparisons, way))
+        """Over the rounds of every process that ran this way."""
+        return statistics.median(secs for each in self._comparisons for secs in each.get(way, ()))
+
+    def missed(self) -> Iterator[str]:
+        """Bars that are missed, in words."""
+        if not self.values[FASTCAP].is_equal:
+            yield f"{self.name}: fastcap's values are not the oracle's: {self.values[FASTCAP]}"
+        for peer in self.peers:
+            if not self.meets_time_bar(peer):
+                ratio = interval(self.to_peer(peer))
+                yield f"{self.name}: fastcap takes {ratio} times as long as {NAMES[peer]}"
+            if self.meets_memory_bar(peer) is False:
+                own, theirs = (_peak(self, way) for way in (FASTCAP, peer))
+                yield f"{self.name}: fastcap adds {own} to the peak, {NAMES[peer]} {theirs}"
 
 
 def questions(result: Result) -> list[Answered]:
@@ -83,20 +94,17 @@ def block(result: Result) -> str:
         bars(result),
     ]
     for each in questions(result):
-        parts += [
-            _heading(each),
-            table(HEADER, _rows(each)),
-            "\n".join(f"* {remark}" for remark in _remarks(each)),
-        ]
+        parts += [_heading(each), table(HEADER, _rows(each)), bullets(_remarks(each))]
     return paragraphs(*parts)
 
 
-def readme_block(result: Result) -> str:
+def in_short(result: Result) -> str:
     """A ratio per peer, and whether the bars are met."""
-    peers = [peer for peer in NAMES if any(peer in each.peers for each in questions(result))]
+    found = questions(result)
+    peers = [peer for peer in NAMES if any(peer in each.peers for each in found)]
     header = ("fastcap beside", *(f"{NAMES[peer]}{_version(result, peer)}" for peer in peers))
     rows = []
-    for each in questions(result):
+    for each in found:
         rows.append((f"{each.what}: time, peer = 1", *(_time_cell(each, peer) for peer in peers)))
         if each.added(FASTCAP):
             cells = (_memory_cell(each, peer) for peer in peers)
@@ -122,20 +130,20 @@ def _memory_cell(each: Answered, peer: str) -> str:
     theirs = each.added(peer)
     if not theirs:
         return _absence(each, peer)
-    return f"{_signed(each.added(FASTCAP)['rows'])} / {_signed(min(theirs.values()))}"
+    return f"{signed(each.added(FASTCAP)['rows'])} / {signed(min(theirs.values()))}"
 
 
 def _absence(each: Answered, peer: str) -> str:
-    return "does not do this" if peer in each.fields["not_measured"] else "not measured"
+    return "not supported" if peer in each.fields["not_measured"] else "not measured"
 
 
 def _model(result: Result) -> str:
     model = result.content["model"]
-    versions = [f"{title}{_version(result, name)}" for name, title in NAMES.items()]
-    n_rounds = len(result.content["questions"][0]["comparisons"][0][HOOKLESS])
+    *first, last = [f"{title}{_version(result, name)}" for name, title in NAMES.items()]
+    n_rounds = len(result.content["questions"][0]["comparisons"][0][BASELINE])
     return (
         f"A GPT-2 with random weights, {model['n_layers']} layers of width {model['width']}, "
-        f"float32, on the CPU. {listed(versions)}, with transformers"
+        f"float32, on the CPU. {', '.join(first)} and {last}, with transformers"
         f"{_version(result, 'transformers')}; {n_rounds} rounds beside each."
     )
 
@@ -144,8 +152,8 @@ def values(result: Result) -> str:
     """Whose values are the oracle's, bit for bit."""
     by_way: dict[str, list[bool]] = {}
     for each in questions(result):
-        for way, found in each.fields["values"].items():
-            by_way.setdefault(way, []).append(Verdict(**found).is_equal)
+        for way, found in each.values.items():
+            by_way.setdefault(way, []).append(found.is_equal)
     said = [
         f"{NAMES.get(way, way)} in {sum(equal)} of {len(equal)}" for way, equal in by_way.items()
     ]
@@ -154,20 +162,20 @@ def values(result: Result) -> str:
 
 def bars(result: Result) -> str:
     """Which bars are met, and every one that is missed, in words."""
-    times = [(each, peer) for each in questions(result) for peer in each.peers]
-    memory = [(each, peer) for each, peer in times if each.meets_memory_bar(peer) is not None]
-    n_times = sum(each.meets_time_bar(peer) for each, peer in times)
-    n_memory = sum(bool(each.meets_memory_bar(peer)) for each, peer in memory)
-    missed = list(result.content["headline"]["broken_bars"])
+    found = questions(result)
+    times = [each.meets_time_bar(peer) for each in found for peer in each.peers]
+    memory = [each.meets_memory_bar(peer) for each in found for peer in each.peers]
+    memory = [is_met for is_met in memory if is_met is not None]
+    missed = [problem for each in found for problem in each.missed()]
     counts = (
-        f"The time bar, that the upper end of the interval of fastcap's time over the peer's be "
-        f"at most {TIME_BAR}, is met in {n_times} of {len(times)} comparisons; the memory bar, "
-        f"that fastcap add less to the peak than the peer however batches are collected, in "
-        f"{n_memory} of {len(memory)}."
+        "The time bar, that the upper end of the interval of fastcap's time over the library's is "
+        f"at most {TIME_BAR}, is met in {sum(times)} of {len(times)} comparisons; the memory bar, "
+        "that fastcap has lower peak memory than the library however batches are collected, in "
+        f"{sum(map(bool, memory))} of {len(memory)}."
     )
     if not missed:
         return f"{counts} Every bar is met."
-    return f"{counts} Missed:\n\n" + "\n".join(f"* {problem}" for problem in missed)
+    return f"{counts} Missed:\n\n{bullets(missed)}"
 
 
 def _heading(each: Answered) -> str:
@@ -186,7 +194,7 @@ def _heading(each: Answered) -> str:
 HEADER = (
     "way",
     "median, s",
-    "time, hookless = 1",
+    "time, baseline = 1",
     "fastcap's time, way = 1",
     f"at most {TIME_BAR}",
     "peak memory added",
@@ -198,18 +206,19 @@ HEADER = (
 def _rows(each: Answered) -> Iterator[tuple[str, ...]]:
     floor = each.floor_secs()
     if floor is not None:
-        share = floor / each.median(HOOKLESS)
+        share = floor / each.median(BASELINE)
         yield ("floor: passes and one copy", f"{floor:.3f}", f"{share:.3f}", *[""] * 5)
     for way in each.ways:
+        is_peer = way in each.peers
         yield (
             NAMES.get(way, way),
             f"{each.median(way):.3f}",
-            "1" if way == HOOKLESS else interval(each.fields["ratios_to_hookless"][way]),
-            interval(each.to_peer(way)) if way in each.peers else "",
-            _met(each.meets_time_bar(way)) if way in each.peers else "",
+            "1" if way == BASELINE else interval(each.fields["ratios_to_baseline"][way]),
+            interval(each.to_peer(way)) if is_peer else "",
+            _met(each.meets_time_bar(way)) if is_peer else "",
             _peak(each, way),
-            _met(each.meets_memory_bar(way)) if way in each.peers else "",
-            _values(each, way),
+            _met(each.meets_memory_bar(way)) if is_peer else "",
+            str(each.values.get(way, "")),
         )
 
 
@@ -220,26 +229,15 @@ def _met(is_met: bool | None) -> str:
 def _peak(each: Answered, way: str) -> str:
     added = each.added(way)
     if way == FASTCAP or len(added) == 1:
-        return _signed(added["rows"]) if added else ""
-    return ", ".join(f"{collector} {_signed(n_bytes)}" for collector, n_bytes in added.items())
-
-
-def _values(each: Answered, way: str) -> str:
-    found = each.fields["values"].get(way)
-    return "" if found is None else str(Verdict(**found))
+        return signed(added["rows"]) if added else ""
+    return ", ".join(f"{collector} {signed(n_bytes)}" for collector, n_bytes in added.items())
 
 
 def _remarks(each: Answered) -> Iterator[str]:
     for way, why in each.fields["not_measured"].items():
         yield f"{NAMES.get(way, way)} is not in this table: {why}"
-    for way, found in each.fields["values"].items():
-        if not Verdict(**found).is_equal:
-            beside = Verdict(**each.fields["values_to_eager"][way])
-            yield (
-                f"{NAMES.get(way, way)}, beside the oracle on a model with eager attention: "
-                f"{beside}."
-            )
-
-
-def _signed(n_bytes: int) -> str:
-    return format_bytes(n_bytes) if n_bytes >= 0 else f"-{format_bytes(-n_bytes)}"
+    for way, found in each.values.items():
+        if not found.is_equal:
+            beside = Difference(**each.fields["values_to_eager"][way])
+            name = NAMES.get(way, way)
+            yield f"{name}, beside the oracle on a model with eager attention: {beside}."

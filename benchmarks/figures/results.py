@@ -49,25 +49,36 @@ class Result:
         return f"{self.path.name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+Render = Callable[[Result], str]
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What one benchmark writes.
 
     Attributes:
-        title: What it measures, as a noun.
-        pattern: Its files' names.
+        title: What it measures, as a noun; also the heading of its section.
+        name: What its files begin with.
         command: What measures it.
+        block: All of it, for a document.
+        brief: Its line in the summary; `None` to leave it out there.
         accepts: Whether a file of that name is the whole benchmark, on the CPU.
     """
 
     title: str
-    pattern: str
+    name: str
     command: str
+    block: Render
+    brief: Render | None = None
     accepts: Callable[[Result], bool] = lambda result: True
 
     @property
     def not_measured(self) -> str:
         return f"Not measured yet: `{self.command}`."
+
+    @property
+    def heading(self) -> str:
+        return self.title.replace(" ", "-")
 
 
 def newest(folder: Path, kind: Kind) -> Result | None:
@@ -76,7 +87,7 @@ def newest(folder: Path, kind: Kind) -> Result | None:
     Raises:
         FigureError: A file is no JSON object, or names no date, commit, machine or torch.
     """
-    found = [read(path) for path in sorted(folder.glob(kind.pattern))]
+    found = [read(path) for path in sorted(folder.glob(f"{kind.name}-*.json"))]
     return max(filter(kind.accepts, found), key=lambda result: result.date, default=None)
 
 
@@ -85,9 +96,8 @@ def read(path: Path) -> Result:
     try:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise FigureError(
-            f"{path} is not JSON ({error}). Measure it again, or remove it."
-        ) from None
+        why = f"{path} is not JSON ({error}). Measure it again, or remove it."
+        raise FigureError(why) from None
     missing = [name for name in ("date", "commit", "machine", "torch") if name not in content]
     if missing:
         raise FigureError(

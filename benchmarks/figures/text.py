@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastcap.formatting import markdown_table
+from fastcap.formatting import format_bytes, markdown_table
 
 KiB, MiB = 1 << 10, 1 << 20
 
@@ -25,6 +25,10 @@ def folded(summary: str, content: str) -> str:
     return f"<details>\n<summary>{summary}</summary>\n\n{content}\n\n</details>"
 
 
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
+
+
 def interval(ratio: Mapping[str, Any]) -> str:
     """`1.038 [1.021, 1.059]`: a ratio's geometric mean with its 95 % interval."""
     return f"{ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
@@ -32,26 +36,21 @@ def interval(ratio: Mapping[str, Any]) -> str:
 
 def verdict(ratio: Mapping[str, Any]) -> str:
     """What an interval says about a ratio of times: `less`, `more`, or `same` if it includes 1."""
-    if ratio["high"] < 1:
-        return "less"
-    return "more" if ratio["low"] > 1 else "same"
+    return "less" if ratio["high"] < 1 else "more" if ratio["low"] > 1 else "same"
 
 
 def comparison(ratio: Mapping[str, Any], one: str, other: str) -> str:
     """The same in a sentence, without its full stop."""
-    said = {
-        "less": f"{one} takes less time than {other}",
-        "more": f"{one} takes more time than {other}",
-        "same": f"no difference between {one} and {other} is shown: the interval includes 1",
-    }
-    return said[verdict(ratio)]
+    said = verdict(ratio)
+    if said == "same":
+        return f"no difference between {one} and {other} is shown: the interval includes 1"
+    return f"{one} takes {said} time than {other}"
+
+
+def signed(n_bytes: int) -> str:
+    return format_bytes(n_bytes) if n_bytes >= 0 else f"-{format_bytes(-n_bytes)}"
 
 
 def power_of_two(n_bytes: int) -> str:
     """`16 KiB`, `64 MiB`."""
     return f"{n_bytes // MiB} MiB" if n_bytes >= MiB else f"{n_bytes // KiB} KiB"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as `a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

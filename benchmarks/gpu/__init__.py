@@ -1,27 +1,20 @@
 """What is to be measured on a GPU, in commands that together take less than half an hour.
 
-python -m benchmarks.gpu              what bounds: floors, a grid of models and destinations
+python -m benchmarks.gpu              what bounds: floors, a grid of models and ways
 python -m benchmarks.gpu.soak         whether it is right: random programs, and broken engines
 python -m benchmarks.gpu.timeline     whether copies run beside the model: the profiler's trace
 python -m benchmarks.gpu.peers        what other ways cost: hooks, hidden states, nnsight, loops
   ... --dry-run                       every function once, tiny, on the CPU: whether the code runs
 python -m benchmarks.gpu --virtual    the grid on a device with a virtual clock: arithmetic
 
-toolbox       streams, events, clocks and pinned memory of one GPU, under their torch names
-standin       the same over CPU memory, for the dry run and the tests
-command       options, an end in time, and a report after every step
-session       one question: its figures, or why there are none
-figures       a measured value beside what was predicted of it
-subjects      the models, with transformers or without
-floors        what this machine can do at best, and the cost model's terms out of that
-micro         what the design rests on, measured by itself
-destinations  where captured values go
-cells         models, selections and destinations, and what came out of each
-grid          measures them in turns, and compares them with the oracle
-goals         what was promised, and whether it was met
-loops         decoding, batches of many lengths, compiled models
-report        everything that a run found, as JSON and as lines for the terminal
-virtual       the grid's twin on a virtual clock
+toolbox     streams, events, clocks and pinned memory of one GPU, under their torch names
+standin     the same over CPU memory, for the dry run and the tests
+command     options, an end in time, and a report of entries and figures after every step
+subjects    the models, with transformers or without
+grid        floors, the cost model's terms, groups of ways in turns, goals
+micro       what the design rests on, measured by itself
+loops       decoding, batches of many lengths, compiled models
+virtual     the grid's twin on a virtual clock
 
 Needs torch and numpy; the soak, the tests' own modules. What else is missing is said, and what
 depends on it is listed as not run.

@@ -12,25 +12,14 @@ end, or 2 when it cannot start.
 
 from __future__ import annotations
 
-import argparse
-import datetime as dt
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
-import torch
-
-from benchmarks.checkout import describe_checkout
-from benchmarks.gpu import cells, command, grid, micro
-from benchmarks.gpu.cells import Group
+from benchmarks.gpu import command, grid, micro
 from benchmarks.gpu.command import Program
-from benchmarks.gpu.floors import measure_floors
-from benchmarks.gpu.report import cell_line
-from benchmarks.gpu.session import NOT_REACHED, Clock
-from benchmarks.gpu.subjects import Built, Subject, build, tiny
-from benchmarks.programs import say
-from fastcap.formatting import format_bytes
+from benchmarks.gpu.grid import Group
+from benchmarks.gpu.subjects import tiny
 
 LIMIT_SECS = 480.0  # nothing is begun that would end later, as far as can be told
 
@@ -39,102 +28,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command.parser_of("benchmarks.gpu", __doc__, LIMIT_SECS)
     parser.add_argument("--virtual", action="store_true", help="the grid on a virtual clock")
     options = parser.parse_args(arguments)
-    return _run_virtual(options) if options.virtual else command.run("bench", options, everything)
+    if options.virtual:
+        from benchmarks.gpu import virtual  # and the tests' own, which measuring does not need
 
-
-def _run_virtual(options: argparse.Namespace) -> int:
-    from benchmarks.gpu import virtual  # and with it the tests' own, which measuring does not need
-
-    date = dt.datetime.now(dt.UTC).date().isoformat()
-    code = describe_checkout().commit or options.commit
-    origin = f"{date}, commit {code}, torch {torch.__version__}"
-    page = virtual.page(virtual.play(cells.GRID), origin)
-    say(page)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{date}-gpu-virtual.md").write_text(page)
-    return 0
+        return virtual.show(grid.GRID, options)
+    return command.run("bench", options, everything)
 
 
 def everything(program: Program) -> None:
     """Floors, what the rest rests on, the grid, then an archive's memory."""
-    gpu, sizes, report = program.gpu, program.sizes, program.report
-    groups = shrunk(cells.GRID) if program.is_dry else list(cells.GRID)
+    gpu, sizes, clock = program.gpu, program.sizes, program.clock
+    groups = list(grid.GRID)
+    if program.is_dry:
+        groups = [replace(group, subject=tiny(group.subject), n_passes=3) for group in groups]
     for question in micro.FIRST:
         program.ask(question.number, question.title)
     program.ask(*micro.ARCHIVE_MEMORY)
-    report.cells = [cell for group in groups for cell in cells.open_cells(group)]
+    of_subjects: dict[str, list[Group]] = {}
+    for group in groups:  # those of one model together, so that each is made once
+        of_subjects.setdefault(group.subject.name, []).append(group)
+        grid.entries_of(program, group)
     _floors(program)
     for question in micro.FIRST:
         run = partial(question.run, gpu, sizes)
         program.measure(question.number, question.title, run, question.likely_secs)
-    clock = program.clock.reserving(min(micro.ARCHIVE_SECS, program.clock.left_secs / 4))
-    for of_subject in cells.by_subject(groups).values():
-        measure_subject(program, of_subject, clock)
-    if report.floors is not None and report.floors.disk is not None:
-        memory = partial(micro.archive_memory, gpu, sizes, program.scratch, report.floors.disk)
+    clock.reserved_secs = min(micro.ARCHIVE_SECS, clock.left_secs / 4)
+    for of_subject in of_subjects.values():
+        grid.measure_subject(program, of_subject)
+    clock.reserved_secs = 0.0
+    disk = program.facts.get("floors_gb_per_sec", {}).get("disk")
+    if disk is not None:
+        memory = partial(micro.archive_memory, gpu, sizes, program.scratch, disk)
         program.measure(*micro.ARCHIVE_MEMORY, memory, micro.ARCHIVE_SECS)
-
-
-def shrunk(groups: Sequence[Group]) -> list[Group]:
-    return [replace(group, subject=tiny(group.subject), n_passes=3) for group in groups]
 
 
 def _floors(program: Program) -> None:
     program.say("floors")
     try:
-        program.report.floors = measure_floors(program.gpu, program.sizes, program.scratch)
-    except Exception as error:  # noqa: BLE001 - the micro-benchmarks can still run
+        floors = grid.measure_floors(program.gpu, program.sizes, program.scratch)
+        program.facts["floors_gb_per_sec"] = asdict(floors)
+    except Exception as error:  # noqa: BLE001 - ratios can still be measured
         program.fail("measuring the floors", error)
     program.write()
-
-
-def measure_subject(program: Program, groups: Sequence[Group], clock: Clock) -> None:
-    """All groups of one model, whose cells are in the report already."""
-    subject = groups[0].subject
-    program.say(f"model {subject.name}")
-    try:
-        reason = "the floors could not be measured" if program.report.floors is None else ""
-        if built := None if reason else open_subject(program, subject):
-            for group in groups:
-                measure_group(program, group, built, clock)
-        reason = reason or "the GPU has too little memory"
-    except Exception as error:  # noqa: BLE001 - the other models can still run
-        reason = program.fail(subject.name, error)
-    for cell in program.report.cells:
-        if any(cell.group is group for group in groups) and cell.reason == NOT_REACHED:
-            cell.reason = reason
-    grid.end_subject(program.gpu)
-
-
-def open_subject(program: Program, subject: Subject) -> Built | None:
-    """Make a model; `None` where the GPU has too little memory."""
-    gpu, report = program.gpu, program.report
-    gpu.cuda.empty_cache()
-    if gpu.free_bytes() < subject.needs_bytes:
-        free = format_bytes(gpu.free_bytes())
-        say(f"{subject.name} needs {format_bytes(subject.needs_bytes)}, and {free} are free")
-        return None
-    built = build(subject, gpu)
-    grid.begin_subject()
-    report.origins[subject.name] = built.origin
-    report.repeats[subject.name] = grid.repeats_itself(gpu, built)
-    return built
-
-
-def measure_group(program: Program, group: Group, built: Built, clock: Clock) -> None:
-    """Fill a group's cells."""
-    program.say(group.name)
-    found = [cell for cell in program.report.cells if cell.group is group]
-    floors, scratch = program.report.floors, program.scratch
-    try:
-        grid.measure_group(program.gpu, found, built, floors, scratch, clock)
-    except Exception as error:  # noqa: BLE001 - the other groups can still run
-        program.fail(group.name, error)
-    finally:
-        program.write()
-    for cell in found:
-        say(f"            {cell_line(cell)}")
 
 
 if __name__ == "__main__":

@@ -12,28 +12,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fastcap
-from benchmarks.gpu.destinations import BASELINE, HOOK
-from benchmarks.gpu.figures import Figure, Range, UnavailableError, of_ratio
+from benchmarks.gpu.command import NONE, Figure, UnavailableError, of_ratio
+from benchmarks.gpu.grid import HOOK
 from benchmarks.gpu.subjects import DTYPE, LLAMA, Built, is_from_transformers, tiny
 from benchmarks.gpu.toolbox import Gpu, Sizes
 from benchmarks.models import build_model
 from fastcap import reference
 from fastcap.bench import Case, make_case, paired_ratio
 from fastcap.bench.case import Values
-from fastcap.bench.equality import same_bytes
+from fastcap.bench.equality import wrong_sites
 from fastcap.bench.timing import give_back_memory, order_of_round
-from fastcap.bench.ways import attach_hooks, hookless, lent, stored, streamed
+from fastcap.bench.ways import BASELINE, attach_hooks, baseline, lent, stored, streamed
 from fastcap.model.sites import BoundSite, bind_sites
 from fastcap.reference import ReferenceStore
-
-NONE = Range(0, 0)
 
 
 def in_turns(
@@ -54,11 +51,7 @@ def in_turns(
 
 def n_wrong(expected: Iterable[Values], found: Iterable[Values]) -> int:
     """How many sites' values differ, batch by batch; one that is missing does, too."""
-    count = 0
-    for want, got in zip(expected, found, strict=True):
-        for site, value in want.items():
-            count += site not in got or not same_bytes({site: value}, {site: got[site].cpu()})
-    return count
+    return sum(len(wrong_sites(*both)) for both in zip(expected, found, strict=True))
 
 
 # Decoding
@@ -73,7 +66,7 @@ def decode(gpu: Gpu, built: Built, sizes: Sizes) -> Iterator[Figure]:
     if not is_from_transformers(built.model):
         raise UnavailableError("the model is a stand-in, which has no KV cache")
     model, sites = built.model, built.sites
-    ids = built.batches[0]["input_ids"].to(gpu.device)
+    ids = built.case(gpu, 1).batches[0]["input_ids"].to(gpu.device)
     n_prompt = ids.shape[1] // 2
 
     def steps(after: Callable[[], object]) -> float:
@@ -153,7 +146,7 @@ def lengths(gpu: Gpu, built: Built, sizes: Sizes) -> Iterator[Figure]:
     n_tokens = built.subject.n_tokens
     batches = [
         {"input_ids": batch["input_ids"][:, : n_tokens * eighths // 8]}
-        for eighths, batch in zip(EIGHTHS, islice(cycle(built.batches), 8), strict=True)
+        for eighths, batch in zip(EIGHTHS, built.case(gpu, 8).batches, strict=True)
     ]
     case = make_case(built.model, batches, built.sites, device=gpu.device)
     ways: dict[str, Callable[[Case], Iterator[Values]]] = {
@@ -166,7 +159,7 @@ def lengths(gpu: Gpu, built: Built, sizes: Sizes) -> Iterator[Figure]:
     for name, way in ways.items():
         wrong = n_wrong(expected, way(case))
         yield Figure(f"{name}: wrong values", wrong, "values", NONE)
-    runs = {BASELINE: partial(_run_secs, gpu, hookless, case)}
+    runs = {BASELINE: partial(_run_secs, gpu, baseline, case)}
     runs.update({name: partial(_run_secs, gpu, way, case) for name, way in ways.items()})
     yield from in_turns(runs, "batch", sizes.rounds)
 
@@ -222,7 +215,7 @@ def compiled(gpu: Gpu, sizes: Sizes, is_dry: bool, n_tokens: int) -> Iterator[Fi
     n_passes = 3 if is_dry else 6 if n_tokens > 1 else 48
     case = make_case(model, [batch] * n_passes, sites, device=gpu.device)
     runs: dict[str, Callable[[], float]] = {
-        BASELINE: partial(_run_secs, gpu, hookless, case),
+        BASELINE: partial(_run_secs, gpu, baseline, case),
         HOOK: partial(_run_secs, gpu, hook_by_batch, case),
         FASTCAP: partial(_run_secs, gpu, lent, case),
     }
@@ -232,12 +225,12 @@ def compiled(gpu: Gpu, sizes: Sizes, is_dry: bool, n_tokens: int) -> Iterator[Fi
         made: Any = torch.compile(model, **chosen)
         of_model = make_case(made, case.batches, sites, device=gpu.device)
         try:
-            first_secs = n_passes * _run_secs(gpu, hookless, of_model)
+            first_secs = n_passes * _run_secs(gpu, baseline, of_model)
         except Exception as error:  # noqa: BLE001 - no compiler here, or one that fails
             failed.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0][:120])
             continue
         yield Figure(f"{name}: first run, with compiling", first_secs, "s")
-        runs[name] = partial(_run_secs, gpu, hookless, of_model)
+        runs[name] = partial(_run_secs, gpu, baseline, of_model)
         if COMPILED_FASTCAP not in runs:
             wrong = n_wrong(_by_batch(case), lent(of_model))
             yield Figure(f"{COMPILED_FASTCAP}: wrong values", wrong, "values", NONE)

@@ -20,40 +20,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import __main__ as bench
-from benchmarks.gpu import cells, command, grid, loops
-from benchmarks.gpu.cells import ALL, LAST, Group
-from benchmarks.gpu.command import Program
-from benchmarks.gpu.destinations import HOOK, Destination, Question, of_way, pinned
-from benchmarks.gpu.figures import UnavailableError
+from benchmarks.gpu import command, grid, loops
+from benchmarks.gpu.command import Program, UnavailableError
+from benchmarks.gpu.grid import ALL, HOOK, LAST, Group, Ways
 from benchmarks.gpu.subjects import LLAMA, Built, is_from_transformers, tiny
+from benchmarks.workloads import collect_hidden_states
 from fastcap.bench import Case
 from fastcap.bench.case import Values
-from fastcap.bench.ways import in_memory, lent, non_blocking_hook, pinned_hook, synchronous_hook
+from fastcap.bench.ways import (
+    Way,
+    in_memory,
+    into_reused,
+    lent,
+    non_blocking_hook,
+    pinned_hook,
+    synchronous_hook,
+)
 
 LIMIT_SECS = 330.0
 DECODE = "P1", "decoding with a KV cache, 32 sites"
 LENGTHS = "P2", "batches of eight lengths"
 COMPILED = {1024: ("P3", "compiled models, 1024 tokens"), 1: ("P4", "compiled models, one token")}
 
-Move = Callable[[Tensor], Tensor]
-
 
 @torch.no_grad()
-def hidden_states(move: Move, synchronise: Callable[[], None], question: Question) -> Values:
+def hidden_states(move: Any, synchronise: Callable[[], None], case: Case) -> Values:
     """`output_hidden_states=True`, each state moved to the host after the pass."""
-    case = question.case
     if not is_from_transformers(case.model):
         raise UnavailableError("the model is a stand-in, which gives no hidden states")
-    parts: dict[str, list[Tensor]] = {site: [] for site in case.sites}
-    for batch in case.batches:
-        ids = batch["input_ids"].to(case.device)
-        states = case.model(ids, output_hidden_states=True).hidden_states
-        moved = [move(state) for state in states[1 : 1 + len(parts)]]
-        synchronise()
-        for site, value in zip(parts, moved, strict=True):
-            parts[site].append(value)
-    return {site: torch.cat(values) for site, values in parts.items()}
+    return collect_hidden_states(case.model, case, move, synchronise)
 
 
 def _to_host(state: Tensor) -> Tensor:
@@ -61,13 +56,12 @@ def _to_host(state: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def with_nnsight(question: Question) -> Values:
+def with_nnsight(case: Case) -> Values:
     """`tracer.cache`, as its documentation shows."""
     try:
         import nnsight
     except ImportError as error:
         raise UnavailableError(f"nnsight cannot be imported: {error}") from error
-    case: Case = question.case
     wrapped: Any = nnsight.NNsight(case.model)
     modules = [wrapped.get(site) for site in case.sites]
     parts: dict[str, list[Tensor]] = {site: [] for site in case.sites}
@@ -83,50 +77,41 @@ def with_nnsight(question: Question) -> Values:
 def groups_of(program: Program) -> list[Group]:
     """What is asked in every way. nnsight wraps the model, so that it has a baseline of its own."""
     synchronise = program.gpu.synchronise
-    hooks: dict[str, Destination] = {HOOK: of_way(synchronous_hook)}
+    hooks: dict[str, Way] = {HOOK: synchronous_hook}
     if not program.is_dry:
-        hooks["hook, pinned, side stream"] = of_way(pinned_hook)
-    ours: dict[str, Destination] = {
-        "fastcap": of_way(in_memory),
-        "fastcap stream, lent": of_way(lent),
-    }
-    states: dict[str, Destination] = {
+        hooks["hook, pinned, side stream"] = pinned_hook
+    ours: dict[str, Way] = {"fastcap": in_memory, "fastcap stream, lent": lent}
+    everybody: Ways = {
+        **hooks,
+        "hook, non_blocking": non_blocking_hook,
         "output_hidden_states, .cpu()": partial(hidden_states, Tensor.cpu, synchronise),
         "output_hidden_states, non_blocking": partial(hidden_states, _to_host, synchronise),
-    }
-    everybody = {
-        **hooks,
-        "hook, non_blocking": of_way(non_blocking_hook),
-        **states,
         **ours,
-        "fastcap, out=": pinned,
+        "fastcap, out=": into_reused,
     }
     subject = tiny(LLAMA) if program.is_dry else LLAMA
-    with_own_baseline = {"nnsight, tracer.cache": with_nnsight, **ours}
+    with_own_baseline: Ways = {"nnsight, tracer.cache": with_nnsight, **ours}
     return [
         Group(subject, ALL, 140, 3, everybody),
         Group(subject, LAST, 30, 4, {**hooks, **ours}),
-        Group(subject, ALL, 40, 3, with_own_baseline),
+        Group(subject, ALL, 40, 3, with_own_baseline, mark=", beside nnsight"),
     ]
 
 
 def everything(program: Program) -> None:
     """Peers first, then loops; what takes longest to begin, compiling, comes last."""
     gpu, sizes, groups = program.gpu, program.sizes, groups_of(program)
-    program.report.cells = [cell for group in groups for cell in cells.open_cells(group)]
+    for group in groups:
+        grid.entries_of(program, group)
     for question in (DECODE, LENGTHS, *COMPILED.values()):
         program.ask(*question)
     try:
-        program.say("model llama")
-        built = bench.open_subject(program, groups[0].subject)
-        if built is None:
-            program.report.notes.append("the GPU has too little memory for the model")
-        else:
-            _on_llama(program, groups, built)
-            del built
+        _on_llama(program, groups, grid.open_subject(program, groups[0].subject))
+    except UnavailableError as error:
+        program.notes.append(str(error))
     except Exception as error:  # noqa: BLE001 - a compiled model can still be measured
         program.fail("llama", error)
-    grid.end_subject(gpu)
+    grid.close_subject(gpu)
     for n_tokens, question in COMPILED.items():
         run = partial(loops.compiled, gpu, sizes, program.is_dry, n_tokens)
         program.measure(*question, run, likely_secs=0 if program.is_dry else 40)
@@ -138,14 +123,14 @@ def _on_llama(program: Program, groups: list[Group], built: Built) -> None:
     built = replace(built, sites=built.sites[:-1])
     if is_from_transformers(built.model):
         with torch.no_grad():  # leaves hooks of its own on the model, which all ways then have
-            ids = built.batches[0]["input_ids"][:1, :8].to(gpu.device)
+            ids = built.case(gpu, 1).batches[0]["input_ids"][:1, :8].to(gpu.device)
             built.model(ids, output_hidden_states=True)
     everybody, last, with_own_baseline = groups
-    bench.measure_group(program, everybody, built, program.clock)
+    grid.measure_group(program, everybody, built)
     program.measure(*DECODE, partial(loops.decode, gpu, built, sizes), likely_secs=20)
-    bench.measure_group(program, last, built, program.clock)
+    grid.measure_group(program, last, built)
     program.measure(*LENGTHS, partial(loops.lengths, gpu, built, sizes), likely_secs=30)
-    bench.measure_group(program, with_own_baseline, built, program.clock)
+    grid.measure_group(program, with_own_baseline, built)
 
 
 def main(arguments: list[str] | None = None) -> int:

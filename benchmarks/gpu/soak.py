@@ -26,9 +26,8 @@ from unittest import mock
 
 from benchmarks.checkout import PROJECT
 from benchmarks.gpu import command
+from benchmarks.gpu.command import FAILED, MEASURED, NONE, Figure, Range
 from benchmarks.gpu.command import Program as Command
-from benchmarks.gpu.figures import Figure, Range
-from benchmarks.gpu.session import FAILED, MEASURED
 from benchmarks.gpu.standin import StandIn
 from benchmarks.gpu.toolbox import Gpu
 from benchmarks.programs import say
@@ -262,7 +261,7 @@ def note(program: Command, engine: str, total: Soak, found: Soak) -> None:
     entry.secs = total.secs
     if entry.status != FAILED:
         entry.status, entry.reason = MEASURED, ""
-    expected = Range(0, 0) if engine == SOUND else None if engine in RARE else Range(1, 1)
+    expected = NONE if engine == SOUND else None if engine in RARE else Range(1, 1)
     entry.figures = [
         Figure("programs", total.programs, "programs"),
         Figure("wrong", len(total.wrong), "programs", expected),
@@ -274,7 +273,7 @@ def note(program: Command, engine: str, total: Soak, found: Soak) -> None:
         why = RARE.get(engine, "the programs are blind to it")
         entry.reason = f"not seen: {why}"
         if engine not in RARE:
-            program.report.notes.append(f"The engine {engine!r} was not seen to be wrong.")
+            program.notes.append(f"The engine {engine!r} was not seen to be wrong.")
     program.say(f"{engine}: {len(total.wrong)} of {total.programs} wrong; {seeds[:200]}")
     program.write()
 

@@ -1,14 +1,13 @@
-"""The models of the grid: transformers' own from a config, or the stand-ins of benchmarks/models.
+"""The models of the grid: transformers' Llama from a config, or those of benchmarks/models.
 
 All weights are random, all are bfloat16, and nothing is downloaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,18 +15,19 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.toolbox import GiB, Gpu
 from benchmarks.models import ModelShape, build_model
+from benchmarks.workloads import LLAMA_7B
+from fastcap.bench import Case, make_case
 
 DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, and how much of it is run.
+    """A model, and the batches that it is given.
 
     Attributes:
-        name: What cells are named after: a key of `MAKERS`.
+        name: What entries are named after: `llama`, `gpt2` or `thin`.
         shape: Its sizes.
-        n_passes: The most passes that a run has.
         needs_bytes: Free memory of the GPU without which it is left out.
         likely_forward_secs: Of one pass; a prediction.
         likely_launch_secs: Of the host, to issue one pass; a prediction.
@@ -37,7 +37,6 @@ class Subject:
 
     name: str
     shape: ModelShape
-    n_passes: int
     needs_bytes: int
     likely_forward_secs: float
     likely_launch_secs: float
@@ -45,50 +44,24 @@ class Subject:
     n_tokens: int = 1024
 
     @property
-    def n_samples(self) -> int:
-        return self.batch_size * self.n_passes
-
-    @property
     def site_bytes(self) -> int:
         """What one site gives in a pass, all positions."""
         return self.batch_size * self.n_tokens * self.shape.width * DTYPE.itemsize
 
 
-LLAMA = Subject(
-    "llama",
-    ModelShape(n_layers=32, width=4096, n_heads=32, hidden=11008, vocab_size=32000),
-    n_passes=8,
-    needs_bytes=24 * GiB,
-    likely_forward_secs=0.29,
-    likely_launch_secs=0.004,
-)
-"""Compute-bound: 2.15 GB per pass across the link, behind a forward several times as long."""
-
-GPT2 = Subject(
-    "gpt2",
-    ModelShape(n_layers=12, width=768, n_heads=12, hidden=3072, vocab_size=50257),
-    n_passes=96,
-    needs_bytes=4 * GiB,
-    likely_forward_secs=0.010,
-    likely_launch_secs=0.003,
-)
-"""Small kernels, many of them: link, hooks and forward are about as long."""
-
-THIN = Subject(
-    "thin",
-    replace(LLAMA.shape, hidden=1, vocab_size=1024),
-    n_passes=6,
-    needs_bytes=4 * GiB,
-    likely_forward_secs=0.0015,
-    likely_launch_secs=0.0005,
-)
-"""As many bytes as LLAMA from layers that compute next to nothing: the link is the bound."""
+# Compute-bound: 2.15 GB per pass across the link, behind a forward several times as long.
+LLAMA = Subject("llama", LLAMA_7B, 24 * GiB, 0.29, 0.004)
+# Small kernels, many of them: link, hooks and forward are about as long.
+GPT2_SHAPE = ModelShape(n_layers=12, width=768, n_heads=12, hidden=3072, vocab_size=50257)
+GPT2 = Subject("gpt2", GPT2_SHAPE, 4 * GiB, 0.010, 0.003)
+# As many bytes as LLAMA from layers that compute next to nothing: the link is the bound.
+THIN = Subject("thin", replace(LLAMA_7B, hidden=1, vocab_size=1024), 4 * GiB, 0.0015, 0.0005)
 
 
 def tiny(subject: Subject) -> Subject:
     """The same, small enough for a dry run."""
     shape = ModelShape(n_layers=3, width=16, n_heads=2, hidden=32, vocab_size=32)
-    return replace(subject, shape=shape, batch_size=2, n_tokens=80, n_passes=3, needs_bytes=0)
+    return replace(subject, shape=shape, batch_size=2, n_tokens=80, needs_bytes=0)
 
 
 class Scale(nn.Module):
@@ -124,64 +97,62 @@ class Built:
         model: In eval mode, on the GPU.
         sites: Every block's output.
         origin: Which class it is, and why, where it is not transformers' own.
-        input_ids: Of all samples, on the host.
     """
 
     subject: Subject
     model: nn.Module
     sites: list[str]
     origin: str
-    input_ids: Tensor
 
-    def first(self, n_passes: int) -> Built:
-        """The same with fewer passes."""
-        subject = replace(self.subject, n_passes=n_passes)
-        return replace(self, subject=subject, input_ids=self.input_ids[: subject.n_samples])
-
-    @property
-    def batches(self) -> list[dict[str, Tensor]]:
-        parts = torch.split(self.input_ids, self.subject.batch_size)
-        return [{"input_ids": part} for part in parts]
-
-    @property
-    def dataset(self) -> list[dict[str, Tensor]]:
-        return [{"input_ids": row} for row in self.input_ids]
+    def case(self, gpu: Gpu, n_passes: int, positions: int | slice | None = None) -> Case:
+        """The same samples each time; those of fewer passes are the first of those of more."""
+        subject, generator = self.subject, torch.Generator().manual_seed(1)
+        size = (n_passes, subject.batch_size, subject.n_tokens)
+        ids = torch.randint(subject.shape.vocab_size, size, generator=generator)
+        batches = [{"input_ids": each} for each in ids]
+        return make_case(self.model, batches, self.sites, positions=positions, device=gpu.device)
 
 
 def build(subject: Subject, gpu: Gpu) -> Built:
-    """Make a subject's model and samples; the same each time."""
+    """Make a subject's model; the same each time."""
     torch.manual_seed(0)
-    model, sites, origin = _make(subject, gpu)
-    generator = torch.Generator().manual_seed(1)
-    size = (subject.n_samples, subject.n_tokens)
-    input_ids = torch.randint(subject.shape.vocab_size, size, generator=generator)
-    return Built(subject, model.eval(), sites, origin, input_ids)
-
-
-def _make(subject: Subject, gpu: Gpu) -> tuple[nn.Module, list[str], str]:
-    make, prefix = MAKERS[subject.name]
-    layers = range(subject.shape.n_layers)
+    reason = ""
     try:
         with _made_on(gpu):
-            model = make(subject)
-        reason = ""
+            model = _make(subject)
     except torch.OutOfMemoryError:  # a stand-in has no room either
         raise
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = f" (transformers made none: {type(error).__name__}: {error}".splitlines()[0] + ")"
     if reason:
-        model, prefix = build_model(subject.shape, DTYPE, gpu.device), "layers"
+        model = build_model(subject.shape, DTYPE, gpu.device)
     origin = f"{_package(model)}.{type(model).__name__}{reason}"
-    return model, [f"{prefix}.{layer}" for layer in layers], origin
+    sites = [f"layers.{layer}" for layer in range(subject.shape.n_layers)]
+    return Built(subject, model.eval(), sites, origin)
 
 
-def _package(model: nn.Module) -> str:
-    return type(model).__module__.partition(".")[0]
+def _make(subject: Subject) -> nn.Module:
+    shape = subject.shape
+    if subject.name == THIN.name:
+        return Thin(shape)
+    if subject.name == GPT2.name:
+        return build_model(shape, DTYPE, torch.get_default_device())
+    from transformers import LlamaConfig, LlamaModel
 
-
-def is_from_transformers(model: nn.Module) -> bool:
-    """Whether it is not a stand-in, and has hidden states and a KV cache."""
-    return _package(model) == "transformers"
+    make_config: Any = LlamaConfig  # whose types leave attn_implementation out
+    config = make_config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_heads,
+        max_position_embeddings=subject.n_tokens,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    model: nn.Module = LlamaModel(config)
+    return model
 
 
 @contextmanager
@@ -195,34 +166,10 @@ def _made_on(gpu: Gpu) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _transformers_llama(subject: Subject) -> nn.Module:
-    from transformers import LlamaConfig, LlamaModel
-
-    shape = subject.shape
-    options: dict[str, Any] = {
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.width,
-        "intermediate_size": shape.hidden,
-        "num_hidden_layers": shape.n_layers,
-        "num_attention_heads": shape.n_heads,
-        "num_key_value_heads": shape.n_heads,
-        "max_position_embeddings": subject.n_tokens,
-        "use_cache": False,
-        "attn_implementation": "sdpa",
-    }
-    model: nn.Module = LlamaModel(LlamaConfig(**options))
-    return model
+def _package(model: nn.Module) -> str:
+    return type(model).__module__.partition(".")[0]
 
 
-def _decoder(subject: Subject) -> nn.Module:
-    return build_model(subject.shape, DTYPE, torch.get_default_device())
-
-
-MAKERS: Mapping[str, tuple[Callable[[Subject], nn.Module], str]] = MappingProxyType(
-    {
-        "llama": (_transformers_llama, "layers"),
-        "gpt2": (_decoder, "layers"),
-        "thin": (lambda subject: Thin(subject.shape), "layers"),
-    }
-)
-"""What makes a subject's model, and what its blocks are named."""
+def is_from_transformers(model: nn.Module) -> bool:
+    """Whether it is no stand-in, and has hidden states and a KV cache."""
+    return _package(model) == "transformers"

@@ -15,22 +15,21 @@ import gzip
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fastcap
 from benchmarks.gpu import command
-from benchmarks.gpu.command import Program
-from benchmarks.gpu.destinations import slot_budget
-from benchmarks.gpu.figures import Figure, Range, UnavailableError
+from benchmarks.gpu.command import NONE, Figure, Program, Range, UnavailableError
+from benchmarks.gpu.grid import slot_budget
 from benchmarks.gpu.subjects import LLAMA, build, tiny
 from benchmarks.gpu.toolbox import Gpu
-from fastcap.bench import Case, make_case
+from fastcap.bench import Case
 from fastcap.bench.ways import (
     Way,
-    hookless,
+    baseline,
     in_memory,
     non_blocking_hook,
     pinned_hook,
@@ -40,7 +39,6 @@ from fastcap.bench.ways import (
 LIMIT_SECS = 70.0
 LIKELY_SECS = 8.0
 N_PASSES = 3
-NONE = Range(0, 0)
 
 Span = tuple[float, float]
 """A beginning and an end, in microseconds."""
@@ -213,7 +211,7 @@ def one_way(gpu: Gpu, case: Case, way: Way, path: Path) -> Iterator[Figure]:
 
 
 WAYS: Mapping[str, Way] = {
-    "baseline": hookless,
+    "baseline": baseline,
     "extract_representations, a whole run": in_memory,
     "hook, .cpu()": synchronous_hook,
     "hook, non_blocking": non_blocking_hook,
@@ -229,11 +227,11 @@ def everything(program: Program, traces: Path | None) -> None:
         program.ask(f"T{number}", name)
     folder = program.scratch if traces is None else traces
     folder.mkdir(parents=True, exist_ok=True)
-    subject = replace(tiny(LLAMA) if program.is_dry else LLAMA, n_passes=N_PASSES)
+    subject = tiny(LLAMA) if program.is_dry else LLAMA
     program.say(f"model {subject.name}")
     built = build(subject, program.gpu)
-    program.report.origins[subject.name] = built.origin
-    case = make_case(built.model, built.batches, built.sites, device=program.gpu.device)
+    program.facts["models"] = {subject.name: built.origin}
+    case = built.case(program.gpu, N_PASSES)
     budget = slot_budget(subject.site_bytes * len(case.sites), len(case.sites))
     steady = partial(steady_state, program.gpu, case, budget, folder / "steady.json.gz")
     program.measure("T1", title, steady, LIKELY_SECS)

@@ -7,24 +7,19 @@ measurement. An archive's workers are given the disk's rate, since nothing is wr
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.gpu.cells import Group
-from benchmarks.gpu.destinations import (
-    HOOK,
-    LOOP,
-    PINNED,
-    SLOTS,
-)
-from benchmarks.gpu.floors import ARCHIVE, FRESH
+from benchmarks import programs
+from benchmarks.gpu.grid import ARCHIVE, FRESH, HOOK, LOOP, PINNED, SLOTS, Group
 from fastcap.devices.simulated import SimulatedCosts, TimedDevice
 from fastcap.formatting import format_bytes, markdown_table
 from fastcap.transfer.pinned_out import PINNED_OUT_BYTES
 from tests.support.virtual import (
     Load,
+    baseline_secs,
     bounds,
-    hookless_secs,
     makespan,
     predicted_secs,
     run_extraction,
@@ -45,7 +40,7 @@ class VirtualCell:
     Attributes:
         group: Model and selection.
         destination: Where values go.
-        hookless_secs: Without capture.
+        baseline_secs: Without capture.
         secs: On the virtual clock, with everything landed.
         model_secs: What the cost model says; `None` for a synchronous hook, which it is not about.
         bound: The term that sets it.
@@ -53,7 +48,7 @@ class VirtualCell:
 
     group: Group
     destination: str
-    hookless_secs: float
+    baseline_secs: float
     secs: float
     model_secs: float | None
     bound: str
@@ -88,7 +83,7 @@ def play(groups: Sequence[Group]) -> list[VirtualCell]:
 def _cell(group: Group, destination: str) -> VirtualCell:
     load = load_of(group, destination)
     n_passes = load.n_passes
-    plain = hookless_secs(load) / n_passes
+    plain = baseline_secs(load) / n_passes
     if destination == HOOK:
         return VirtualCell(group, destination, plain, synchronous_secs(load) / n_passes, None, "")
     bound = bounds(load).name
@@ -152,9 +147,23 @@ def _rows(cells: Sequence[VirtualCell]) -> Iterator[tuple[str, ...]]:
         yield (
             f"{cell.group.name}, {cell.destination}",
             format_bytes(cell.group.pass_bytes),
-            f"{1e3 * cell.hookless_secs:.2f}",
+            f"{1e3 * cell.baseline_secs:.2f}",
             f"{1e3 * cell.secs:.2f}",
-            f"{cell.secs / cell.hookless_secs:.2f}",
+            f"{cell.secs / cell.baseline_secs:.2f}",
             model,
             cell.bound,
         )
+
+
+def show(groups: Sequence[Group], options: argparse.Namespace) -> int:
+    """Print the page, and write it where that was asked for."""
+    origin = programs.origin_of(options.commit)
+    day = origin.date[:10]
+    text = page(
+        play(groups), f"{day}, commit {origin.checkout.commit}, torch {origin.fields()['torch']}"
+    )
+    programs.say(text)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{day}-gpu-virtual.md").write_text(text)
+    return 0

@@ -11,8 +11,7 @@ questions   what is captured, from which model and token ids
 ways        the libraries, and how captured batches become one result
 ours        the loop without capture, the oracle, fastcap
 theirs      each peer, used as its own documentation says
-judge       how many values differ from the oracle's, and by how much
 worker      what a process does: build the model, ask the oracle, time, measure memory
 processes   those processes, each with the releases that it needs
-report      the tables, the JSON and the Markdown
+answers     what was measured of each question, for the result file
 """

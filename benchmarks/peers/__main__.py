@@ -3,26 +3,24 @@
     make bench-peers
     .venv-peers/bin/python -m benchmarks.peers [--rounds 25] [--out benchmarks/results]
 
-Prints a card, then a table per question; the last line of stdout is one JSON object with the
-headline figures. Exit status: 0, also where a bar is missed, which the report says; 1 when
-fastcap's values differ from the oracle's; 2 when it cannot start.
+Prints the tables of docs/performance.md. Exit status: 0, also where a bar is missed, which they
+say; 1 when fastcap's values differ from the oracle's; 2 when it cannot start.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
 
 import fastcap
 from benchmarks.checkout import RESULTS
-from benchmarks.peers import report
-from benchmarks.peers.judge import Verdict
+from benchmarks.peers.answers import Answer
 from benchmarks.peers.processes import (
     NEWER_TRANSFORMER_LENS,
     Place,
@@ -33,15 +31,17 @@ from benchmarks.peers.processes import (
 )
 from benchmarks.peers.questions import SIZES, Question
 from benchmarks.peers.ways import (
+    BASELINE,
     COLLECTORS,
     FASTCAP,
-    HOOKLESS,
     PEERS,
     TRANSFORMER_LENS,
     why_not,
 )
-from benchmarks.programs import CANNOT_START, Origin, begin, parser_of, refuse, say, show_round
+from benchmarks.programs import CANNOT_START, begin, finish, parser_of, refuse, say, show_round
+from fastcap.bench.equality import Difference
 from fastcap.bench.floors import measure_floors
+from fastcap.bench.report import INTERVAL
 
 MODULES = {"nnsight": "nnsight", "transformer-lens": "transformer_lens", "sae-lens": "sae_lens"}
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "datasets", *PEERS)
@@ -58,18 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
     origin = begin(options)
     if origin is None:
         return CANNOT_START
-    setting = _describe(options, origin)
-    say(report.card(setting) + "\n")
+    shape, floors = SIZES[options.size][0], measure_floors("cpu")
     with tempfile.TemporaryDirectory() as folder:
         place = Place(options.size, Path(folder))
         answers = _answer_all(place, options.peers, options.rounds)
-    path = report.write(options.out, answers, setting)
-    for answer in answers:
-        say("\n" + report.section(answer, setting))
-    say(report.bars(answers))
-    say(f"Written to {path} and .md\n")
-    say(json.dumps(report.headline(answers, setting), separators=(",", ":")))
-    return 0 if all(answer.verdicts[FASTCAP].is_equal for answer in answers) else 1
+    figures = {
+        "versions": installed_versions(),
+        "model": asdict(shape),
+        "floors": asdict(floors),
+        "interval": INTERVAL,
+        "questions": [answer.fields(shape) for answer in answers],
+    }
+    finish(options, "peers", origin, figures)
+    return 0 if all(answer.values[FASTCAP].is_equal for answer in answers) else 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -77,16 +78,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     return parser.parse_args(arguments)
-
-
-def _describe(options: argparse.Namespace, origin: Origin) -> report.Setting:
-    return report.Setting(
-        shape=SIZES[options.size][0],
-        origin=origin,
-        n_rounds=options.rounds,
-        floors=measure_floors("cpu"),
-        versions=installed_versions(),
-    )
 
 
 def installed_versions() -> dict[str, str]:
@@ -98,7 +89,7 @@ def installed_versions() -> dict[str, str]:
     return versions | {name: of[0].version for name, of in found.items() if of}
 
 
-def _answer_all(place: Place, peers: Sequence[str], n_rounds: int) -> list[report.Answer]:
+def _answer_all(place: Place, peers: Sequence[str], n_rounds: int) -> list[Answer]:
     build_model(place)
     answers = []
     for question in SIZES[place.size][1]:
@@ -109,27 +100,27 @@ def _answer_all(place: Place, peers: Sequence[str], n_rounds: int) -> list[repor
     return answers
 
 
-def _time(place: Place, question: Question, peers: Sequence[str], n_rounds: int) -> report.Answer:
+def _time(place: Place, question: Question, peers: Sequence[str], n_rounds: int) -> Answer:
     """In a process per peer; in one without any, where there is none that has an answer."""
-    answer = report.Answer(question)
+    answer = Answer(question)
     answer.why_not = {
         way: reason for way in peers if (reason := why_not(way, question)) is not None
     }
     asked = [way for way in peers if way not in answer.why_not]
     for others in [[way] for way in asked] or [[]]:
-        comparison = report.Comparison()
+        comparison: dict[str, list[float]] = {}
         answer.comparisons.append(comparison)
-        rounds = time_in_turns(place, [HOOKLESS, FASTCAP, *others], question, n_rounds)
+        rounds = time_in_turns(place, [BASELINE, FASTCAP, *others], question, n_rounds)
         for index, found in enumerate(rounds):
             show_round(index, found["secs"])
             for way, secs in found["secs"].items():
                 comparison.setdefault(way, []).append(secs)
             for way, verdicts in found["verdicts"].items():
-                answer.note(way, [Verdict(**fields) for fields in verdicts])
+                answer.note(way, [Difference(**fields) for fields in verdicts])
     return answer
 
 
-def _measure_memory(place: Place, answers: Sequence[report.Answer]) -> None:
+def _measure_memory(place: Place, answers: Sequence[Answer]) -> None:
     """Two processes at a time: they spend more time importing than capturing."""
     wanted = [
         (answer, way, collector)
@@ -145,7 +136,7 @@ def _measure_memory(place: Place, answers: Sequence[report.Answer]) -> None:
             say(f"{answer.question.name}: memory of {way} measured ({collector})")
 
 
-def _collectors(answer: report.Answer, way: str) -> list[str]:
+def _collectors(answer: Answer, way: str) -> list[str]:
     """Both ways of collecting batches, where they are the caller's and large."""
     question = answer.question
     both = way in answer.peers and question.position is None and not question.to_disk

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import fastcap
 from benchmarks.peers.questions import Question, batches, read_model
-from benchmarks.peers.ways import EAGER_ORACLE, FASTCAP, HOOKLESS, ORACLE, Prepare, Run, Values
+from benchmarks.peers.ways import BASELINE, EAGER_ORACLE, FASTCAP, ORACLE, Prepare, Run, Values
 from fastcap import reference
 from fastcap.spec import make_selection
 
 
-def load_hookless(folder: Path) -> Prepare:
+def load_baseline(folder: Path) -> Prepare:
     model = read_model(folder)
 
     def prepare(question: Question, token_ids: Tensor, *_: object) -> Run:
@@ -83,7 +83,7 @@ def _call(model: nn.Module, ids: Tensor) -> object:
 
 
 LOADERS: dict[str, Callable[[Path], Prepare]] = {
-    HOOKLESS: load_hookless,
+    BASELINE: load_baseline,
     ORACLE: partial(load_oracle, attention="sdpa"),
     EAGER_ORACLE: partial(load_oracle, attention="eager"),
     FASTCAP: load_fastcap,

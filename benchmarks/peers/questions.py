@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +139,3 @@ def read_model(folder: Path, attention: str = "sdpa") -> nn.Module:
         folder, dtype=torch.float32, attn_implementation=attention
     )
     return model.eval()
-
-
-def as_fields(question: Question, shape: Shape) -> dict[str, Any]:
-    """For the result file."""
-    return {
-        **asdict(question),
-        "result_bytes": question.result_bytes(shape, question.n_samples),
-        "memory_result_bytes": question.result_bytes(shape, question.n_memory_samples or 0),
-    }

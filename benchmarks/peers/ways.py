@@ -85,7 +85,7 @@ class Run:
 Prepare = Callable[[Question, Tensor, Callable[[int], Collector], Path], Run]
 """`(question, token ids, collector, empty folder) -> run`"""
 
-HOOKLESS, ORACLE, EAGER_ORACLE, FASTCAP = "hookless", "oracle", "eager oracle", "fastcap"
+BASELINE, ORACLE, EAGER_ORACLE, FASTCAP = "baseline", "oracle", "eager oracle", "fastcap"
 NNSIGHT, TRANSFORMER_LENS, SAE_LENS = "nnsight", "transformer-lens", "sae-lens"
 PEERS = (NNSIGHT, TRANSFORMER_LENS, SAE_LENS)
 

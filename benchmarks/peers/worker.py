@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.memory import Peak, reset_peak, resident_bytes
 from benchmarks.peers import ours, theirs
-from benchmarks.peers.judge import Verdict, compare
 from benchmarks.peers.questions import SIZES, Question, draw_token_ids, find_question, write_model
-from benchmarks.peers.ways import COLLECTORS, HOOKLESS, Run, Values
+from benchmarks.peers.ways import BASELINE, COLLECTORS, Run, Values
 from benchmarks.turns import Player, take_turns
+from fastcap.bench.equality import difference_of
 from fastcap.bench.timing import give_back_memory, order_of_round
 
 LOADERS = {**ours.LOADERS, **theirs.LOADERS}
@@ -94,9 +94,9 @@ def time_in_turns(
             yield {
                 "secs": {way: outcome[way][0] for way in ways},
                 "verdicts": {
-                    way: [asdict(verdict) for verdict in _judge(expected, outcome[way][1])]
+                    way: [asdict(difference_of(want, outcome[way][1])) for want in expected]
                     for way in ways
-                    if way != HOOKLESS
+                    if way != BASELINE
                 },
             }
             del outcome
@@ -110,10 +110,6 @@ def play_round(
     players = {way: Player(run.model, run.capture) for way, run in runs.items()}
     outcome = take_turns(players, order)
     return {way: (secs, values_of(runs[way], found)) for way, (secs, found) in outcome.items()}
-
-
-def _judge(expected: Sequence[Values], found: Values) -> list[Verdict]:
-    return [compare(values, found) for values in expected]
 
 
 def measure_peak(way: str, size: str, model: str, question: str, collector: str) -> Answers:

@@ -44,7 +44,7 @@ def check_matplotlib() -> None:
 
 
 def overhead_figure(report: Report) -> Figure:
-    """Time over that of hookless, by bytes captured per pass."""
+    """Time over that of baseline, by bytes captured per pass."""
     figure, axes = _new_figure(3.6)
     points = sorted(report.points, key=lambda point: point.captured_bytes)
     xs = [max(point.captured_bytes / point.n_passes, 1) for point in points]
@@ -103,11 +103,11 @@ def _limit_ratios(axes: Any, ratios: Sequence[Ratio]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylim(low / 1.3, high * 1.3)
-        axes.set_ylabel("time of a run (hookless = 1, log.)")
+        axes.set_ylabel("time of a run (baseline = 1, log.)")
         return
     margin = 0.08 * (high - low)
     axes.set_ylim(low - margin, high + margin)
-    axes.set_ylabel("time of a run (hookless = 1)")
+    axes.set_ylabel("time of a run (baseline = 1)")
 
 
 def floors_figure(report: Report) -> Figure:

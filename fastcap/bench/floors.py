@@ -2,9 +2,9 @@
 
 Rates count the bytes of the payload once and are the best of some repeats. "Warm" memory has been
 written before by this process. "Fresh" memory is new to it, so every page of it costs a fault.
-"Rested" memory is fresh and has lain free for some seconds: the host of a virtual machine may have
+"Cold" memory is fresh and has lain free for some seconds: the host of a virtual machine may have
 taken it back meanwhile, and then each page costs a fault there too, many times the one here; its
-rate is the median. A result is written to rested memory, except where something just gave back as
+rate is the median. A result is written to cold memory, except where something just gave back as
 much.
 """
 
@@ -29,7 +29,7 @@ from fastcap.formatting import format_bytes
 COPY_BYTES = 256 << 20  # several times any cache, and what one site of a large result takes
 WRITE_BYTES = 8 << 20  # of one call to the operating system
 N_REPEATS = 5
-N_RESTED_REPEATS = 3
+N_COLD_REPEATS = 3
 REST_SECS = 5.0  # Linux tells the host about free pages within about 2 s
 
 
@@ -41,7 +41,7 @@ class Floors:
         warm_gb_per_sec: Host memory to host memory that has been written before.
         fresh_numpy_gb_per_sec: Into memory new from NumPy, which asks for huge pages.
         fresh_torch_gb_per_sec: Into memory new from `torch.empty`, which does not.
-        rested_gb_per_sec: Into memory new from NumPy, given back to the system some seconds before;
+        cold_gb_per_sec: Into memory new from NumPy, given back to the system some seconds before;
             `None` where it was not measured.
         link_gb_per_sec: From the accelerator to pinned memory; `None` on the CPU.
         disk_gb_per_sec: Into a new file, with one fsync at its end; `None` where it was not
@@ -51,14 +51,14 @@ class Floors:
     warm_gb_per_sec: float
     fresh_numpy_gb_per_sec: float
     fresh_torch_gb_per_sec: float
-    rested_gb_per_sec: float | None = None
+    cold_gb_per_sec: float | None = None
     link_gb_per_sec: float | None = None
     disk_gb_per_sec: float | None = None
 
     @property
     def into_result_gb_per_sec(self) -> float:
         """Into the memory that a result is written to."""
-        return self.rested_gb_per_sec or self.fresh_numpy_gb_per_sec
+        return self.cold_gb_per_sec or self.fresh_numpy_gb_per_sec
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,10 @@ def measure_floors(
     Args:
         device: Where the model is.
         n_bytes: Of each copy. The host needs three times as much.
-        rest_secs: How long memory lies free before it counts as rested; `None` to leave that out,
+        rest_secs: How long memory lies free before it counts as cold; `None` to leave that out,
             which saves three times as many seconds.
         folder: Where files are written; `None` to leave the disk out.
-        n_repeats: Of each measurement but the rested one.
+        n_repeats: Of each measurement but the cold one.
 
     Raises:
         SaveError: `folder` cannot be written.
@@ -106,7 +106,7 @@ def measure_floors(
         warm_gb_per_sec=best(lambda: warm),
         fresh_numpy_gb_per_sec=best(lambda: _fresh_numpy(n_bytes)),
         fresh_torch_gb_per_sec=best(lambda: _fresh_torch(n_bytes)),
-        rested_gb_per_sec=None if rest_secs is None else _rested_rate(source, rest_secs),
+        cold_gb_per_sec=None if rest_secs is None else _cold_rate(source, rest_secs),
         link_gb_per_sec=None if is_cpu else _link_rate(source, device, n_repeats),
         disk_gb_per_sec=None if folder is None else max(write_rates(source, folder, n_repeats)),
     )
@@ -141,11 +141,11 @@ def _fresh_torch(n_bytes: int) -> Tensor:
     return torch.empty(n_bytes, dtype=torch.uint8)
 
 
-def _rested_rate(source: Tensor, rest_secs: float) -> float:
+def _cold_rate(source: Tensor, rest_secs: float) -> float:
     rates = copy_rates(
         source,
         lambda: _fresh_numpy(source.nbytes),
-        n_repeats=N_RESTED_REPEATS,
+        n_repeats=N_COLD_REPEATS,
         rest_secs=rest_secs,
     )
     return statistics.median(rates)  # the best is one that was given pages in use until just now
@@ -192,59 +192,59 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def predict(n_bytes: int, floors: Floors, hookless_secs: float) -> Prediction:
+def predict(n_bytes: int, floors: Floors, baseline_secs: float) -> Prediction:
     """The time for a result of `n_bytes` in memory, if nothing but the floors cost anything.
 
-    Memory that another run has just given back is faster than rested memory, so a measured time can
+    Memory that another run has just given back is faster than cold memory, so a measured time can
     be below this.
 
     On the CPU the copy is work of the thread that runs the model, so it adds to the forward. Behind
     an accelerator the forward, the link and the host each work on their own: the slowest sets it.
 
     Examples:
-        >>> predict(2 * 10**9, Floors(8.0, 4.0, 2.0), hookless_secs=1.0)
+        >>> predict(2 * 10**9, Floors(8.0, 4.0, 2.0), baseline_secs=1.0)
         Prediction(secs=1.5, what='forward + copy into fresh memory')
     """
     gigabytes = n_bytes / 1e9
-    kind = "fresh" if floors.rested_gb_per_sec is None else "rested"
+    kind = "fresh" if floors.cold_gb_per_sec is None else "cold"
     into_result = gigabytes / floors.into_result_gb_per_sec
     if floors.link_gb_per_sec is None:
-        return Prediction(hookless_secs + into_result, f"forward + copy into {kind} memory")
+        return Prediction(baseline_secs + into_result, f"forward + copy into {kind} memory")
     return max(
-        Prediction(hookless_secs, "forward"),
+        Prediction(baseline_secs, "forward"),
         Prediction(gigabytes / floors.link_gb_per_sec, "link"),
         Prediction(into_result, f"copy into {kind} memory"),
         key=lambda prediction: prediction.secs,
     )
 
 
-def predict_archive(n_bytes: int, floors: Floors, hookless_secs: float) -> Prediction:
+def predict_archive(n_bytes: int, floors: Floors, baseline_secs: float) -> Prediction:
     """The time for an archive of `n_bytes`: the forward, the link and the disk work beside one
     another, and the slowest sets it.
 
     Examples:
-        >>> predict_archive(10**9, Floors(8.0, 4.0, 2.0, disk_gb_per_sec=0.5), hookless_secs=1.0)
+        >>> predict_archive(10**9, Floors(8.0, 4.0, 2.0, disk_gb_per_sec=0.5), baseline_secs=1.0)
         Prediction(secs=2.0, what='write to disk')
     """
-    secs = floor_secs(n_bytes, floors, hookless_secs)
+    secs = floor_secs(n_bytes, floors, baseline_secs)
     beside = [name for name in ("forward", "link", "write to disk") if name in secs]
     slowest = max(beside, key=lambda name: secs[name])
     return Prediction(secs[slowest], slowest)
 
 
-def floor_secs(n_bytes: int, floors: Floors, hookless_secs: float) -> dict[str, float]:
+def floor_secs(n_bytes: int, floors: Floors, baseline_secs: float) -> dict[str, float]:
     """Seconds that `n_bytes` take on each floor by itself; what was not measured is left out.
 
     Examples:
-        >>> floor_secs(8 * 10**9, Floors(8.0, 4.0, 2.0), hookless_secs=3.0)
+        >>> floor_secs(8 * 10**9, Floors(8.0, 4.0, 2.0), baseline_secs=3.0)
         {'forward': 3.0, 'copy into fresh memory': 2.0, 'copy into warm memory': 1.0}
     """
     rates = {
         "link": floors.link_gb_per_sec,
-        "copy into rested memory": floors.rested_gb_per_sec,
+        "copy into cold memory": floors.cold_gb_per_sec,
         "copy into fresh memory": floors.fresh_numpy_gb_per_sec,
         "copy into warm memory": floors.warm_gb_per_sec,
         "write to disk": floors.disk_gb_per_sec,
     }
     secs = {name: n_bytes / 1e9 / rate for name, rate in rates.items() if rate is not None}
-    return {"forward": hookless_secs, **secs}
+    return {"forward": baseline_secs, **secs}

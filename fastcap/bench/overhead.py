@@ -22,13 +22,13 @@ from fastcap.bench.timing import (
     synchroniser,
 )
 from fastcap.bench.ways import (
+    BASELINE,
     FASTCAP,
     HOOK,
-    HOOKLESS,
     WAYS,
     Way,
+    baseline,
     check_sites_fire,
-    hookless,
 )
 from fastcap.errors import ArgumentError
 from fastcap.model.forward import Forward
@@ -45,7 +45,7 @@ class Overhead:
     """The result of `overhead`.
 
     Attributes:
-        secs: Seconds of every timed run, by way; `hookless` is the base. A run passes all batches
+        secs: Seconds of every timed run, by way; `baseline` is the base. A run passes all batches
             through the model.
         n_mismatches: Values that differed from the oracle, over all sites and runs, by way.
         problems: What differed, in words, by way.
@@ -65,8 +65,8 @@ class Overhead:
 
     @property
     def ratios(self) -> dict[str, Ratio]:
-        """Each way's time as a multiple of hookless, with its 95 % interval."""
-        return {way: self.ratio(way, HOOKLESS) for way in self.secs if way != HOOKLESS}
+        """Each way's time as a multiple of baseline, with its 95 % interval."""
+        return {way: self.ratio(way, BASELINE) for way in self.secs if way != BASELINE}
 
     def ratio(self, way: str, base: str) -> Ratio:
         """One way's time as a multiple of another's, paired round by round."""
@@ -129,8 +129,9 @@ def overhead(
 
     Raises:
         ArgumentError: No batches or sites, an unknown way, one that returns no tensors by site or
-            leaves hooks behind, too few rounds, a selection that plain hooks cannot take, a site
-            that gives no tensor, or a model that gives other values for the same batch.
+            leaves hooks behind, too few rounds, a selection that
+            synchronous hooks cannot take, a site that gives no tensor, or a model that gives other
+            values for the same batch.
         BatchError: A batch does not say how many samples it has.
         SiteNotFoundError: A site does not name a module of the model.
 
@@ -161,7 +162,7 @@ def find_ways(ways: Mapping[str, Way] | Iterable[str] | None) -> dict[str, Way]:
     """Functions by name.
 
     Raises:
-        ArgumentError: A name that is not in `WAYS`, or `hookless`, which is always measured, or
+        ArgumentError: A name that is not in `WAYS`, or `baseline`, which is always measured, or
             what is not a function.
     """
     if ways is None:
@@ -169,8 +170,8 @@ def find_ways(ways: Mapping[str, Way] | Iterable[str] | None) -> dict[str, Way]:
     if isinstance(ways, str):
         ways = (ways,)
     names = list(ways)
-    if HOOKLESS in names:
-        raise ArgumentError(f"ways names {HOOKLESS!r}, which is always measured. Leave it out.")
+    if BASELINE in names:
+        raise ArgumentError(f"ways names {BASELINE!r}, which is always measured. Leave it out.")
     if isinstance(ways, Mapping):
         for name, way in ways.items():
             if not callable(way):
@@ -207,15 +208,15 @@ def measure(
         return values
 
     def check(name: str, values: Values) -> Values:
-        if name != HOOKLESS:
+        if name != BASELINE:
             judge.check(name, values, is_tail=is_tail[name])
         return {}
 
-    runs: dict[str, Callable[[], Values]] = {HOOKLESS: partial(hookless, case)}
+    runs: dict[str, Callable[[], Values]] = {BASELINE: partial(baseline, case)}
     runs.update({name: partial(run, name) for name in ways})
     play = partial(run_one_after_another, runs, synchronise=synchroniser(case.device), judge=check)
     names = list(runs)
-    runs[HOOKLESS]()  # what only a first run costs; the ways had theirs
+    runs[BASELINE]()  # what only a first run costs; the ways had theirs
     secs = measure_rounds(
         names, play, rounds, lambda name, value: None, on_round or _silent, limit_secs
     )

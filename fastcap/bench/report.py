@@ -30,7 +30,7 @@ from fastcap.bench.overhead import N_ROUNDS, Overhead, find_ways, measure
 from fastcap.bench.recording import record_timeline
 from fastcap.bench.timeline import Timeline
 from fastcap.bench.timing import Ratio, synchroniser
-from fastcap.bench.ways import FASTCAP, HOOK, HOOKLESS
+from fastcap.bench.ways import BASELINE, FASTCAP, HOOK
 from fastcap.formatting import counted, format_bytes, format_secs, markdown_table
 from fastcap.host_memory import available_bytes
 from fastcap.model.forward import is_compiled
@@ -94,13 +94,13 @@ class Report:
     @property
     def prediction(self) -> Prediction:
         """What the floors allow for a run of all sites."""
-        return predict(self.whole.captured_bytes, self.floors, self.whole.median_secs(HOOKLESS))
+        return predict(self.whole.captured_bytes, self.floors, self.whole.median_secs(BASELINE))
 
     @property
     def floor_shares(self) -> dict[str, float]:
         """Each floor's time as a share of fastcap's: 1 means that nothing could be faster."""
         whole = self.whole
-        floors = floor_secs(whole.captured_bytes, self.floors, whole.median_secs(HOOKLESS))
+        floors = floor_secs(whole.captured_bytes, self.floors, whole.median_secs(BASELINE))
         return {name: secs / whole.median_secs(FASTCAP) for name, secs in floors.items()}
 
 
@@ -267,14 +267,14 @@ def floor_text(floors: Floors) -> str:
         "copy into warm memory": floors.warm_gb_per_sec,
         "into fresh memory from NumPy": floors.fresh_numpy_gb_per_sec,
         "from torch": floors.fresh_torch_gb_per_sec,
-        "into rested memory": floors.rested_gb_per_sec,
+        "into cold memory": floors.cold_gb_per_sec,
         "link": floors.link_gb_per_sec,
         "disk": floors.disk_gb_per_sec,
     }
     return ", ".join(f"{name} {rate:.2f} GB/s" for name, rate in rates.items() if rate is not None)
 
 
-TABLE_HEADER = ("sites", "per pass", "way", "ms per pass", "x hookless", "x hook", "mismatches")
+TABLE_HEADER = ("sites", "per pass", "way", "ms per pass", "x baseline", "x hook", "mismatches")
 
 
 def table_rows(report: Report) -> Iterator[tuple[str, ...]]:
@@ -286,9 +286,9 @@ def table_rows(report: Report) -> Iterator[tuple[str, ...]]:
                 format_bytes(point.captured_bytes / point.n_passes),
                 way,
                 f"{1e3 * point.median_secs(way) / point.n_passes:.3f}",
-                "1" if way == HOOKLESS else str(point.ratio(way, HOOKLESS)),
+                "1" if way == BASELINE else str(point.ratio(way, BASELINE)),
                 str(point.ratio(way, HOOK)) if way == FASTCAP else "",
-                "" if way == HOOKLESS else str(point.n_mismatches[way]),
+                "" if way == BASELINE else str(point.n_mismatches[way]),
             )
 
 
@@ -296,11 +296,11 @@ def remarks(report: Report) -> list[str]:
     """What the table leaves open."""
     share = report.whole.median_secs(FASTCAP) / report.prediction.secs
     ways = (
-        "hookless: the same passes with nothing captured; hook: .detach().cpu() in a forward hook, "
+        "baseline: the same passes with nothing captured; hook: .detach().cpu() in a forward hook, "
         "lists and cat; fastcap: extract_representations."
     )
     interval = (
-        f"{INTERVAL}, {len(report.whole.secs[HOOKLESS])} rounds. Mismatches: values that differed "
+        f"{INTERVAL}, {len(report.whole.secs[BASELINE])} rounds. Mismatches: values that differed "
         "from the oracle's, over all runs."
     )
     predicted = (
@@ -311,7 +311,7 @@ def remarks(report: Report) -> list[str]:
     if report.settings["compiled"]:
         notes.append(
             "The model is compiled, in whole or in part. Compiled graphs skip hooks, so all that "
-            "capture ran as plain Python, and what that costs is in their ratios; hookless ran as "
+            "capture ran as plain Python, and what that costs is in their ratios; baseline ran as "
             "it is compiled."
         )
     hidden = report.timeline.hidden_share()
@@ -375,7 +375,7 @@ def point_fields(point: Overhead) -> dict[str, Any]:
         "passes": point.n_passes,
         "samples": point.n_samples,
         "secs": {way: list(secs) for way, secs in point.secs.items()},
-        "ratios_to_hookless": {way: brief(ratio) for way, ratio in point.ratios.items()},
+        "ratios_to_baseline": {way: brief(ratio) for way, ratio in point.ratios.items()},
         "mismatches": dict(point.n_mismatches),
         "problems": {way: list(found) for way, found in point.problems.items()},
     }

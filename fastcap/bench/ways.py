@@ -2,7 +2,7 @@
 
 A way is a function of a `Case`. It runs the case's batches through the model and either returns one
 tensor per site, or is a generator of one such mapping per batch, as a loop over a stream is. Every
-way must equal the oracle bit for bit. `hookless` captures nothing: it is what the others are held
+way must equal the oracle bit for bit. `baseline` captures nothing: it is what the others are held
 against.
 """
 
@@ -41,7 +41,7 @@ Keep = Callable[[str, Tensor], None]
 """Told a site and what it produced, in the hook."""
 
 
-def hookless(case: Case) -> Values:
+def baseline(case: Case) -> Values:
     """The same passes with nothing captured."""
     for _ in case.passes(is_compiled=True):
         pass
@@ -334,12 +334,12 @@ def stored(case: Case) -> Generator[Values, None, None]:
             store.clear()
 
 
-HOOKLESS, HOOK, FASTCAP, ARCHIVE = "hookless", "hook", "fastcap", "fastcap archive"
+BASELINE, HOOK, FASTCAP, ARCHIVE = "baseline", "hook", "fastcap", "fastcap archive"
 REUSED = "fastcap, out="
 
 WAYS: Mapping[str, Way] = MappingProxyType(
     {
-        HOOKLESS: hookless,
+        BASELINE: baseline,
         HOOK: synchronous_hook,
         "hook, non_blocking": non_blocking_hook,
         "hook, pinned, side stream": pinned_hook,

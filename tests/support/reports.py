@@ -14,11 +14,11 @@ SITES = tuple(f"layers.{i}.mlp" for i in range(16))
 def made_overhead(
     n_sites: int, hook: float = 1.5, fastcap: float = 1.05, **changes: Any
 ) -> Overhead:
-    """Three rounds; hookless takes 1, 1.1 and 1.2 s."""
+    """Three rounds; baseline takes 1, 1.1 and 1.2 s."""
     rounds = (1.0, 1.1, 1.2)
     fields: dict[str, Any] = {
         "secs": {
-            "hookless": rounds,
+            "baseline": rounds,
             "hook": tuple(
                 hook * secs * wobble for secs, wobble in zip(rounds, (1, 1.02, 0.99), strict=True)
             ),

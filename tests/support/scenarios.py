@@ -33,7 +33,7 @@ from tests.support.virtual import (
     SEVEN_B,
     Load,
     MiB,
-    hookless_secs,
+    baseline_secs,
     makespan,
     predicted_secs,
     run_extraction,
@@ -431,7 +431,7 @@ class _Pausing(TimedDevice):
 def a_consumer_that_pauses_does_not_hold_up_the_model() -> None:
     """A pause that two passes of slots can hold, and then one for which there are too few."""
     load = replace(SEVEN_B, n_passes=8)
-    plain_secs, few_bytes = hookless_secs(load), 6 * 64 * MiB
+    plain_secs, few_bytes = baseline_secs(load), 6 * 64 * MiB
     found = run_extraction(load, _Pausing(load.costs, secs=0.4))
     assert found.secs <= 1.03 * plain_secs, f"{found.secs:.3f} s, and {plain_secs:.3f} s without"
     assert few_bytes < found.slot_bytes <= 2 * load.pass_bytes + few_bytes
@@ -450,5 +450,5 @@ def a_full_chunk_is_copied_before_the_next_layer_is_done() -> None:
     that the model has launched meanwhile.
     """
     load = Load(budget=Budget(64 * MiB, 1, 3))
-    found, plain = run_extraction(load, TimedDevice(load.costs)).secs, hookless_secs(load)
+    found, plain = run_extraction(load, TimedDevice(load.costs)).secs, baseline_secs(load)
     assert found <= 1.02 * plain, f"{found:.3f} s, and {plain:.3f} s without"

@@ -174,7 +174,7 @@ def makespan(load: Load) -> float:
     return run(load, TimedDevice(load.costs))
 
 
-def hookless_secs(load: Load) -> float:
+def baseline_secs(load: Load) -> float:
     """The same passes with nothing captured."""
     device = TimedDevice(load.costs)
     model = model_of(load, device)
