@@ -193,7 +193,7 @@ def test_a_copy_to_memory_that_is_no_slot_is_reported() -> None:
     staging, slot = device.staging(FULL), device.host(FULL)
     device.release(slot)
     device.copy(staging, slot, 32, after=(), then=())
-    assert any("no staging or slot" in violation for violation in device.judge.violations)
+    assert any("neither staging nor a slot" in violation for violation in device.judge.violations)
 
 
 def test_packing_on_a_stream_that_the_model_left_is_reported() -> None:
