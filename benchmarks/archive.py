@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,9 +30,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fastcap
-from benchmarks.checkout import PROJECT
 from benchmarks.memory import reset_peak, resident_bytes
-from benchmarks.programs import CANNOT_START, begin, finish, parser_of
+from benchmarks.programs import parser_of, run, run_child, say
 from fastcap.bench.timing import measure_rounds, paired_ratio
 
 N_SITES = 4
@@ -43,6 +41,7 @@ WIDTH = 1024
 SAMPLE_BYTES = N_SITES * N_TOKENS * WIDTH * 4
 HOST_BYTES = 128 << 20
 GB = 10**9
+PLAIN = "plain write"
 
 
 class Source(nn.Module):
@@ -89,7 +88,13 @@ SITES = [f"layers.{index}" for index in range(N_SITES)]
 
 def write_archive(model: Source, n_bytes: int, folder: Path) -> fastcap.Archive:
     return fastcap.extract(
-        model, Ids(n_bytes), SITES, folder, batch_size=BATCH_SIZE, pinned_bytes=HOST_BYTES
+        model,
+        Ids(n_bytes),
+        SITES,
+        folder,
+        device=next(model.buffers()).device,
+        batch_size=BATCH_SIZE,
+        pinned_bytes=HOST_BYTES,
     )
 
 
@@ -138,16 +143,15 @@ def save_npz(model: Source, n_bytes: int, folder: Path) -> None:
 def measure(n_rounds: int, n_bytes: int) -> dict[str, object]:
     """Seconds of each way by round, and ratios to the plain loop."""
     model = Source().eval()
-    parent = Path(tempfile.mkdtemp(prefix="fastcap-bench-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="fastcap-bench-") as scratch:
+        parent = Path(scratch)
         archive = write_archive(model, n_bytes, parent / "first")
         problems = archive.verify()
         assert not problems, problems
         layout = layout_of(archive)
-        n_files = len(layout.file_bytes)
         shutil.rmtree(parent / "first")
         ways: dict[str, Callable[[Path], object]] = {
-            "plain write": lambda folder: write_plainly(model, layout, folder),
+            PLAIN: lambda folder: write_plainly(model, layout, folder),
             "archive": lambda folder: write_archive(model, n_bytes, folder),
             "np.savez": lambda folder: save_npz(model, n_bytes, folder),
         }
@@ -156,20 +160,13 @@ def measure(n_rounds: int, n_bytes: int) -> dict[str, object]:
             return {way: (_timed(ways[way], parent / "way"), None) for way in order}
 
         secs = measure_rounds(list(ways), run_round, n_rounds, lambda way, value: None)
-    finally:
-        shutil.rmtree(parent)
-    return {
-        "bytes": sum(layout.file_bytes),
-        "files": n_files,
-        "rounds": n_rounds,
-        "secs": secs,
-        "archive to plain write": dataclasses.asdict(
-            paired_ratio(secs["archive"], secs["plain write"])
-        ),
-        "np.savez to plain write": dataclasses.asdict(
-            paired_ratio(secs["np.savez"], secs["plain write"])
-        ),
+    ratios = {
+        f"{way} to {PLAIN}": dataclasses.asdict(paired_ratio(secs[way], secs[PLAIN]))
+        for way in ("archive", "np.savez")
     }
+    sizes = layout.file_bytes
+    figures = {"bytes": sum(sizes), "files": len(sizes), "rounds": n_rounds, "secs": secs}
+    return {**figures, **ratios}
 
 
 def _timed(way: Callable[[Path], object], folder: Path) -> float:
@@ -181,25 +178,18 @@ def _timed(way: Callable[[Path], object], folder: Path) -> float:
     return secs
 
 
-def measure_memory(n_bytes: int) -> dict[str, int]:
-    """Peak growth of a fresh process that extracts so much, over one that is about to."""
-    command = [sys.executable, "-m", "benchmarks.archive", "--memory-child", str(n_bytes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
-
-
-def memory_child(n_bytes: int) -> dict[str, int]:
-    model = Source().eval()
-    parent = Path(tempfile.mkdtemp(prefix="fastcap-bench-"))
-    try:
+def memory_of_run(
+    n_bytes: int, device: torch.device | str = "cpu", folder: Path | None = None
+) -> dict[str, int]:
+    """Peak growth of this process while it extracts so much, over one that is about to."""
+    model = Source().eval().to(device)
+    with tempfile.TemporaryDirectory(prefix="fastcap-bench-", dir=folder) as scratch:
+        parent = Path(scratch)
         write_archive(model, SAMPLE_BYTES, parent / "warm-up")  # imports, threads, allocator
         before = reset_peak()
         archive = write_archive(model, n_bytes, parent / "acts")
         growth = resident_bytes("VmHWM") - before
         written = sum(group.n_bytes for writer in archive.writers for group in writer.groups)
-    finally:
-        shutil.rmtree(parent)
     return {"bytes": written, "growth_bytes": growth, "slot_bytes": HOST_BYTES}
 
 
@@ -210,17 +200,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--memory-child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.memory_child is not None:
-        sys.stdout.write(json.dumps(memory_child(options.memory_child)) + "\n")
+        say(json.dumps(memory_of_run(options.memory_child)))
         return 0
-    origin = begin(options)
-    if origin is None:
-        return CANNOT_START
-    figures = {
-        "memory": [measure_memory(int(size * GB)) for size in options.memory],
-        **measure(options.rounds, int(options.gigabytes * GB)),
-    }
-    finish(options, "archive", origin, figures)
-    return 0
+    child = ("-m", "benchmarks.archive", "--memory-child")
+    return run(
+        options,
+        "archive",
+        lambda: {
+            "memory": [run_child(*child, str(int(size * GB))) for size in options.memory],
+            **measure(options.rounds, int(options.gigabytes * GB)),
+        },
+    )
 
 
 if __name__ == "__main__":

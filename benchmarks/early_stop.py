@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fastcap
 from benchmarks.models import Decoder, ModelShape, build_model
-from benchmarks.programs import CANNOT_START, begin, finish, parser_of
+from benchmarks.programs import parser_of, run
 from fastcap.bench.timing import measure_rounds, paired_ratio
 
 SHAPE = ModelShape(n_layers=12, width=256, n_heads=4, hidden=1024, vocab_size=1024)
@@ -33,7 +33,7 @@ def make_batches(n_batches: int, shape: tuple[int, int] = BATCH_SHAPE) -> list[T
     return [torch.randint(SHAPE.vocab_size, shape, generator=generator) for _ in range(n_batches)]
 
 
-def run(model: Decoder, batches: Sequence[Tensor], stop: bool) -> tuple[float, list[Tensor]]:
+def timed(model: Decoder, batches: Sequence[Tensor], stop: bool) -> tuple[float, list[Tensor]]:
     """Seconds for all batches but the first, from which fastcap learns, and every value."""
     records = fastcap.stream(model, batches, [SITE], stop_after_last_site=stop, prefetch=0)
     values = [next(records)[SITE]]
@@ -59,13 +59,13 @@ def measure(n_rounds: int, batches: Sequence[Tensor]) -> dict[str, object]:
         AssertionError: The ways' values differ.
     """
     model = build_model(SHAPE, torch.float32, "cpu")
-    expected = run(model, batches, False)[1]
+    expected = timed(model, batches, False)[1]
 
     def check(way: str, values: list[Tensor]) -> None:
         assert all(map(torch.equal, values, expected)), f"{way}: values differ"
 
     def run_round(order: Sequence[str]) -> Mapping[str, tuple[float, list[Tensor]]]:
-        return {way: run(model, batches, WAYS[way]) for way in order}
+        return {way: timed(model, batches, WAYS[way]) for way in order}
 
     secs = measure_rounds(list(WAYS), run_round, n_rounds, check)
     ratio = paired_ratio(secs["ended early"], secs["whole"])
@@ -83,11 +83,8 @@ def measure(n_rounds: int, batches: Sequence[Tensor]) -> dict[str, object]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser_of("benchmarks.early_stop", __doc__, rounds=9).parse_args(arguments)
-    origin = begin(options)
-    if origin is None:
-        return CANNOT_START
-    finish(options, "early-stop", origin, measure(options.rounds, make_batches(N_BATCHES + 1)))
-    return 0
+    batches = make_batches(N_BATCHES + 1)
+    return run(options, "early-stop", lambda: measure(options.rounds, batches))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ values are contiguous, so that a pack is one cudaMemcpyAsync. `make hook-cost-st
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gc
 import os
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.programs import CANNOT_START, begin, finish, parser_of, refuse
+from benchmarks.programs import parser_of, refuse, run
 from fastcap import ActivationStore, devices
 from fastcap.bench.timing import order_of_round
 from fastcap.devices.cpu import SynchronousDevice
@@ -231,23 +232,24 @@ def main(arguments: list[str] | None = None) -> int:
     if is_standin and any(os.environ.get(name) != value for name, value in FREE_DRIVER.items()):
         needed = " ".join(f"{name}={value}" for name, value in FREE_DRIVER.items())
         return refuse(f"On the stand-in runtime this measures nothing without {needed}.")
-    origin = begin(options, options.device)
-    if origin is None:
-        return CANNOT_START
+    kind, more = "hook-cost", {}
+    if options.device != "cpu":
+        kind = "standin-hook-cost" if is_standin else "cuda-hook-cost"
+        more = {
+            "clock": "CPU time of the model's thread",
+            "runtime": STANDIN if is_standin else "CUDA",
+        }
+    return run(options, kind, lambda: {**figures(options), **more}, options.device)
+
+
+def figures(options: argparse.Namespace) -> dict[str, Any]:
     costs = measure(options.rounds, options.device)
-    figures: dict[str, Any] = {
+    return {
         "rounds": options.rounds,
         "sites": N_SITES,
         "shape": SHAPE,
         "micros_per_site": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
     }
-    kind = "hook-cost"
-    if options.device != "cpu":
-        figures["clock"] = "CPU time of the model's thread"
-        figures["runtime"] = STANDIN if is_standin else "CUDA"
-        kind = "standin-hook-cost" if is_standin else "cuda-hook-cost"
-    finish(options, kind, origin, figures)
-    return 0
 
 
 if __name__ == "__main__":

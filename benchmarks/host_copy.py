@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.programs import CANNOT_START, begin, finish, parser_of
+from benchmarks.programs import parser_of, run
 from fastcap.bench.timing import order_of_round
 
 KiB, MiB = 1 << 10, 1 << 20
@@ -87,13 +87,14 @@ def measure(n_rounds: int) -> dict[int, dict[int, dict[str, float]]]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser_of("benchmarks.host_copy", __doc__, rounds=15).parse_args(arguments)
-    origin = begin(options)
-    if origin is None:
-        return CANNOT_START
-    found = measure(options.rounds)
-    figures = {"rounds": options.rounds, "gb_per_sec_by_threads_and_bytes": found}
-    finish(options, "host-copy", origin, figures)
-    return 0
+    return run(
+        options,
+        "host-copy",
+        lambda: {
+            "rounds": options.rounds,
+            "gb_per_sec_by_threads_and_bytes": measure(options.rounds),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ order of allocations, which moved the peak of the same model by a fifth of a res
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.checkout import PROJECT
+from benchmarks.programs import run_child
 from benchmarks.workloads import ACCEPTANCE, Workload, grid
 from fastcap.bench import Case
 from fastcap.bench.ways import BASELINE, WAYS
@@ -78,20 +76,8 @@ def measure_in_child(way: str, workload: Workload) -> Peak:
     Raises:
         RuntimeError: The child failed or took too long; with the end of what it said.
     """
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory", way, workload.name],
-            cwd=PROJECT,
-            env={**os.environ, **RETURN_AT_ONCE},
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_SECS,
-            check=True,
-        )
-    except subprocess.SubprocessError as error:
-        said = str(getattr(error, "stderr", None) or "")[-2000:]
-        raise RuntimeError(f"{error}\n{said}") from error
-    return Peak(**json.loads(child.stdout.splitlines()[-1]))
+    arguments = ("-m", "benchmarks.memory", way, workload.name)
+    return Peak(**run_child(*arguments, variables=RETURN_AT_ONCE, limit_secs=LIMIT_SECS))
 
 
 def over_baseline(peaks: Mapping[str, Peak]) -> dict[str, int]:

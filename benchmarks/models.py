@@ -9,7 +9,8 @@ of the documented calls: layers.0.attention, layers.0.mlp, norm, output_head, to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,40 +39,19 @@ class ModelShape:
     vocab_size: int
 
 
-class Where(TypedDict):
-    """Where parameters are made, and as what; for the constructors of `torch.nn`."""
-
-    device: torch.device | str
-    dtype: torch.dtype
-
-
-class Linear(nn.Linear):
-    """Without bias, and without initial values: `build_model` draws them, once."""
-
-    def __init__(self, n_in: int, n_out: int, where: Where) -> None:
-        super().__init__(n_in, n_out, bias=False, **where)
-
-    def reset_parameters(self) -> None:
-        """Leave the weight as it is."""
-
-
-class Embedding(nn.Embedding):
-    """Without initial values."""
-
-    def reset_parameters(self) -> None:
-        """Leave the weight as it is."""
+Linear = partial(nn.Linear, bias=False)
 
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions, through `scaled_dot_product_attention`."""
 
-    def __init__(self, shape: ModelShape, where: Where) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.n_heads = shape.n_heads
-        self.query = Linear(shape.width, shape.width, where)
-        self.key = Linear(shape.width, shape.width, where)
-        self.value = Linear(shape.width, shape.width, where)
-        self.output = Linear(shape.width, shape.width, where)
+        self.query = Linear(shape.width, shape.width)
+        self.key = Linear(shape.width, shape.width)
+        self.value = Linear(shape.width, shape.width)
+        self.output = Linear(shape.width, shape.width)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         query = rotate(self._heads(self.query(x)), rotation)
@@ -90,11 +70,11 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """The gated MLP of Llama."""
 
-    def __init__(self, shape: ModelShape, where: Where) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.gate = Linear(shape.width, shape.hidden, where)
-        self.up = Linear(shape.width, shape.hidden, where)
-        self.down = Linear(shape.hidden, shape.width, where)
+        self.gate = Linear(shape.width, shape.hidden)
+        self.up = Linear(shape.width, shape.hidden)
+        self.down = Linear(shape.hidden, shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
@@ -104,12 +84,12 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each behind its norm and added to the residual stream."""
 
-    def __init__(self, shape: ModelShape, where: Where) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(shape.width, **where)
-        self.attention = Attention(shape, where)
-        self.mlp_norm = nn.RMSNorm(shape.width, **where)
-        self.mlp = SwiGLU(shape, where)
+        self.attention_norm = nn.RMSNorm(shape.width)
+        self.attention = Attention(shape)
+        self.mlp_norm = nn.RMSNorm(shape.width)
+        self.mlp = SwiGLU(shape)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotation)
@@ -120,13 +100,13 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """From token ids `(n_samples, n_tokens)` to logits `(n_samples, n_tokens, vocab_size)`."""
 
-    def __init__(self, shape: ModelShape, where: Where) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.head_width = shape.width // shape.n_heads
-        self.token_embedding = Embedding(shape.vocab_size, shape.width, **where)
-        self.layers = nn.ModuleDict({str(i): Block(shape, where) for i in range(shape.n_layers)})
-        self.norm = nn.RMSNorm(shape.width, **where)
-        self.output_head = Linear(shape.width, shape.vocab_size, where)
+        self.token_embedding = nn.Embedding(shape.vocab_size, shape.width)
+        self.layers = nn.ModuleDict({str(i): Block(shape) for i in range(shape.n_layers)})
+        self.norm = nn.RMSNorm(shape.width)
+        self.output_head = Linear(shape.width, shape.vocab_size)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.token_embedding(input_ids)
@@ -156,7 +136,9 @@ def build_model(
     shape: ModelShape, dtype: torch.dtype, device: torch.device | str, seed: int = 0
 ) -> Decoder:
     """A decoder in eval mode, the same for the same arguments on one kind of device."""
-    model = Decoder(shape, {"device": device, "dtype": dtype})
+    with torch.device("meta"):  # no initial values: they are drawn below, once
+        model = Decoder(shape).to(dtype)
+    model.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -173,6 +155,31 @@ def _draw(name: str, parameter: nn.Parameter, generator: torch.Generator) -> Non
         parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
 
 
-def model_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters."""
-    return sum(parameter.nbytes for parameter in model.parameters())
+def build_llama(shape: ModelShape, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+    """The decoder of transformers that has these sizes, in eval mode.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    from transformers import LlamaConfig, LlamaModel
+
+    make_config: Any = LlamaConfig  # whose types leave attn_implementation out
+    config = make_config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_heads,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model: nn.Module = LlamaModel(config)
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval()

@@ -7,33 +7,42 @@ import datetime as dt
 import json
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.checkout import Checkout, describe_checkout
+from benchmarks.checkout import PROJECT, Checkout, describe_checkout
 from fastcap.bench.hardware import Machine, describe_machine
 from fastcap.bench.timing import FEWEST_ROUNDS
 
 CANNOT_START = 2
 
 
+def plain_parser(
+    name: str, description: str | None, out: Path | None = None
+) -> argparse.ArgumentParser:
+    """A parser of `--out` and `--commit`."""
+    parser = argparse.ArgumentParser(f"python -m {name}", description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, default=out, help="folder for the results")
+    parser.add_argument("--commit", help="what is measured, where this is not a git checkout")
+    return parser
+
+
 def parser_of(
     name: str, description: str | None, rounds: int | None = None, out: Path | None = None
 ) -> argparse.ArgumentParser:
-    """A parser of `--out`, `--allow-dirty`, `--commit` and, with a default of them, `--rounds`."""
-    parser = argparse.ArgumentParser(f"python -m {name}", description=description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    """The same with `--allow-dirty` and, with a default of them, `--rounds`."""
+    parser = plain_parser(name, description, out)
     if rounds is not None:
         shown = f"timed rounds (default {rounds})"
         parser.add_argument("--rounds", type=as_rounds, default=rounds, help=shown)
-    parser.add_argument("--out", type=Path, default=out, help="folder for the results")
     parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with changes")
-    parser.add_argument("--commit", help="what is measured, where this is not a git checkout")
     return parser
 
 
@@ -76,6 +85,10 @@ class Origin:
             "load": self.load,
         }
 
+    def path(self, folder: Path, kind: str) -> Path:
+        """The result file, named after kind, day and machine."""
+        return folder / f"{kind}-{self.date[:10]}-{self.machine.tag}.json"
+
 
 def origin_of(commit: str | None, device: torch.device | str = "cpu") -> Origin:
     """The machine and the code; `commit` names it where this is no git checkout."""
@@ -109,23 +122,28 @@ def refuse(why: str) -> int:
     return CANNOT_START
 
 
-def write(folder: Path, kind: str, origin: Origin, figures: Mapping[str, Any]) -> Path:
-    """Write figures with their origin, in a file named after kind, day and machine."""
-    return write_json(
-        folder / f"{kind}-{origin.date[:10]}-{origin.machine.tag}.json",
-        {"kind": kind, **origin.fields(), **figures},
-    )
+def run(
+    options: argparse.Namespace,
+    kind: str,
+    measure: Callable[[], Mapping[str, Any]],
+    device: torch.device | str = "cpu",
+    is_good: Callable[[Mapping[str, Any]], bool] = lambda figures: True,
+) -> int:
+    """A whole program: measure, print figures as the documents show them, write them if asked to.
 
-
-def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Replace the file as a whole: a run that is killed meanwhile leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return new.replace(path)
+    Args:
+        options: What `parser_of` parsed.
+        kind: What the result file begins with.
+        measure: Gives the figures.
+        device: What is measured.
+        is_good: Whether the exit status is 0 and not 1.
+    """
+    origin = begin(options, device)
+    if origin is None:
+        return CANNOT_START
+    figures = measure()
+    finish(options, kind, origin, figures)
+    return 0 if is_good(figures) else 1
 
 
 def finish(
@@ -139,6 +157,47 @@ def finish(
     say(shown(kind, Result(Path(kind), content)))
     if options.out is not None:
         say(f"\nWritten to {write(options.out, kind, origin, figures)}")
+
+
+def write(folder: Path, kind: str, origin: Origin, figures: Mapping[str, Any]) -> Path:
+    """Write figures with their origin."""
+    return write_json(origin.path(folder, kind), {"kind": kind, **origin.fields(), **figures})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Replace the file as a whole: a run that is killed meanwhile leaves the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return new.replace(path)
+
+
+def run_child(
+    *arguments: str, variables: Mapping[str, str] | None = None, limit_secs: float | None = None
+) -> dict[str, Any]:
+    """Run Python in a process of its own; the JSON object in the last line of what it printed.
+
+    Raises:
+        RuntimeError: The child failed or took too long; with the end of what it said.
+    """
+    try:
+        child = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=PROJECT,
+            env={**os.environ, **(variables or {})},
+            capture_output=True,
+            text=True,
+            timeout=limit_secs,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        said = str(getattr(error, "stderr", None) or "")[-2000:]
+        raise RuntimeError(f"{error}\n{said}") from error
+    printed: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return printed
 
 
 def say(text: str) -> None:

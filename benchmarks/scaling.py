@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.models import ModelShape
-from benchmarks.programs import CANNOT_START, begin, finish, parser_of, say
+from benchmarks.programs import parser_of, run, say
 from benchmarks.turns import measure_in_turns
 from benchmarks.workloads import Workload, blocks
 from fastcap.bench.ways import BASELINE, FASTCAP, HOOK, WAYS
@@ -63,12 +63,11 @@ def measure(n_rounds: int) -> dict[str, dict[int, Any]]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser_of("benchmarks.scaling", __doc__, rounds=7).parse_args(arguments)
-    origin = begin(options)
-    if origin is None:
-        return CANNOT_START
-    figures = {"rounds": options.rounds, "ratios": measure(options.rounds)}
-    finish(options, "scaling", origin, figures)
-    return 0
+    return run(
+        options,
+        "scaling",
+        lambda: {"rounds": options.rounds, "ratios": measure(options.rounds)},
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from torch import Tensor
 from benchmarks import archive, early_stop, hook_cost, host_copy, imports, memory, programs, scaling
 from benchmarks import virtual as virtual_runs
 from benchmarks.checkout import Checkout, describe_checkout
+from benchmarks.gpu import grid
+from benchmarks.gpu.grid import ALL, LAST, Group
+from benchmarks.gpu.subjects import GPT2, LLAMA, THIN
 from benchmarks.memory import Peak, reset_peak, resident_bytes
 from benchmarks.models import build_model
 from benchmarks.workloads import TINY, Workload, workloads_of
@@ -139,7 +142,7 @@ def test_an_archive_is_timed_and_its_memory_is_what_the_run_adds(tmp_path: Path)
     assert {way: len(secs) for way, secs in found["secs"].items()} == {
         **dict.fromkeys(("plain write", "archive", "np.savez"), 2)
     }
-    of_run = archive.memory_child(3 * archive.SAMPLE_BYTES)
+    of_run = archive.memory_of_run(3 * archive.SAMPLE_BYTES)
     assert of_run["bytes"] >= 3 * archive.SAMPLE_BYTES
     assert of_run["growth_bytes"] >= 0
 
@@ -150,7 +153,7 @@ def test_an_archive_is_timed_and_its_memory_is_what_the_run_adds(tmp_path: Path)
 def test_whole_and_ended_passes_give_the_same_and_the_floor_is_about_half() -> None:
     model = build_model(early_stop.SHAPE, torch.float32, "cpu")
     batches = early_stop.make_batches(2, (1, 8))
-    whole, ended = (early_stop.run(model, batches, stop)[1] for stop in (False, True))
+    whole, ended = (early_stop.timed(model, batches, stop)[1] for stop in (False, True))
     assert len(whole) == 2
     assert all(map(torch.equal, whole, ended))
     assert 0.45 < early_stop.share_before(model) < 0.5
@@ -200,21 +203,20 @@ def test_every_copy_fills_as_many_bytes_and_threads_are_as_before(
 
 
 def test_imports_over_the_limit_or_of_optional_packages_are_broken_limits() -> None:
-    fine = imports.ImportCost(20.0, 900.0, 21.0, ("fastcap", "safetensors"), False)
+    fine = imports.ImportCost(20.0, 900.0, ("fastcap", "safetensors"), False)
     assert imports.broken_limits(fine) == []
-    bad = imports.ImportCost(80.0, 900.0, 82.0, ("fastcap", "tqdm.auto"), True)
+    bad = imports.ImportCost(80.0, 900.0, ("fastcap", "tqdm.auto"), True)
     slow, optional, cuda = imports.broken_limits(bad)
     assert ("80.0 ms" in slow, "tqdm" in optional, "CUDA" in cuda) == (True, True, True)
 
 
-def test_import_costs_are_medians_of_pairs() -> None:
-    alone = [{"torch_ms": value} for value in (10.0, 20.0, 30.0)]
-    both = [
+def test_import_costs_are_medians() -> None:
+    children = [
         {"torch_ms": 10.0, "fastcap_ms": added, "modules": ["m"], "cuda_is_initialised": False}
         for added in (1.0, 30.0, 4.0)
     ]
-    cost = imports.summarise(alone, both)
-    assert (cost.added_ms, cost.torch_ms, cost.difference_ms) == (4.0, 10.0, 1.0)
+    cost = imports.summarise(children)
+    assert (cost.added_ms, cost.torch_ms) == (4.0, 10.0)
 
 
 # Scaling
@@ -240,6 +242,25 @@ def test_memory_is_sized_in_time(tmp_path: Path) -> None:
     for row in rows:
         assert row.ratio <= virtual_runs.LIMITS[row.destination], row
         assert not row.spilled_bytes, row
+
+
+def test_the_grid_on_the_virtual_clock_takes_what_the_cost_model_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = (Group(LLAMA, ALL, 1, 3), Group(THIN, ALL, 1, 3), Group(GPT2, LAST, 1, 3))
+    monkeypatch.setattr(grid, "GRID", groups)
+    assert virtual_runs.main(["--grid"]) == 0
+    assert capsys.readouterr().out.startswith("Arithmetic, not a measurement")
+    cells = {
+        (group.subject.name, cell.way): cell
+        for group in groups
+        for cell in virtual_runs.play_group(group)
+    }
+    for (_, way), cell in cells.items():
+        if cell.model_secs is not None and way != grid.LOOP:
+            assert cell.secs <= 1.05 * cell.model_secs
+    ways = (("llama", grid.SLOTS), ("thin", grid.PINNED), ("thin", grid.ARCHIVE))
+    assert [cells[way].bound for way in ways] == ["compute", "link", "disk"]
 
 
 def test_the_bytes_of_a_workload_are_those_of_its_values() -> None:

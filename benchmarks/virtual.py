@@ -1,34 +1,44 @@
-"""Whether memory is sized in time: runs of a few passes on a device with a virtual clock.
+"""Runs of a few passes on a device with a virtual clock: whether memory is sized in time.
 
     python -m benchmarks.virtual [--out benchmarks/results]
+    python -m benchmarks.virtual --grid       the cells of the GPU grid beside the cost model
 
 fastcap's engine runs as it is and chooses its own staging and slots; what a link, a kernel and a
 host copy take is assumed. So this is arithmetic, not a measurement, and it says what the engine
 makes of a machine, from its first pass on. Pinning is free on this clock: torch keeps pinned
-memory, so a process pays for it once.
+memory, so a process pays for it once. An archive's workers are given the disk's rate, since nothing
+is written.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from benchmarks import programs
+from benchmarks.gpu import grid
+from benchmarks.gpu.grid import Group
 from fastcap.devices.simulated import SimulatedCosts, TimedDevice
+from fastcap.formatting import format_bytes, markdown_table
+from fastcap.transfer.pinned_out import PINNED_OUT_BYTES
 from tests.support.virtual import (
     Load,
     Outcome,
     baseline_secs,
     bounds,
+    predicted_secs,
     run_extraction,
     run_stream,
+    synchronous_secs,
 )
 
 GB = 1e9
 PASSES = (4, 12)
 HOST_RATES = (3 * GB, 10 * GB, 25 * GB)
 HOST_BYTES = 32 << 30  # what slots may take by default on a host with 128 GiB to spare
+DISK_BYTES_PER_SEC = 2.5e9
 LOOP, FRESH, PINNED = "lent slots", "fresh memory", "pinned `out=`"
 LIMITS: Mapping[str, float] = {LOOP: 1.02, FRESH: 1.03, PINNED: 1.02}
 """Times the passes alone that each destination may take."""
@@ -92,27 +102,123 @@ def _row(load: Load, destination: str) -> Row:
     )
 
 
-def _run(load: Load, destination: str) -> Outcome:
+def _run(load: Load, destination: str, keeps_batch: bool = True) -> Outcome:
     if destination == LOOP:
-        return run_stream(load, TimedDevice(load.costs))
+        return run_stream(load, TimedDevice(load.costs), keeps_batch)
     is_pinned = destination == PINNED
     device = TimedDevice(load.costs, reaches_all=is_pinned)
     return run_extraction(load, device, is_pinned)
 
 
+# The grid's twin
+
+DESTINATIONS = {
+    grid.SLOTS: LOOP,
+    grid.LOOP: LOOP,
+    grid.FRESH: FRESH,
+    grid.PINNED: PINNED,
+    grid.ARCHIVE: FRESH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A way of one group on the virtual clock, in seconds of one pass.
+
+    Attributes:
+        group: Model and selection.
+        way: Where values go, or the synchronous hook.
+        baseline_secs: Without capture.
+        secs: With everything landed.
+        model_secs: What the cost model says; `None` for the hook, which it is not about.
+        bound: The term that sets it.
+    """
+
+    group: Group
+    way: str
+    baseline_secs: float
+    secs: float
+    model_secs: float | None
+    bound: str
+
+
+def play_group(group: Group) -> Iterator[Cell]:
+    """Every destination, and the synchronous hook beside them."""
+    for way in (*DESTINATIONS, grid.HOOK):
+        load = load_of(group, way)
+        n_passes, bound = load.n_passes, bounds(load).name
+        plain_secs = baseline_secs(load) / n_passes
+        if way == grid.HOOK:
+            yield Cell(group, way, plain_secs, synchronous_secs(load) / n_passes, None, "")
+            continue
+        if way == grid.ARCHIVE and bound == "consumer":
+            bound = "disk"
+        # `slots` drops each batch before it asks for the next, as the plain loop does not.
+        found = _run(load, DESTINATIONS[way], keeps_batch=way != grid.SLOTS)
+        yield Cell(
+            group, way, plain_secs, found.secs / n_passes, predicted_secs(load) / n_passes, bound
+        )
+
+
+def load_of(group: Group, way: str) -> Load:
+    """A cell as the virtual clock has it."""
+    subject, costs = group.subject, SimulatedCosts()
+    site_bytes = group.pass_bytes // subject.shape.n_layers
+    if way == grid.ARCHIVE:
+        costs = replace(costs, host_bytes_per_sec=DISK_BYTES_PER_SEC / costs.n_workers)
+    return Load(
+        n_passes=group.n_passes,
+        n_layers=subject.shape.n_layers,
+        site_bytes=site_bytes,
+        forward_secs=subject.likely_forward_secs,
+        launch_secs=subject.likely_launch_secs,
+        pinned_bytes=HOST_BYTES,
+        lends=way in (grid.SLOTS, grid.LOOP)
+        or (way == grid.PINNED and site_bytes >= PINNED_OUT_BYTES),
+        costs=costs,
+    )
+
+
+def grid_table(cells: Sequence[Cell]) -> str:
+    """Milliseconds per pass."""
+    header = ("cell", "bytes per pass", "without capture", "virtual", "x", "cost model", "bound")
+    rows = [
+        (
+            f"{cell.group.name}, {cell.way}",
+            format_bytes(cell.group.pass_bytes),
+            f"{1e3 * cell.baseline_secs:.2f}",
+            f"{1e3 * cell.secs:.2f}",
+            f"{cell.secs / cell.baseline_secs:.2f}",
+            "" if cell.model_secs is None else f"{1e3 * cell.model_secs:.2f}",
+            cell.bound,
+        )
+        for cell in cells
+    ]
+    return markdown_table([header, *rows])
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = programs.parser_of("benchmarks.virtual", __doc__).parse_args(arguments)
-    origin = programs.begin(options)
-    if origin is None:
-        return programs.CANNOT_START
-    rows = list(play())
-    content = {
+    parser = programs.parser_of("benchmarks.virtual", __doc__)
+    parser.add_argument("--grid", action="store_true", help="print the GPU grid's cells instead")
+    options = parser.parse_args(arguments)
+    if options.grid:
+        groups = {group.name: group for group in grid.GRID}.values()  # archives are in every one
+        cells = [cell for group in groups for cell in play_group(group)]
+        programs.say(f"Arithmetic, not a measurement; ms per pass.\n\n{grid_table(cells)}")
+        return 0
+    return programs.run(options, "virtual", content, is_good=is_within)
+
+
+def content() -> dict[str, Any]:
+    return {
         "note": "simulated: a virtual clock with assumed rates, not a measurement",
         "assumed": asdict(SimulatedCosts()),
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) for row in play()],
     }
-    programs.finish(options, "virtual", origin, content)
-    return 0 if all(row.is_within for row in rows) else 1
+
+
+def is_within(figures: Mapping[str, Any]) -> bool:
+    return all(Row(**row).is_within for row in figures["rows"])
 
 
 if __name__ == "__main__":

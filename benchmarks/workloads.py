@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import ModelShape, build_model
+from benchmarks.models import ModelShape, build_llama, build_model
 from fastcap.bench import Case, make_case
 from fastcap.bench.case import Values
 from fastcap.bench.ways import Way
@@ -29,8 +29,6 @@ class Workload:
         dtype: Of the model, and so of the result.
         positions: The token that is wanted of each sample, or a slice of them; `None` for all.
         device: Where the model is.
-        in_turns: Whether ways alternate before every pass, and peak memory is measured: for runs so
-            long that a shared machine drifts meanwhile.
     """
 
     name: str
@@ -42,7 +40,6 @@ class Workload:
     dtype: torch.dtype = torch.float32
     positions: int | slice | None = None
     device: str = "cpu"
-    in_turns: bool = False
 
     @property
     def result_bytes(self) -> int:
@@ -83,7 +80,6 @@ ACCEPTANCE = Workload(
     n_tokens=256,
     batch_size=32,
     sites=("layers.0.mlp", "layers.3.mlp", "layers.7.mlp"),
-    in_turns=True,
 )
 """A large result of few sites from a CPU model: isolates the copy into the result, memory's first
 touch, and how often the result exists at its peak.
@@ -171,25 +167,7 @@ def grid(device: str, memory_bytes: int | None) -> list[Workload]:
 
 # transformers' own way: output_hidden_states=True
 
-N_LLAMA_LAYERS = 4
-
-
-def build_llama(device: str) -> nn.Module:
-    """A transformers decoder with random weights."""
-    from transformers import LlamaConfig, LlamaModel
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=N_LLAMA_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        use_cache=False,
-    )
-    model: nn.Module = LlamaModel(config)
-    return model.to(device).eval()
+LLAMA = ModelShape(n_layers=4, width=64, n_heads=4, hidden=128, vocab_size=128)
 
 
 def llama_case(device: str, n_passes: int = 3) -> Case:
@@ -197,7 +175,8 @@ def llama_case(device: str, n_passes: int = 3) -> Case:
     generator = torch.Generator().manual_seed(1)
     ids = [torch.randint(128, (4, 32), generator=generator) for _ in range(n_passes)]
     batches = [{"input_ids": each} for each in ids]
-    return make_case(build_llama(device), batches, blocks(N_LLAMA_LAYERS - 1))
+    model = build_llama(LLAMA, torch.float32, device)
+    return make_case(model, batches, blocks(LLAMA.n_layers - 1))
 
 
 def output_hidden_states(device: str) -> Way:
@@ -206,7 +185,7 @@ def output_hidden_states(device: str) -> Way:
     On a model of its own with the same weights: the first call that asks leaves transformers' hooks
     on the model for good, and they would slow down every other way.
     """
-    model = build_llama(device)
+    model = build_llama(LLAMA, torch.float32, device)
 
     @torch.no_grad()
     def way(case: Case) -> Values:

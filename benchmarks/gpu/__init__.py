@@ -5,17 +5,17 @@ python -m benchmarks.gpu.soak         whether it is right: random programs, and 
 python -m benchmarks.gpu.timeline     whether copies run beside the model: the profiler's trace
 python -m benchmarks.gpu.peers        what other ways cost: hooks, hidden states, nnsight, loops
   ... --dry-run                       every function once, tiny, on the CPU: whether the code runs
-python -m benchmarks.gpu --virtual    the grid on a device with a virtual clock: arithmetic
 
 toolbox     streams, events, clocks and pinned memory of one GPU, under their torch names
 standin     the same over CPU memory, for the dry run and the tests
-command     options, an end in time, and a report of entries and figures after every step
+command     options, an end in time, and a report after every step
+report      what a report is made of: entries, figures, goals
 subjects    the models, with transformers or without
-grid        floors, the cost model's terms, groups of ways in turns, goals
+grid        what is asked of which model in which ways, and what bounds a pass
+turns       one of the grid's groups, measured
 micro       what the design rests on, measured by itself
 loops       decoding, batches of many lengths, compiled models
-virtual     the grid's twin on a virtual clock
 
-Needs torch and numpy; the soak, the tests' own modules. What else is missing is said, and what
-depends on it is listed as not run.
+Needs torch and numpy; the soak and the dry run, the tests' own modules. What else is missing is
+said, and what depends on it is listed as not run.
 """

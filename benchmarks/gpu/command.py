@@ -1,53 +1,38 @@
-"""What the programs of this folder share: options, an end in time, and a report after every step.
-
-A report is a list of entries, each with its figures. A figure may have a range that was predicted
-of it; where that was promised, it is a goal, and the report says whether it was met.
-"""
+"""What the programs here share: options, an end in time, and a report after every step."""
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
-import math
 import signal
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks import programs
 from benchmarks.checkout import RESULTS
-from benchmarks.gpu.standin import StandIn
+from benchmarks.gpu.report import FAILED, MEASURED, Entry, Figure, describe_error
 from benchmarks.gpu.toolbox import FULL, TINY, Gpu, Sizes
 from benchmarks.programs import Origin, refuse, say
-from fastcap.bench import Ratio
 from fastcap.bench.report import INTERVAL
 from fastcap.formatting import markdown_table
 
 OVERTIME_SECS = 15.0  # after its time what runs is ended, and the report written
 GRACE_SECS = 10.0  # then the process is
-MEASURED, NOT_RUN, FAILED = "measured", "not run", "failed"
-NOT_REACHED = "the run ended before it"
 NEEDED = {
     "safetensors": "archives are not read, so that way is not run",
     "transformers": "the models are stand-ins of the same sizes; no hidden states, no KV cache",
     "nnsight": "it is not measured",
 }
-
-
-class UnavailableError(Exception):
-    """Something cannot be measured here, for the reason in the text."""
 
 
 class RunEndedError(BaseException):
@@ -56,135 +41,6 @@ class RunEndedError(BaseException):
 
 ENDED = (KeyboardInterrupt, SystemExit, RunEndedError)
 """What ends a run. A run of `fastcap.extract` raises `SystemExit` for SIGTERM."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A prediction: between two numbers, either of which may be open."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.low:g}"
-        if math.isinf(self.low):
-            return f"at most {self.high:g}"
-        return (
-            f"at least {self.low:g}" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
-        )
-
-
-NONE = Range(0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measured value.
-
-    Attributes:
-        name: What was measured, beside the entry's title.
-        value: How much.
-        unit: Of what.
-        predicted: Before anything was measured; `None` for a value that others are held against.
-        interval: Of 95 %, where the value is a mean of rounds.
-        goal: What was promised, where the prediction is a promise.
-    """
-
-    name: str
-    value: float
-    unit: str
-    predicted: Range | None = None
-    interval: tuple[float, float] | None = None
-    goal: str = ""
-
-    def __str__(self) -> str:
-        text = f"{self.name}: {self.shown}"
-        if self.predicted is None:
-            return text
-        word = "promised" if self.goal else "predicted"
-        return f"{text} ({self.predicted} {word}{'' if self.is_as_predicted else ': NO'})"
-
-    @property
-    def shown(self) -> str:
-        text = f"{self.value:.4g} {self.unit}".rstrip()
-        return text if self.interval is None else text + " [{:.3f}, {:.3f}]".format(*self.interval)
-
-    @property
-    def is_as_predicted(self) -> bool | None:
-        return None if self.predicted is None else self.value in self.predicted
-
-    def fields(self) -> dict[str, Any]:
-        """For JSON, which has no infinity: one round gives no interval."""
-        ends = [end if math.isfinite(end) else None for end in self.interval or ()]
-        return {
-            **asdict(self),
-            "interval": ends or None,
-            "predicted": None if self.predicted is None else str(self.predicted),
-            "as_predicted": self.is_as_predicted,
-        }
-
-
-def of_ratio(name: str, ratio: Ratio, predicted: Range | None = None, goal: str = "") -> Figure:
-    """A paired ratio with its interval."""
-    return Figure(name, ratio.mean, "x", predicted, (ratio.low, ratio.high), goal)
-
-
-@dataclass(slots=True)
-class Entry:
-    """The figures that answer one question.
-
-    Attributes:
-        name: Its number, which stays with it.
-        title: What is asked; no two entries of a report share it.
-        status: `measured`, `not run` or `failed`.
-        reason: Why not, or why not all of it.
-        figures: What came out, as far as it came.
-        secs: How long it took.
-        problems: What differed from the oracle.
-        raw: What the figures are made of, such as seconds by round.
-    """
-
-    name: str
-    title: str
-    status: str = NOT_RUN
-    reason: str = NOT_REACHED
-    figures: list[Figure] = field(default_factory=list)
-    secs: float = 0.0
-    problems: list[str] = field(default_factory=list)
-    raw: dict[str, Any] = field(default_factory=dict)
-
-    def fields(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "figures": [figure.fields() for figure in self.figures]}
-
-    def reason_if(self, reason: str) -> bool:
-        """Say why it is not run, if there is a reason and it was not reached; whether there is."""
-        if reason and self.reason == NOT_REACHED:
-            self.reason = reason
-        return bool(reason)
-
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """What is raised in the block becomes the reason; the rest goes on."""
-        try:
-            yield
-        except UnavailableError as error:
-            self.status, self.reason = NOT_RUN, str(error)
-        except Exception as error:  # noqa: BLE001 - the rest runs, and the report says so
-            self.status, self.reason = FAILED, describe_error(error)
-
-
-def describe_error(error: BaseException) -> str:
-    """What was raised, and where; the whole trace goes to standard error."""
-    traceback.print_exception(error, file=sys.stderr)
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
-    text = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {text[0]}{where}"
 
 
 @contextmanager
@@ -212,27 +68,25 @@ def ending_after(limit_secs: float, grace_secs: float) -> Iterator[None]:
 
 
 class Clock:
-    """How much time is left of what there was; `now` gives seconds that only grow."""
+    """How much time is left of what there was."""
 
-    def __init__(self, limit_secs: float, now: Callable[[], float] = time.perf_counter) -> None:
-        self.now = now
-        self.reserved_secs = 0.0  # kept for what comes last
-        self._started = now()
+    def __init__(self, limit_secs: float) -> None:
+        self._started = time.perf_counter()
         self._limit_secs = limit_secs
 
     @property
     def spent_secs(self) -> float:
-        return self.now() - self._started
+        return time.perf_counter() - self._started
 
     @property
     def left_secs(self) -> float:
-        return self._limit_secs - self.spent_secs - self.reserved_secs
+        return self._limit_secs - self.spent_secs
 
     def lacks(self, secs: float) -> str:
         """Why something of some seconds is not begun; empty where there is time for it."""
-        if self.left_secs >= secs:
-            return ""
         left_secs = max(0.0, self.left_secs)
+        if left_secs >= secs:
+            return ""
         return f"out of time: {left_secs:.0f} s were left, and it takes about {secs:.0f} s"
 
 
@@ -277,10 +131,8 @@ class Program:
 
     @property
     def path(self) -> Path | None:
-        if self.out is None:
-            return None
         kind = f"{'dry-run-' if self.is_dry else ''}gpu-{self.name}"
-        return self.out / f"{kind}-{self.origin.date[:10]}-{self.origin.machine.tag}.json"
+        return None if self.out is None else self.origin.path(self.out, kind)
 
     def document(self) -> dict[str, Any]:
         """Everything, raw times included."""
@@ -305,29 +157,28 @@ class Program:
     def say(self, text: str) -> None:
         say(f"{self.clock.spent_secs:6.1f} s  {text}")
 
-    def ask(self, name: str, title: str) -> Entry:
+    def ask(self, title: str) -> Entry:
         """The question's entry, which says that it was not reached until it is measured."""
         for each in self.entries:
             if each.title == title:
                 return each
-        self.entries.append(Entry(name, title))
+        self.entries.append(Entry(title))
         return self.entries[-1]
 
     def measure(
-        self, name: str, title: str, run: Callable[[], Iterator[Figure]], likely_secs: float = 0.0
+        self, title: str, run: Callable[[], Iterator[Figure]], likely_secs: float = 0.0
     ) -> None:
         """Fill an entry, unless too little time is left."""
-        self.say(f"{name} {title}")
-        entry, started = self.ask(name, title), self.clock.now()
-        entry.reason = self.clock.lacks(likely_secs) or entry.reason
+        self.say(title)
+        entry, started = self.ask(title), self.clock.spent_secs
         try:
-            if not self.clock.lacks(likely_secs):
+            if not entry.skipped_for(self.clock.lacks(likely_secs)):
                 with entry.guarded():
                     for figure in run():
                         entry.figures.append(figure)
                     entry.status, entry.reason = MEASURED, ""
         finally:
-            entry.secs = self.clock.now() - started
+            entry.secs = self.clock.spent_secs - started
             self.write()
         self.tell(entry)
 
@@ -346,42 +197,35 @@ class Program:
 
     def ending(self) -> str:
         """What is to be read first: warnings, goals, and what was not run."""
-        lines = ["A dry run on the CPU. No figure here is a measurement of anything."]
-        lines = lines if self.is_dry else []
+        lines = []
+        if self.is_dry:
+            lines.append("A dry run on the CPU. No figure here is a measurement of anything.")
         if not self.is_complete:
             lines.append("This run did not come to its end.")
         lines += self.notes
-        rows = [
-            (
-                f.goal,
-                entry.title,
-                f"{f.name} {f.shown}",
-                str(f.predicted),
-                "met" if ok else "MISSED",
-            )
-            for entry in self.entries
-            for f in entry.figures
-            if f.goal and (ok := f.is_as_predicted) is not None
-        ]
-        if rows:
-            header = ("goal", "where", "reached", "promised", "met")
-            lines.append(markdown_table([header, *sorted(rows)]))
+        if rows := sorted(self._goals()):
+            lines.append(markdown_table([("goal", "where", "reached", "promised", "met"), *rows]))
         for entry in self.entries:
             if entry.status != MEASURED:
-                lines.append(f"{entry.status}: {entry.name} {entry.title}: {entry.reason}")
+                lines.append(f"{entry.status}: {entry.title}: {entry.reason}")
             if entry.problems:
                 lines.append(f"{entry.title} DIFFERS: {'; '.join(entry.problems[:3])}")
         return "\n".join(lines)
 
+    def _goals(self) -> Iterator[tuple[str, ...]]:
+        for entry in self.entries:
+            for each in entry.figures:
+                if each.goal:
+                    is_met = "met" if each.is_as_predicted else "MISSED"
+                    reached = f"{each.name} {each.shown}"
+                    yield each.goal, entry.title, reached, str(each.predicted), is_met
+
 
 def parser_of(name: str, description: str | None, limit_secs: float) -> argparse.ArgumentParser:
     """A parser of the options that every program has."""
-    parser = argparse.ArgumentParser(f"python -m {name}", description=description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, help=f"folder for the results; by default {RESULTS}")
+    parser = programs.plain_parser(name, description)
     parser.add_argument("--limit-secs", type=float, default=limit_secs, help="time for everything")
     parser.add_argument("--scratch", type=Path, help="where archives are written, then removed")
-    parser.add_argument("--commit", help="what is measured, where this is not a git checkout")
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny, on the CPU; writes with --out only"
     )
@@ -401,7 +245,7 @@ def run(name: str, options: argparse.Namespace, steps: Callable[[Program], None]
         )
     if options.out is None and not options.dry_run:
         options.out = Path(RESULTS)
-    gpu = StandIn() if options.dry_run else Gpu()
+    gpu = open_gpu(options.dry_run)
     with (
         ending_after(options.limit_secs + OVERTIME_SECS, GRACE_SECS),
         gpu.running(),
@@ -410,11 +254,20 @@ def run(name: str, options: argparse.Namespace, steps: Callable[[Program], None]
         return play(open_program(name, gpu, options, Path(scratch)), steps)
 
 
+def open_gpu(is_dry: bool) -> Gpu:
+    """The GPU that is here, or what stands in for one."""
+    if not is_dry:
+        return Gpu()
+    from benchmarks.gpu.standin import StandIn  # the tests' own modules
+
+    return StandIn()
+
+
 def open_program(name: str, gpu: Gpu, options: argparse.Namespace, scratch: Path) -> Program:
-    there = [name for name in NEEDED if find_spec(name) is not None]
+    there = [name for name in ("numpy", *NEEDED) if find_spec(name) is not None]
     card = {
         **gpu.card(),
-        "software": ", ".join([f"numpy {np.__version__}", *(f"{n} {version(n)}" for n in there)]),
+        "software": ", ".join(f"{name} {version(name)}" for name in there),
         "missing": {name: what for name, what in NEEDED.items() if name not in there},
         "scratch": file_system(options.scratch or Path(tempfile.gettempdir())),
         "limit_secs": options.limit_secs,

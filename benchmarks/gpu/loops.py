@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
-from benchmarks.gpu.command import NONE, Figure, UnavailableError, of_ratio
 from benchmarks.gpu.grid import HOOK
+from benchmarks.gpu.report import NONE, Figure, UnavailableError, of_ratio
 from benchmarks.gpu.subjects import DTYPE, LLAMA, Built, is_from_transformers, tiny
 from benchmarks.gpu.toolbox import Gpu, Sizes
 from benchmarks.models import build_model
+from benchmarks.workloads import blocks
 from fastcap import reference
 from fastcap.bench import Case, make_case, paired_ratio
 from fastcap.bench.case import Values
 from fastcap.bench.equality import wrong_sites
-from fastcap.bench.timing import give_back_memory, order_of_round
+from fastcap.bench.timing import measure_rounds
 from fastcap.bench.ways import BASELINE, attach_hooks, baseline, lent, stored, streamed
 from fastcap.model.sites import BoundSite, bind_sites
 from fastcap.reference import ReferenceStore
@@ -37,11 +38,12 @@ def in_turns(
     runs: Mapping[str, Callable[[], float]], unit_secs: str, n_rounds: int
 ) -> Iterator[Figure]:
     """Rounds of every run, which returns its own seconds; the baseline is the first of them."""
-    secs: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(n_rounds):
-        for name in order_of_round(list(runs), number):
-            give_back_memory()
-            secs[name].append(runs[name]())
+    secs = measure_rounds(
+        list(runs),
+        lambda order: {name: (runs[name](), None) for name in order},
+        n_rounds,
+        lambda *_: None,
+    )
     base, *others = secs
     for name in secs:
         yield Figure(name, 1e3 * statistics.median(secs[name]), f"ms per {unit_secs}")
@@ -98,7 +100,7 @@ def decode(gpu: Gpu, built: Built, sizes: Sizes) -> Iterator[Figure]:
     yield from in_turns(runs, "step", sizes.rounds)
 
 
-def _with_oracle(model: nn.Module, sites: list[str], steps: Steps) -> list[Values]:
+def _with_oracle(model: nn.Module, sites: Sequence[str], steps: Steps) -> list[Values]:
     found: list[Values] = []
     with ReferenceStore(model, sites) as store:
         steps(lambda: found.append(dict(store.activations)))
@@ -121,13 +123,13 @@ def _copying_hooks(bound: Iterable[BoundSite]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _with_hooks(model: nn.Module, sites: list[str], steps: Steps, found: list[Values]) -> float:
+def _with_hooks(model: nn.Module, sites: Sequence[str], steps: Steps, found: list[Values]) -> float:
     with _copying_hooks(bind_sites(model, sites)) as values:
         return steps(lambda: found.append(dict(values)))
 
 
 def _with_store(
-    model: nn.Module, sites: list[str], steps: Steps, reads_each: bool, found: list[Values]
+    model: nn.Module, sites: Sequence[str], steps: Steps, reads_each: bool, found: list[Values]
 ) -> float:
     with fastcap.ActivationStore(model, sites) as store:
         secs = steps((lambda: found.append(store.activations)) if reads_each else lambda: None)
@@ -208,7 +210,7 @@ def compiled(gpu: Gpu, sizes: Sizes, is_dry: bool, n_tokens: int) -> Iterator[Fi
     subject = tiny(LLAMA) if is_dry else LLAMA
     shape = replace(subject.shape, n_layers=2 if is_dry else N_COMPILED_LAYERS)
     model = build_model(shape, DTYPE, gpu.device)
-    sites = [f"layers.{layer}" for layer in range(shape.n_layers)]
+    sites = blocks(shape.n_layers)
     generator = torch.Generator().manual_seed(1)
     size = (subject.batch_size, min(n_tokens, subject.n_tokens))
     batch = {"input_ids": torch.randint(shape.vocab_size, size, generator=generator)}

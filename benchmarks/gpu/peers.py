@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import command, grid, loops
-from benchmarks.gpu.command import Program, UnavailableError
+from benchmarks.gpu import command, loops, turns
+from benchmarks.gpu.command import Program
 from benchmarks.gpu.grid import ALL, HOOK, LAST, Group, Ways
+from benchmarks.gpu.report import UnavailableError
 from benchmarks.gpu.subjects import LLAMA, Built, is_from_transformers, tiny
 from benchmarks.workloads import collect_hidden_states
 from fastcap.bench import Case
@@ -38,9 +39,9 @@ from fastcap.bench.ways import (
 )
 
 LIMIT_SECS = 330.0
-DECODE = "P1", "decoding with a KV cache, 32 sites"
-LENGTHS = "P2", "batches of eight lengths"
-COMPILED = {1024: ("P3", "compiled models, 1024 tokens"), 1: ("P4", "compiled models, one token")}
+DECODE = "decoding with a KV cache, 32 sites"
+LENGTHS = "batches of eight lengths"
+COMPILED = {1024: "compiled models, 1024 tokens", 1: "compiled models, one token"}
 
 
 @torch.no_grad()
@@ -102,19 +103,19 @@ def everything(program: Program) -> None:
     """Peers first, then loops; what takes longest to begin, compiling, comes last."""
     gpu, sizes, groups = program.gpu, program.sizes, groups_of(program)
     for group in groups:
-        grid.entries_of(program, group)
+        turns.entries_of(program, group)
     for question in (DECODE, LENGTHS, *COMPILED.values()):
-        program.ask(*question)
+        program.ask(question)
     try:
-        _on_llama(program, groups, grid.open_subject(program, groups[0].subject))
+        _on_llama(program, groups, turns.open_subject(program, groups[0].subject))
     except UnavailableError as error:
         program.notes.append(str(error))
     except Exception as error:  # noqa: BLE001 - a compiled model can still be measured
         program.fail("llama", error)
-    grid.close_subject(gpu)
+    turns.close_subject(gpu)
     for n_tokens, question in COMPILED.items():
         run = partial(loops.compiled, gpu, sizes, program.is_dry, n_tokens)
-        program.measure(*question, run, likely_secs=0 if program.is_dry else 40)
+        program.measure(question, run, likely_secs=0 if program.is_dry else 40)
 
 
 def _on_llama(program: Program, groups: list[Group], built: Built) -> None:
@@ -126,11 +127,11 @@ def _on_llama(program: Program, groups: list[Group], built: Built) -> None:
             ids = built.case(gpu, 1).batches[0]["input_ids"][:1, :8].to(gpu.device)
             built.model(ids, output_hidden_states=True)
     everybody, last, with_own_baseline = groups
-    grid.measure_group(program, everybody, built)
-    program.measure(*DECODE, partial(loops.decode, gpu, built, sizes), likely_secs=20)
-    grid.measure_group(program, last, built)
-    program.measure(*LENGTHS, partial(loops.lengths, gpu, built, sizes), likely_secs=30)
-    grid.measure_group(program, with_own_baseline, built)
+    turns.measure_group(program, everybody, built)
+    program.measure(DECODE, partial(loops.decode, gpu, built, sizes), likely_secs=20)
+    turns.measure_group(program, last, built)
+    program.measure(LENGTHS, partial(loops.lengths, gpu, built, sizes), likely_secs=30)
+    turns.measure_group(program, with_own_baseline, built)
 
 
 def main(arguments: list[str] | None = None) -> int:

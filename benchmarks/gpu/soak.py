@@ -19,16 +19,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 from unittest import mock
 
 from benchmarks.checkout import PROJECT
 from benchmarks.gpu import command
-from benchmarks.gpu.command import FAILED, MEASURED, NONE, Figure, Range
 from benchmarks.gpu.command import Program as Command
-from benchmarks.gpu.standin import StandIn
+from benchmarks.gpu.report import FAILED, MEASURED, NONE, Figure, Range
 from benchmarks.gpu.toolbox import Gpu
 from benchmarks.programs import say
 from fastcap.bench.hardware import describe_machine
@@ -66,7 +65,7 @@ class Naps:
     """Sleeping kernels around packs, on the stream of the model, and copies, on theirs."""
 
     def __init__(self, gpu: Gpu) -> None:
-        self._cuda = gpu.cuda
+        self._gpu = gpu
         self._draw = core.draw(0)
         self._pack_cycles, self._copy_cycles = MOST_CYCLES[0]
 
@@ -75,9 +74,9 @@ class Naps:
         self._draw = core.draw(seed)
         self._pack_cycles, self._copy_cycles = self._draw.choice(MOST_CYCLES)
 
-    def _nap(self, most_cycles: float) -> None:
+    def _nap(self, most_cycles: float, stream: Any = None) -> None:
         if most_cycles and self._draw.random() < 0.5:
-            self._cuda._sleep(1 + int(self._draw.random() * most_cycles))
+            self._gpu.nap(1 + int(self._draw.random() * most_cycles), stream)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -100,11 +99,9 @@ class Naps:
         ) -> None:
             for event in after:
                 device._copy_stream.wait_event(event)
-            with self._cuda.stream(device._copy_stream):
-                self._nap(self._copy_cycles)
+            self._nap(self._copy_cycles, device._copy_stream)
             copy(device, staging, target, n_bytes, (), then, offset)
-            with self._cuda.stream(device._copy_stream):
-                self._nap(self._copy_cycles)
+            self._nap(self._copy_cycles, device._copy_stream)
 
         with (
             mock.patch.object(AcceleratorDevice, "pack", slow_pack),
@@ -165,87 +162,62 @@ def _play_on_cpu(program: Program | RunProgram, place: str) -> None:
 # Engines side by side, each in processes of its own
 
 
-@dataclass(slots=True)
-class Child:
-    """A process that plays one engine's programs."""
-
-    engine: str
-    process: subprocess.Popen[str]
-
-    def result(self) -> Soak:
-        """What it found.
-
-        Raises:
-            RuntimeError: It ended without saying.
-        """
-        said, errors = self.process.communicate()
-        try:
-            found = json.loads(said.splitlines()[-1])
-        except (ValueError, IndexError):
-            code = self.process.returncode
-            raise RuntimeError(f"its process ended with {code}: {errors[-300:]}") from None
-        return Soak(**found)
-
-
-def start(engine: str, first_seed: int, secs: float) -> Child:
+def start(engine: str, first_seed: int, secs: float) -> subprocess.Popen[str]:
+    """A process that plays one engine's programs, and says every few seconds what it found."""
     arguments = ["--engine", engine, "--first-seed", str(first_seed), "--secs", str(secs)]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.gpu.soak", *arguments],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    return Child(engine, process)
 
 
-def _ended(children: list[Child], secs: float) -> Iterator[Child]:
-    """Each as it ends; one that takes much longer than its time is ended, with what it has said."""
-    crowd = max(1.0, len(children) / describe_machine("cpu").n_cores)
-    deadline = time.monotonic() + crowd * (secs + START_SECS)
-    waiting = list(children)
-    while waiting:
-        for child in [each for each in waiting if each.process.poll() is not None]:
-            waiting.remove(child)
-            yield child
-        if time.monotonic() > deadline:
-            for child in waiting:
-                child.process.kill()
-        time.sleep(0.1)
+def note_child(
+    program: Command, engine: str, total: Soak, child: subprocess.Popen[str], secs: float
+) -> None:
+    """Wait for a process; one that takes longer is ended, and what it has said counts."""
+    try:
+        said, errors = child.communicate(timeout=max(secs, 0.1))
+    except subprocess.TimeoutExpired:
+        child.kill()
+        said, errors = child.communicate()
+    try:
+        found = Soak(**json.loads(said.splitlines()[-1]))
+    except (ValueError, IndexError):
+        entry = program.ask(title_of(engine))
+        entry.status = FAILED
+        entry.reason = f"its process ended with {child.returncode}: {errors[-300:]}"
+        program.write()
+    else:
+        note(program, engine, total, found)
 
 
 def everything(program: Command, secs: float) -> None:
     """The sound engine in several processes, every broken one in one, all at the same time."""
-    for engine in (SOUND, *MUTANTS):
-        program.ask("S1" if engine == SOUND else "S2", title_of(engine))
     totals = {engine: Soak() for engine in (SOUND, *MUTANTS)}
+    for engine in totals:
+        program.ask(title_of(engine))
     if program.is_dry:
-        for engine in totals:
-            found = play_engine(program.gpu, engine, 0, secs, n_most=4)
-            note(program, engine, totals[engine], found)
+        for engine, total in totals.items():
+            note(program, engine, total, play_engine(program.gpu, engine, 0, secs, n_most=4))
         return
-    n_sound = max(1, describe_machine("cpu").n_cores - len(MUTANTS))
-    children = [start(SOUND, number * SEEDS_APART, secs) for number in range(n_sound)]
-    children += [start(engine, 0, secs) for engine in MUTANTS]
+    n_cores = describe_machine("cpu").n_cores
+    n_sound = max(1, n_cores - len(MUTANTS))
+    children = [(SOUND, start(SOUND, i * SEEDS_APART, secs)) for i in range(n_sound)]
+    children += [(engine, start(engine, 0, secs)) for engine in MUTANTS]
+    deadline = time.monotonic() + max(1.0, len(children) / n_cores) * (secs + START_SECS)
     left = list(children)
     try:
-        for child in _ended(children, secs):
-            left.remove(child)
-            _note_child(program, child, totals[child.engine])
+        for engine, child in children:
+            note_child(program, engine, totals[engine], child, deadline - time.monotonic())
+            left.remove((engine, child))
     finally:  # the whole run is ended, too: with what they have said
-        for child in left:
-            child.process.kill()
-        for child in left:
-            _note_child(program, child, totals[child.engine])
-
-
-def _note_child(program: Command, child: Child, total: Soak) -> None:
-    try:
-        note(program, child.engine, total, child.result())
-    except RuntimeError as error:
-        entry = program.ask("", title_of(child.engine))
-        entry.status, entry.reason = FAILED, str(error)
-        program.write()
+        for _, child in left:
+            child.kill()
+        for engine, child in left:
+            note_child(program, engine, totals[engine], child, START_SECS)
 
 
 def title_of(engine: str) -> str:
@@ -257,7 +229,7 @@ def title_of(engine: str) -> str:
 def note(program: Command, engine: str, total: Soak, found: Soak) -> None:
     """Add what one process found to its engine's entry."""
     _add(total, found)
-    entry = program.ask("", title_of(engine))
+    entry = program.ask(title_of(engine))
     entry.secs = total.secs
     if entry.status != FAILED:
         entry.status, entry.reason = MEASURED, ""
@@ -286,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.engine is None:
         return command.run("soak", options, partial(everything, secs=options.secs))
-    gpu = StandIn() if options.dry_run else Gpu()
+    gpu = command.open_gpu(options.dry_run)
     with gpu.running():
         found = play_engine(
             gpu,

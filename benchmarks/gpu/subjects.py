@@ -5,17 +5,14 @@ All weights are random, all are bfloat16, and nothing is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.toolbox import GiB, Gpu
-from benchmarks.models import ModelShape, build_model
-from benchmarks.workloads import LLAMA_7B
+from benchmarks.models import ModelShape, build_llama, build_model
+from benchmarks.workloads import LLAMA_7B, blocks
 from fastcap.bench import Case, make_case
 
 DTYPE = torch.bfloat16
@@ -101,7 +98,7 @@ class Built:
 
     subject: Subject
     model: nn.Module
-    sites: list[str]
+    sites: tuple[str, ...]
     origin: str
 
     def case(self, gpu: Gpu, n_passes: int, positions: int | slice | None = None) -> Case:
@@ -115,55 +112,23 @@ class Built:
 
 def build(subject: Subject, gpu: Gpu) -> Built:
     """Make a subject's model; the same each time."""
-    torch.manual_seed(0)
     reason = ""
-    try:
-        with _made_on(gpu):
-            model = _make(subject)
-    except torch.OutOfMemoryError:  # a stand-in has no room either
-        raise
-    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = f" (transformers made none: {type(error).__name__}: {error}".splitlines()[0] + ")"
-    if reason:
-        model = build_model(subject.shape, DTYPE, gpu.device)
-    origin = f"{_package(model)}.{type(model).__name__}{reason}"
-    sites = [f"layers.{layer}" for layer in range(subject.shape.n_layers)]
-    return Built(subject, model.eval(), sites, origin)
-
-
-def _make(subject: Subject) -> nn.Module:
-    shape = subject.shape
     if subject.name == THIN.name:
-        return Thin(shape)
-    if subject.name == GPT2.name:
-        return build_model(shape, DTYPE, torch.get_default_device())
-    from transformers import LlamaConfig, LlamaModel
-
-    make_config: Any = LlamaConfig  # whose types leave attn_implementation out
-    config = make_config(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.width,
-        intermediate_size=shape.hidden,
-        num_hidden_layers=shape.n_layers,
-        num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_heads,
-        max_position_embeddings=subject.n_tokens,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
-    model: nn.Module = LlamaModel(config)
-    return model
-
-
-@contextmanager
-def _made_on(gpu: Gpu) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPE)
-    try:
-        with gpu.device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
+        torch.manual_seed(0)
+        model: nn.Module = Thin(subject.shape).to(gpu.device, DTYPE)
+    elif subject.name == GPT2.name:
+        model = build_model(subject.shape, DTYPE, gpu.device)
+    else:
+        try:
+            model = build_llama(subject.shape, DTYPE, gpu.device)
+        except torch.OutOfMemoryError:  # a stand-in has no room either
+            raise
+        except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f" (transformers made none: {why})"
+            model = build_model(subject.shape, DTYPE, gpu.device)
+    origin = f"{_package(model)}.{type(model).__name__}{reason}"
+    return Built(subject, model.eval(), blocks(subject.shape.n_layers), origin)
 
 
 def _package(model: nn.Module) -> str:

@@ -22,8 +22,9 @@ from typing import Any
 
 import fastcap
 from benchmarks.gpu import command
-from benchmarks.gpu.command import NONE, Figure, Program, Range, UnavailableError
+from benchmarks.gpu.command import Program
 from benchmarks.gpu.grid import slot_budget
+from benchmarks.gpu.report import NONE, Figure, Range, UnavailableError
 from benchmarks.gpu.subjects import LLAMA, build, tiny
 from benchmarks.gpu.toolbox import Gpu
 from fastcap.bench import Case
@@ -223,8 +224,8 @@ def everything(program: Program, traces: Path | None) -> None:
     """The steady state first."""
     title = "fastcap's steady state"
     ways = {name: way for name, way in WAYS.items() if not (program.is_dry and way is pinned_hook)}
-    for number, name in enumerate((title, *ways), 1):
-        program.ask(f"T{number}", name)
+    for name in (title, *ways):
+        program.ask(name)
     folder = program.scratch if traces is None else traces
     folder.mkdir(parents=True, exist_ok=True)
     subject = tiny(LLAMA) if program.is_dry else LLAMA
@@ -234,10 +235,10 @@ def everything(program: Program, traces: Path | None) -> None:
     case = built.case(program.gpu, N_PASSES)
     budget = slot_budget(subject.site_bytes * len(case.sites), len(case.sites))
     steady = partial(steady_state, program.gpu, case, budget, folder / "steady.json.gz")
-    program.measure("T1", title, steady, LIKELY_SECS)
-    for number, (name, way) in enumerate(ways.items(), 2):
+    program.measure(title, steady, LIKELY_SECS)
+    for number, (name, way) in enumerate(ways.items()):
         run = partial(one_way, program.gpu, case, way, folder / f"way-{number}.json.gz")
-        program.measure(f"T{number}", name, run, LIKELY_SECS)
+        program.measure(name, run, LIKELY_SECS)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -39,37 +39,21 @@ class Sizes:
     part_bytes: int = 256 * MiB
     smallest_bytes: int = 16 << 10
     repeats: int = 5
-    calls: int = 100
+    calls: int = 300
     steps: int = 64
     rounds: int = 5
     archive_bytes: int = 2 * GiB
 
 
 FULL = Sizes()
-TINY = Sizes(
-    copy_bytes=1 << 16,
-    part_bytes=1 << 16,
-    smallest_bytes=1 << 14,
-    repeats=2,
-    calls=4,
-    steps=3,
-    rounds=2,
-    archive_bytes=1 << 20,
-)
+TINY = Sizes(64 << 10, 64 << 10, 16 << 10, repeats=2, calls=4, steps=3, rounds=2, archive_bytes=MiB)
 """For the dry run."""
 
 
 class Gpu:
-    """Streams, events, clocks and pinned memory of the current CUDA device.
-
-    Attributes:
-        cuda: `torch.cuda`, or what stands in for it.
-        device: Where tensors are made.
-        pins: Whether host memory is pinned.
-    """
+    """Streams, events, clocks and pinned memory of the current CUDA device."""
 
     pins = True
-    cuda: Any = torch.cuda
 
     def __init__(self, device: str = "cuda") -> None:
         self.device = torch.device(device)
@@ -98,52 +82,52 @@ class Gpu:
         if give_back := getattr(torch._C, "_host_emptyCache", None):
             give_back()
 
+    def empty_cache(self) -> None:
+        torch.cuda.empty_cache()
+
+    def free_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info()[0])
+
     # Order
 
     def synchronise(self) -> None:
-        self.cuda.synchronize()
+        torch.cuda.synchronize()
 
-    def sleep(self, secs: float) -> None:
-        """Keep the current stream busy."""
-        self.cuda._sleep(max(1, int(secs * self._cycles_per_sec)))
+    def nap(self, cycles: int, stream: Any = None) -> None:
+        """Keep a stream busy, or the current one."""
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
     @cached_property
     def _cycles_per_sec(self) -> float:
-        self.cuda._sleep(CALIBRATION_CYCLES)
-        secs = self.secs(lambda: self.cuda._sleep(CALIBRATION_CYCLES))
-        return CALIBRATION_CYCLES / secs
+        self.nap(CALIBRATION_CYCLES)
+        return CALIBRATION_CYCLES / self.secs(lambda: self.nap(CALIBRATION_CYCLES))
 
     # Time
 
     def timing_event(self) -> Any:
         """Recorded on the current stream now; `elapsed_time` of two is in milliseconds."""
-        event = self.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def secs(self, run: Callable[[], object], n_times: int = 1) -> float:
         """Seconds of one of `n_times` runs on the current stream, by the GPU's clock."""
-        start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        start = self.timing_event()
         for _ in range(n_times):
             run()
-        end.record()
+        end = self.timing_event()
         self.synchronise()
         return float(start.elapsed_time(end)) / 1e3 / n_times
 
     def queued_secs(self, run: Callable[[], object], repeats: int, n_times: int) -> float:
         """The shortest of some repeats, of runs that are all issued before the first begins."""
         issue_secs = n_times * self.median_host_secs(run, 3, n_times)
-        start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+        cycles = int((2 * issue_secs + 1e-3) * self._cycles_per_sec)
         found = []
         for _ in range(repeats):
-            self.sleep(2 * issue_secs + 1e-3)
-            start.record()
-            for _ in range(n_times):
-                run()
-            end.record()
-            self.synchronise()
-            found.append(float(start.elapsed_time(end)) / 1e3 / n_times)
+            self.nap(cycles)
+            found.append(self.secs(run, n_times))
         return min(found)
 
     def best_secs(self, run: Callable[[], object], repeats: int, n_times: int = 1) -> float:
@@ -151,19 +135,18 @@ class Gpu:
         run()
         return min(self.secs(run, n_times) for _ in range(repeats))
 
-    def host_secs(self, run: Callable[[], object], n_times: int = 1) -> float:
-        """Seconds of the host for one of `n_times` runs, whatever the GPU still has to do."""
-        self.synchronise()
-        started = time.perf_counter()
-        for _ in range(n_times):
-            run()
-        elapsed = time.perf_counter() - started
-        self.synchronise()
-        return elapsed / n_times
-
     def median_host_secs(self, run: Callable[[], object], repeats: int, n_times: int) -> float:
+        """Seconds of the host for one of `n_times` runs, whatever the GPU still has to do."""
         run()
-        return statistics.median(self.host_secs(run, n_times) for _ in range(repeats))
+        found = []
+        for _ in range(repeats):
+            self.synchronise()
+            started = time.perf_counter()
+            for _ in range(n_times):
+                run()
+            found.append((time.perf_counter() - started) / n_times)
+        self.synchronise()
+        return statistics.median(found)
 
     def trace(self, run: Callable[[], object], path: Path) -> None:
         """Write what the profiler sees of a run as a Chrome trace; gzipped if `path` ends so."""
@@ -175,12 +158,9 @@ class Gpu:
 
     # What it is
 
-    def free_bytes(self) -> int:
-        return int(self.cuda.mem_get_info()[0])
-
     def card(self) -> dict[str, str]:
         """Name, memory and driver, as the driver's own tool has them where it is there."""
-        properties = self.cuda.get_device_properties(self.cuda.current_device())
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return {
             "gpu": f"{properties.name}, {properties.total_memory / 1e9:.1f} GB, "
             f"{properties.multi_processor_count} multiprocessors",
