@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import memory, programs
 from benchmarks.checkout import RESULTS
+from benchmarks.figures.suite import Measured, every_way
 from benchmarks.programs import CANNOT_START, begin, parser_of, refuse, say, show_round
 from benchmarks.turns import measure_in_turns
 from benchmarks.workloads import (
@@ -37,7 +38,6 @@ from fastcap.bench import Case, Overhead, measure_floors
 from fastcap.bench.overhead import N_ROUNDS, measure
 from fastcap.bench.report import INTERVAL, choose_passes, point_fields, repeated
 from fastcap.bench.ways import ARCHIVE, BASELINE, FASTCAP, HOOK, WAYS, Way, archived_in, ways_for
-from fastcap.formatting import format_bytes, markdown_table
 
 HIDDEN_STATES = "output_hidden_states"
 
@@ -56,11 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen:
         return refuse(f"No workload's name begins with any of {options.only}.")
     options.out.mkdir(parents=True, exist_ok=True)
+    floors = measure_floors(options.device, folder=options.out)
     found: dict[str, Any] = {
         "device": options.device,
         "only": list(options.only or ()),
         "rounds": options.rounds,
-        "floors": asdict(measure_floors(options.device, folder=options.out)),
+        "floors": asdict(floors),
         "interval": INTERVAL,
         "workloads": {},
     }
@@ -68,8 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     are_equal = True
     for name, measure_it in chosen.items():
         overhead, more = measure_it(options.rounds)
-        say(f"{name}\n{table(overhead)}\n")
-        found["workloads"][name] = {**point_fields(overhead), **more}
+        fields = {**point_fields(overhead), **more}
+        say(f"{every_way([Measured(name, fields, floors)])}\n")
+        found["workloads"][name] = fields
         path = programs.write(options.out, kind, origin, found)  # what is done is kept
         for way, problems in overhead.problems.items():
             if problems:
@@ -138,21 +140,6 @@ def in_turns(workload: Workload, rounds: int) -> tuple[Overhead, dict[str, Any]]
     fields["peaks"] = {way: asdict(peak) for way, peak in peaks.items()}
     fields["peak_added_bytes"] = memory.over_baseline(peaks)
     return found, fields
-
-
-def table(found: Overhead) -> str:
-    """A row per way."""
-    per_pass = format_bytes(found.captured_bytes / found.n_passes)
-    rows = [(f"{per_pass} per pass", "ms per pass", "x baseline", "x hook", "equal")]
-    for way in found.secs:
-        ms = f"{1e3 * found.median_secs(way) / found.n_passes:.3f}"
-        if way == BASELINE:
-            rows.append((way, ms, "1", "", ""))
-            continue
-        to_hook = "" if way == HOOK else str(found.ratio(way, HOOK))
-        equal = "no" if found.n_mismatches[way] else "yes"
-        rows.append((way, ms, str(found.ratio(way, BASELINE)), to_hook, equal))
-    return markdown_table(rows)
 
 
 if __name__ == "__main__":

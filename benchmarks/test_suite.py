@@ -127,7 +127,7 @@ def test_a_run_writes_figures_floors_and_where_they_come_from(
     of_workload = found["workloads"]["tiny-last"]
     assert set(of_workload["secs"]) == {BASELINE, *WAYS}
     assert not any(of_workload["mismatches"].values())
-    assert "| fastcap " in capsys.readouterr().out
+    assert "| tiny-last | fastcap " in capsys.readouterr().out
     assert suite.main([*quick[:-2], "--only", "huge"]) == 2
     assert "begins with any of ['huge']" in capsys.readouterr().err
 

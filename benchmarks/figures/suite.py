@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.figures.results import Result
@@ -93,7 +93,7 @@ def block(result: Result) -> str:
         "the table of every way.",
         brief(result),
         table(HEADER, map(_row, workloads(result))),
-        folded("Every way in every workload", table(WAYS_HEADER, _way_rows(result))),
+        folded("Every way in every workload", every_way(workloads(result))),
     )
 
 
@@ -155,8 +155,13 @@ WAYS_HEADER = (
 )
 
 
-def _way_rows(result: Result) -> Iterator[tuple[str, ...]]:
-    for each in workloads(result):
+def every_way(found: Iterable[Measured]) -> str:
+    """A row per way of each workload."""
+    return table(WAYS_HEADER, _way_rows(found))
+
+
+def _way_rows(found: Iterable[Measured]) -> Iterator[tuple[str, ...]]:
+    for each in found:
         for way in each.secs:
             floor = each.floor(way)
             yield (

@@ -18,7 +18,7 @@ from benchmarks.peers.questions import Question
 from benchmarks.peers.ways import EAGER_ORACLE, ORACLE, TRANSFORMER_LENS
 
 NEWER_TRANSFORMER_LENS = Path(sys.prefix) / "transformer-lens-4"
-"""BatchColumns the release that SAELens needs, which is older."""
+"""Beside the release that SAELens needs, which is older."""
 
 QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
