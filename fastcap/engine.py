@@ -182,6 +182,12 @@ class Pass:
             transfer.drop(capture)
 
 
+class _OfThread(threading.local):
+    """The pass that a thread runs, if fastcap runs one there."""
+
+    current: Pass | None = None
+
+
 _orphans: queue.SimpleQueue[dict[torch.device, Transfer]] = queue.SimpleQueue()
 """Lanes of engines that were dropped without `close`. A finalizer may not touch a device, and
 memory that is freed while streams still use it would be handed to the model."""
@@ -225,7 +231,7 @@ class Engine:
         self._may_move = callable(selection.reduce)  # to another device: it is the user's code
         self._limits = limits
         self._always = always
-        self._of_thread = threading.local()
+        self._of_thread = _OfThread()
         self._buffers = HostBuffers(limits.pinned_bytes or IDLE_BYTES)
         self._transfers: dict[torch.device, Transfer] = {}
         self._transfers_lock = threading.Lock()
@@ -256,7 +262,7 @@ class Engine:
 
     def receive(self, index: int, output: Any) -> None:
         """A hook has fired; see `fastcap.model.hooks.Receiver`."""
-        current: Pass | None = getattr(self._of_thread, "current", self._always)
+        current = self._of_thread.current or self._always
         if current is None or (current.calls_seen is not None and current.calls_seen.is_stopped):
             return
         site = self._sites[index]
@@ -340,7 +346,7 @@ class Engine:
         try:
             yield
         finally:
-            del self._of_thread.current
+            self._of_thread.current = None
 
     def replan(self) -> None:
         """A whole pass has been seen: size every transfer's memory for the next ones."""
