@@ -106,6 +106,8 @@ class ActivationStore:
         self._latest = Pass(keeps_all=self._request.keeps_all)
         self._engine: Engine | None = None
         self._past = Statistics()
+        self._bound: list[str] | None = None  # the sites of the last `enable`
+        self._warned_of: set[str] = set()  # names that `get` was asked for; "" of the store itself
         self._hooks: list[RemovableHandle] = []
         self._root_hooks: list[RemovableHandle] = []
         for handles in (self._hooks, self._root_hooks):
@@ -127,7 +129,7 @@ class ActivationStore:
 
         The tensors are the same objects that `get` returns.
         """
-        values = {site: self.get(site) for site in list(self._latest.captures)}
+        values = {site: self._find(site) for site in list(self._latest.captures)}
         return {site: value for site, value in values.items() if value is not None}
 
     def enable(self) -> None:
@@ -145,6 +147,7 @@ class ActivationStore:
             self._retrace()
         engine.attach()
         self._engine = engine
+        self._bound = list(engine.site_names)
         self._root_hooks += watch_passes(
             self._model, *(_unless_gone(method) for method in (self._begin_pass, self._end_pass))
         )
@@ -197,7 +200,8 @@ class ActivationStore:
         """The value of a site's last call, or `None` if it has not fired or is not a site.
 
         Can be called at any time, including inside a pass. Calling it again without a pass in
-        between returns the same tensor.
+        between returns the same tensor. A name that is not a site of this store, and a store that
+        was never enabled, are warned about once.
 
         Returns:
             A CPU tensor, contiguous and detached, in the dtype the module produced unless `dtype`
@@ -206,6 +210,12 @@ class ActivationStore:
         Raises:
             DeviceMemoryError, HostMemoryError: There was not enough memory to capture the value.
         """
+        value = self._find(name)
+        if value is None:
+            self._warn_of_none(name.removesuffix(":output"))
+        return value
+
+    def _find(self, name: str) -> Tensor | None:
         name = name.removesuffix(":output")  # the default part is in no key
         while (found := self._latest.captures.get(name)) is not None:
             transfer, capture = found
@@ -214,6 +224,18 @@ class ActivationStore:
                 return value
             # Another thread's pass replaced the value while this one was reading: take the new one.
         return None
+
+    def _warn_of_none(self, name: str) -> None:
+        """Say once what no later pass will change; a site that has not fired yet is no mistake."""
+        if self._bound is None:
+            name, message = "", "The store was never enabled, so it has no values: call enable()."
+        elif name in self._bound:
+            return
+        else:
+            message = not_captured(name, list(self), self._bound)
+        if name not in self._warned_of:
+            self._warned_of.add(name)
+            warn(message)
 
     def calls(self, name: str) -> list[Tensor]:
         """The values of a site's calls since `clear`, in order; with `calls="last"`, only the last.
@@ -227,7 +249,7 @@ class ActivationStore:
         found = self._latest.calls(name.removesuffix(":output"))
         values = [transfer.result(capture, lend=self._zero_copy) for transfer, capture in found]
         if values == [None]:  # another thread's pass replaced it while this one was reading
-            values = [self.get(name)]
+            values = [self._find(name)]
         return [value for value in values if value is not None]
 
     def age(self, name: str) -> int | None:
@@ -259,7 +281,7 @@ class ActivationStore:
         Raises:
             NotCapturedError: The site has not fired, or is not a site of this store.
         """
-        value = self.get(name) if isinstance(name, str) else None
+        value = self._find(name) if isinstance(name, str) else None
         if value is None:
             raise NotCapturedError(not_captured(name, list(self), self._sites()))
         return value
@@ -283,8 +305,8 @@ class ActivationStore:
         return list(self)
 
     def _sites(self) -> list[str]:
-        """The sites: patterns expanded while it is enabled, and else as they were given."""
-        return self.layer_names if self._engine is None else list(self._engine.site_names)
+        """The sites: as they were given until it is enabled, then with patterns expanded."""
+        return self.layer_names if self._bound is None else list(self._bound)
 
     def _title(self) -> str:
         state = "enabled" if self.enabled else "not enabled"

@@ -62,12 +62,33 @@ def test_nothing_is_captured_before_the_first_call() -> None:
         assert store.activations == {}
 
 
-def test_an_unknown_name_has_no_value_and_is_no_error() -> None:
+@pytest.mark.parametrize("name", ["layers.0", "nowhere", "norm:output[1]"])
+def test_a_name_that_is_no_site_has_no_value_and_is_warned_about_once(name: str) -> None:
     model = LanguageModel()
     with ActivationStore(model, ["norm"]) as store:
         model(IDS)
-        assert store.get("layers.0") is None
-        assert store.get("nowhere") is None
+        with pytest.warns(FastcapWarning, match="Nothing is captured at") as warned:
+            assert [store.get(name), store.get(name)] == [None, None]
+    assert store.get(name) is None
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+
+
+def test_a_store_that_was_never_enabled_says_so_once() -> None:
+    model = LanguageModel()
+    store = ActivationStore(model, ["norm", "layers.0"])
+    model(IDS)
+
+    with pytest.warns(FastcapWarning, match="never enabled.* enable") as warned:
+        assert [store.get("norm"), store.get("layers.0")] == [None, None]
+    assert len(warned) == 1
+
+
+def test_a_site_of_a_pattern_that_has_not_fired_is_no_mistake() -> None:
+    model = LanguageModel()
+    with ActivationStore(model, ["layers.*"]) as store:
+        assert store.get("layers.1") is None  # a warning would be an error here
+    assert store.get("layers.1") is None
 
 
 def test_asking_twice_gives_the_same_tensor() -> None:
