@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,6 +88,52 @@ def test_a_value_that_an_interrupted_disable_left_behind_is_an_error_and_not_an_
         with pytest.raises(FastcapError, match=r"still on its way .* Run the pass again"):
             store.get("3")
     assert not next(model.children())._forward_hooks
+
+
+class _Announced:
+    """The lock of whoever moves bytes, that tells when a thread comes to it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.arrived = threading.Event()
+
+    def __enter__(self) -> None:
+        self.arrived.set()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("ask", [StagedTransfer.result, StagedTransfer.settle])
+def test_a_value_asked_for_while_its_transfer_closes_is_an_error_and_never_what_memory_held(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[StagedTransfer, Any], object]
+) -> None:
+    model = echoes()
+    errors: list[str] = []
+
+    def read() -> None:
+        try:
+            ask(transfer, capture)
+        except FastcapError as error:
+            errors.append(str(error))
+
+    with simulated(), fastcap.ActivationStore(model, SITES) as store:
+        model(value())
+        transfer, (_, capture) = transfer_of(store), store._latest.captures["0"]
+        moving = transfer._moving
+        announced = _Announced(moving)
+        monkeypatch.setattr(transfer, "_moving", announced)
+        reader = threading.Thread(target=read)
+        with moving:  # as another thread's `disable` has it
+            reader.start()
+            assert announced.arrived.wait(60)
+            transfer.close()
+        reader.join()
+        store.clear()
+
+    assert len(errors) == 1
+    assert "still on its way" in errors[0]
 
 
 def test_one_value_that_cannot_be_delivered_does_not_cost_the_others(

@@ -208,8 +208,8 @@ class StagedTransfer:
         piece.unlink()
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
-        capture.note_read()
         with self._moving:
+            capture.note_read()  # under the lock: `close` gives errors to what it drops
             self._put_on_its_way(capture)
             if not capture.dropped:
                 if capture.target is None and lend:
@@ -222,8 +222,8 @@ class StagedTransfer:
             return target
 
     def settle(self, capture: Capture) -> None:
-        capture.note_read()
         with self._moving:
+            capture.note_read()
             self._put_on_its_way(capture)
             self._finish(capture)
 
