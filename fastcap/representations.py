@@ -78,7 +78,7 @@ def extract_representations(
             of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
             batch's `attention_mask`, or else the one the model is called with.
         model_inputs: Keys of the batch passed to the model by name besides `input_ids`, such as
-            `["attention_mask"]`.
+            `["attention_mask"]`; of a tuple of several tensors, the name of each.
         forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
         stop_after_last_site: Whether to end each pass once every site has fired as often as in the
             first pass, which runs whole. `"once"` if each site fires once per pass; the first pass

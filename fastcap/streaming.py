@@ -247,7 +247,7 @@ def stream(
 
     Args:
         model: Any module; it has hooks until the iterator ends.
-        batches: Dicts with `input_ids`, tensors, or tuples of tensors (the positional arguments).
+        batches: Dicts with `input_ids`, tensors, or tuples of tensors; see `model_inputs`.
         sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; see `docs/concepts.md`.
         device: Where batches are moved; by default the device of the model's parameters.
@@ -263,7 +263,8 @@ def stream(
         mask: A callable that takes the batch and returns which tokens are real, `(batch, sequence)`
             of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
             batch's `attention_mask`, or else the one the model is called with.
-        model_inputs: Keys of the batch passed to the model by name besides `input_ids`.
+        model_inputs: Keys of the batch passed to the model by name besides `input_ids`; of a tuple
+            of several tensors, the name of each.
         forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
         calls: `"last"` keeps the last call of a module that is called several times per pass;
             `"all"` keeps every call: `records.calls(site)`.

@@ -120,13 +120,14 @@ def test_samples_that_are_tensors_are_the_one_argument_of_the_model() -> None:
     assert differences(expected(model, make_samples(7), SITES, 3), found) == []
 
 
-def test_samples_that_are_tuples_of_tensors_are_the_arguments_of_the_model() -> None:
+def test_samples_that_are_tuples_of_named_tensors_are_the_arguments_of_the_model() -> None:
     class Adds(nn.Module):
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
             return left + right
 
     left, right = torch.randn(7, 4), torch.randn(7, 4)
-    found = extract_representations(Adds(), TensorDataset(left, right), [""], "cpu", 3)
+    data, names = TensorDataset(left, right), ["left", "right"]
+    found = extract_representations(Adds(), data, [""], "cpu", 3, model_inputs=names)
 
     assert differences({"": left + right}, found) == []
 

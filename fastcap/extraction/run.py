@@ -91,7 +91,8 @@ def extract(
         seq_dim: The dimension that `positions` index; 1 by default.
         mask: A callable that takes the batch and returns which tokens are real; see
             `fastcap.stream`.
-        model_inputs: Keys of the batch passed to the model by name besides `input_ids`.
+        model_inputs: Keys of the batch passed to the model by name besides `input_ids`; of a tuple
+            of several tensors, the name of each.
         forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
         columns: Keys of the batch to store with the activations as `label:<key>`: a number, a row
             of numbers, or a text per sample.

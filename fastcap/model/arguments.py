@@ -47,3 +47,14 @@ def positional_names(module: nn.Module) -> tuple[str, ...]:
         return ()
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(each.name for each in parameters if each.kind in by_position)
+
+
+def describe_call(module: nn.Module) -> str:
+    """How a module is called, for messages: `Net.forward(ids, attention_mask=None)`."""
+    name = f"{type(module).__name__}.forward"
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # a forward that is not written in Python
+        return f"{name}(...)"
+    plain = [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
+    return name + str(inspect.Signature(plain)).replace(" = ", "=")

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import sys
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +21,7 @@ from fastcap.errors import (
     DeviceError,
     MissingInputError,
 )
+from fastcap.model.arguments import describe_call
 from fastcap.warn import warn
 
 WITHOUT_LINK = ("cpu", "meta")
@@ -36,7 +37,8 @@ class BatchCaller:
     Args:
         model: The model to call.
         device: Where batches are moved to; `None` for where the model's parameters are.
-        model_inputs: Keys of dict batches that are passed to the model by name, beside `input_ids`.
+        model_inputs: Keys of dict batches that are passed to the model by name, beside `input_ids`;
+            or the names of a tuple's tensors, one for each.
         forward: Replaces the call altogether.
         may_be_meta: Whether a model without data will do; batches then go to the meta device.
 
@@ -61,7 +63,8 @@ class BatchCaller:
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model must be a torch.nn.Module; got {model!r}.")
         self._model = model
-        self._model_inputs = _as_names(model_inputs)
+        self._names = _as_names(model_inputs)
+        self._model_inputs = [name for name in self._names if name != "input_ids"]
         self._forward = forward
         is_shapes_only = may_be_meta and is_meta(model)
         self.device = torch.device("meta") if is_shapes_only else _check_device(model, device)
@@ -77,8 +80,14 @@ class BatchCaller:
             self._model(batch["input_ids"], **by_name)
         elif isinstance(batch, Tensor):
             self._model(batch)
+        elif names := self._names_of(batch):
+            self._model(**dict(zip(names, batch, strict=True)))
         else:
             self._model(*batch)
+
+    def _names_of(self, batch: Sequence[Any]) -> Sequence[str]:
+        """What the tensors of a tuple are called, if they are."""
+        return self._names or getattr(batch, "_fields", ())
 
     def prepare(self, batch: Any) -> Any:
         """The batch with what the model needs moved to the device.
@@ -91,7 +100,10 @@ class BatchCaller:
             return _to_device(batch, self.device, self._move)
         if isinstance(batch, Mapping):
             return self._prepare_mapping(batch)
-        if isinstance(batch, Tensor) or (isinstance(batch, list | tuple) and _all_tensors(batch)):
+        if isinstance(batch, list | tuple) and batch and _all_tensors(batch):
+            self._check_names(batch)
+            return _to_device(batch, self.device, self._move)
+        if isinstance(batch, Tensor):
             return _to_device(batch, self.device, self._move)
         raise BatchError(
             f"Cannot call the model with a batch of type {type(batch).__name__}. Give dicts with "
@@ -118,6 +130,19 @@ class BatchCaller:
                 )
             prepared[key] = self._move(value)
         return prepared
+
+    def _check_names(self, batch: Sequence[Any]) -> None:
+        """A second tensor bound by its place could be anything: labels would become a mask."""
+        names = self._names_of(batch)
+        if len(names) == len(batch) or (len(batch) == 1 and not names):
+            return
+        named = f"model_inputs names {len(names)}: {list(names)}" if names else "nothing names them"
+        raise BatchError(
+            f"The batch is {len(batch)} tensors, and {named}. The model is called as "
+            f"{describe_call(self._model)}. Give one name for each tensor, such as "
+            "model_inputs=['input_ids', 'attention_mask'], or say which of them are inputs: "
+            "forward=lambda model, batch: model(batch[0])."
+        )
 
     def _move(self, value: Tensor) -> Tensor:
         """The tensor on the device; the host goes on, where it can, while the bytes cross."""
@@ -178,7 +203,7 @@ def _as_names(model_inputs: Iterable[str] | None) -> list[str]:
             raise ArgumentTypeError(
                 f"model_inputs must be keys of the batch, as strings; got {name!r}."
             )
-    return [name for name in names if name != "input_ids"]
+    return names
 
 
 def _all_tensors(batch: Iterable[Any]) -> bool:
