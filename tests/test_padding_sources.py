@@ -214,7 +214,10 @@ def test_tuples_and_forward_give_the_mask_through_the_call() -> None:
     expected = list(
         reference.stream(model, tuples, ["norm"], lambda m, b: m(*b), make_selection(**selection))
     )
-    by_tuple = [dict(r) for r in fastcap.stream(model, tuples, ["norm"], **selection)]
+    names = ["input_ids", "attention_mask"]
+    by_tuple = [
+        dict(r) for r in fastcap.stream(model, tuples, ["norm"], model_inputs=names, **selection)
+    ]
     by_forward = [
         dict(r)
         for r in fastcap.stream(
