@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -89,8 +90,18 @@ def extract(
     """
     from fastcap.cli import locate
     from fastcap.cli.opening import open_dataset, vocabulary_size
+    from fastcap.devices.accelerator import own_device
 
     taken = parse_positions(positions), parse_dtype(dtype)
+    if device is not None:
+        device = own_device(device, os.environ.get("LOCAL_RANK", ""))
+    if world_size > 1:  # RANK and WORLD_SIZE may be left over from something else
+        place = "" if device is None else f" on {device}"
+        typer.echo(
+            f"Process {rank} of {world_size}{place}: extracts its share of the samples, not all. "
+            "--rank and --world-size, or RANK and WORLD_SIZE of the environment, say so.",
+            err=True,
+        )
     with contextlib.redirect_stdout(sys.stderr):  # what models print is not part of the answer
         loaded = locate.load_model(model, with_weights=True)
         if device is not None:

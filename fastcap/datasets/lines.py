@@ -54,14 +54,15 @@ class LineFile(Dataset[dict[str, Any]]):
         columns: Sequence[str] = (),
     ) -> None:
         self.path = Path(path)
+        self._suffix = self.path.suffix.lower()
         self._text_key = text_key
         self._columns = [columns] if isinstance(columns, str) else list(columns)
-        if self.path.suffix not in SUFFIXES:
+        if self._suffix not in SUFFIXES:
             raise ArgumentError(
                 f"{self.path} ends in {self.path.suffix!r}. Texts are read from .txt (one per "
                 "line) and .jsonl (one JSON object per line)."
             )
-        if self._columns and self.path.suffix == ".txt":
+        if self._columns and self._suffix == ".txt":
             raise ArgumentError(
                 f"{self.path} has a text per line and no columns, and {self._columns} were asked. "
                 "Write a .jsonl file with one object per line."
@@ -132,7 +133,7 @@ class LineFile(Dataset[dict[str, Any]]):
                 f"{where} is blank. Samples are numbered by line, so remove it first, for example "
                 f"with: sed -i '/^\\s*$/d' {self.path.name}"
             )
-        if self.path.suffix == ".txt":
+        if self._suffix == ".txt":
             return {self._text_key: text}
         found = parse_object(text, where)
         for key in (self._text_key, *self._columns):
