@@ -23,7 +23,7 @@ from fastcap.devices import open_device
 from fastcap.host_memory import HostBuffers
 from fastcap.model.early_stop import CallsSeen
 from fastcap.model.hooks import attach, detach, modes_are_on, modes_off
-from fastcap.model.parts import check_capturable, describe_miss, is_fake, take_part
+from fastcap.model.parts import as_capturable, describe_miss, is_fake, take_part
 from fastcap.model.sites import BoundSite
 from fastcap.model.unfired import explain_unfired
 from fastcap.records import Statistics
@@ -281,7 +281,7 @@ class Engine:
             current.calls_seen.note(index)
 
     def _capture(self, current: Pass, site: Site, index: int, value: Tensor) -> None:
-        check_capturable(value, site)
+        value = as_capturable(value, site)
         transfer = self._transfer(value.device)
         transfer.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
         value, lengths = self._read(value, site, current.rows, transfer.device)

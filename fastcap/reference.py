@@ -158,6 +158,7 @@ def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | Non
     """
     with torch.no_grad(), torch.inference_mode(False):
         value = value.detach()
+        value = torch.nested.to_padded_tensor(value, 0) if value.is_nested else value
         dim = 1 if selection.seq_dim is None else selection.seq_dim
         if selection.by_sample is not None:
             of_samples = torch.tensor(selection.by_sample)

@@ -257,20 +257,7 @@ class Wrapping(Tensor):
         raise NotImplementedError
 
 
-def _jagged(acts: Tensor) -> Tensor:
-    nested: Tensor = torch.nested.nested_tensor([acts[0], acts[1, :2]], layout=torch.jagged)
-    return nested
-
-
 ODD_TENSORS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "jagged": (
-        _jagged,
-        "a nested tensor; pad it (torch.nested.to_padded_tensor) or capture before nesting",
-    ),
-    "nested": (
-        lambda acts: torch.nested.nested_tensor([acts[0], acts[1, :2]]),
-        "a nested tensor; pad it (torch.nested.to_padded_tensor) or capture before nesting",
-    ),
     "sparse": (
         lambda acts: acts[0].to_sparse(),
         "a sparse tensor (torch.sparse_coo); capture a module that returns a dense one",

@@ -231,18 +231,44 @@ def _to_device(value: Any, device: torch.device, move: Callable[[Tensor], Tensor
 
 
 def is_meta(model: nn.Module) -> bool:
-    """Whether some of the model's parameters have no data."""
-    return any(tensor.is_meta for tensor in model.parameters())
+    """Whether some of the model's parameters have no data, also while it is called."""
+    return any(place.type == "meta" for place in _places(model))
+
+
+def _places(model: nn.Module) -> list[torch.device]:
+    """Where the model's parameters are when it is called, each place once; the root's first."""
+    places: dict[torch.device, None] = {}
+    in_place: set[nn.Module] = set()  # whose parameters are brought where they are needed
+    for module in _modules_of(model):
+        for hook in _offload_hooks(module):
+            if hook.offload:
+                in_place.update(module.modules() if hook.place_submodules else (module,))
+            places[as_device(hook.execution_device)] = None
+        for tensor in module._parameters.values():
+            if tensor is not None and not (tensor.is_meta and module in in_place):
+                places[tensor.device] = None
+    return list(places)
+
+
+def _offload_hooks(module: nn.Module) -> list[Any]:
+    """What accelerate has put around a module's forward to move its weights and inputs.
+
+    It is what `device_map="auto"` does with layers that do not fit: parameters are on the meta
+    device between calls, and their values in host memory or on disk.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))  # several are a SequentialHook
+    return [each for each in hooks if getattr(each, "execution_device", None) is not None]
 
 
 def _check_device(model: nn.Module, device: torch.device | str | int | None) -> torch.device:
-    found = {tensor.device for tensor in model.parameters()}
+    found = _places(model)
     if is_meta(model):
         raise DeviceError(
             "The model's parameters are on the meta device, without data. Load its weights first."
         )
     if device is None:
-        return next(iter(model.parameters())).device if found else torch.device("cpu")
+        return found[0] if found else torch.device("cpu")
     wanted = as_device(device)
     matches = any(_same_device(wanted, place) for place in found)
     if found and not matches:
@@ -286,10 +312,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         return
     root_flag = model.training
     try:
-        model.eval()
+        # A program of torch.export has the mode in which it was exported, and no other.
+        with contextlib.suppress(NotImplementedError):
+            model.eval()
         yield
     finally:
-        model.train(root_flag)
+        with contextlib.suppress(NotImplementedError):
+            model.train(root_flag)
         for module, flag in zip(modules, flags, strict=True):
             if module.training != flag:
                 module.training = flag

@@ -113,16 +113,20 @@ def is_fake(value: Tensor) -> bool:
     return module is not None and isinstance(value, module.FakeTensor)
 
 
-def check_capturable(value: Tensor, site: Site) -> None:
-    """Refuse tensors whose elements are not one strided block of memory.
+def as_capturable(value: Tensor, site: Site) -> Tensor:
+    """The value as one strided block of memory: nested ones padded with zeros, others as they are.
+
+    Padded to the longest sample of the pass. `nn.TransformerEncoder` nests what its layers pass to
+    each other when it is given a padding mask and may take its fast path.
 
     Raises:
-        UnsupportedTensorError: Nested, sparse, quantised, meta or functorch-wrapped.
+        UnsupportedTensorError: Sparse, quantised, meta or functorch-wrapped.
     """
     kind = None
     if value.is_nested:
-        kind = "a nested tensor; pad it (torch.nested.to_padded_tensor) or capture before nesting"
-    elif value.layout is not torch.strided:
+        padded: Tensor = torch.nested.to_padded_tensor(value.detach(), 0)
+        return padded
+    if value.layout is not torch.strided:
         kind = f"a sparse tensor ({value.layout}); capture a module that returns a dense one"
     elif value.is_quantized:
         kind = "a quantised tensor; capture a module after dequantisation"
@@ -135,3 +139,4 @@ def check_capturable(value: Tensor, site: Site) -> None:
         kind = f"a {name}, which wraps other tensors; capture where the model has a plain one"
     if kind is not None:
         raise UnsupportedTensorError(f"Cannot capture site {site.name!r}: its value is {kind}.")
+    return value

@@ -14,7 +14,7 @@ from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import DeviceError, FastcapError
 from fastcap.model.forward import count_rows, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach, modes_off
-from fastcap.model.parts import check_capturable, describe_miss, take_part
+from fastcap.model.parts import as_capturable, describe_miss, take_part
 from fastcap.model.unfired import explain_unfired
 from fastcap.planning.examples import tokens_per_sample
 from fastcap.request import RunRequest
@@ -170,7 +170,7 @@ class _Observer:
     def _call(self, index: int, value: Tensor) -> Call:
         site = self._bound[index].site
         if not value.is_meta:
-            check_capturable(value, site)
+            value = as_capturable(value, site)
         selected, _ = self._read(value, site, self._of_batch, SynchronousDevice(value.device))
         dtype = self._dtype or selected.dtype
         return Call(
