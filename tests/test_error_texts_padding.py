@@ -97,15 +97,15 @@ def test_a_module_called_on_its_own_has_no_mask() -> None:
     ("mask", "what"),
     [
         (torch.zeros(3, 1, 5, 5), "a 4-dimensional tensor of shape (3, 1, 5, 5)"),
-        (MASK.float(), "a torch.float32 tensor of shape (3, 5)"),
+        (MASK.to(torch.complex64), "a torch.complex64 tensor of shape (3, 5)"),
         ({"full_attention": MASK}, "a dict"),
     ],
-    ids=["4-D", "float", "dict"],
+    ids=["4-D", "complex", "dict"],
 )
 def test_a_mask_of_another_kind_is_refused_with_what_it_is(mask: Any, what: str) -> None:
     text = (
         f"The attention mask is {what}; which tokens are real is read from a (batch, sequence) "
-        "tensor of zeros and ones, ints or bools. Give one with mask=."
+        "tensor of zeros and ones. Give one with mask=."
     )
     assert said_of_mask(mask) == text
     if isinstance(mask, Tensor):
@@ -115,9 +115,9 @@ def test_a_mask_of_another_kind_is_refused_with_what_it_is(mask: Any, what: str)
         )
 
 
-@pytest.mark.parametrize("value", [2, -1])
-def test_a_mask_with_other_values_is_refused(value: int) -> None:
-    mask = MASK.clone()
+@pytest.mark.parametrize("value", [2, -1, 0.5, float("-inf"), float("nan")])
+def test_a_mask_with_other_values_is_refused(value: float) -> None:
+    mask = MASK.to(torch.tensor(value).dtype, copy=True)
     mask[1, 1] = value
     assert said_of_mask(mask) == (
         "The attention mask has values other than 0 and 1. Which tokens are real is read from a "

@@ -51,7 +51,11 @@ def open_store(model: nn.Module, **options: Any) -> fastcap.ActivationStore:
 # A store
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.bfloat16],
+    ids=str,
+)
 @pytest.mark.parametrize("by_name", [True, False])
 def test_the_mask_of_the_call_by_name_or_by_position(dtype: torch.dtype, by_name: bool) -> None:
     model, ids, mask = LanguageModel(), make_ids(3), MASK.to(dtype)

@@ -60,8 +60,21 @@ def describe_miss(value: Any, site: Site) -> str:
     if site.steps:
         default = f"which has no tensor at {asked!r}"
     found = f"{happened}, {default}"
+    if _are_weights_left_out(value, site):
+        return (
+            f"Nothing is captured at site {site.name!r}: {found}. Where these are attention "
+            "weights, a fused attention (sdpa, flash) never has them: load the model with "
+            "attn_implementation='eager', or call nn.MultiheadAttention with need_weights=True."
+        )
     advice = f"Ask for a part: {', '.join(map(repr, parts))}." if parts else "Capture a submodule."
     return f"Nothing is captured at site {site.name!r}: {found}. {advice}"
+
+
+def _are_weights_left_out(value: Any, site: Site) -> bool:
+    """Whether what was asked for is the `None` that an attention gives in place of its weights."""
+    is_pair = isinstance(value, tuple) and len(value) > 1 and value[1] is None
+    named_so = "att" in site.module.rpartition(".")[2].lower()
+    return is_pair and named_so and site.steps == (("index", 1),)
 
 
 def tensor_parts(value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -45,7 +45,8 @@ def _reason(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
             return reason
     return (
         "the forward pass never called the module. A branch not taken, an expert that got no "
-        "token, or a weight that is used without its module; capture a module around it."
+        "token, a weight that is used without its module, or its forward() called directly, which "
+        "runs no hooks; capture a module around it."
     )
 
 
