@@ -21,6 +21,9 @@ from fastcap.warn import warn
 BATCH_SIZE = 32
 """Samples per pass where nothing says."""
 
+FIXED_ORDER = "has_fixed_order"
+"""The attribute by which an iterable dataset promises one order for any number of workers."""
+
 Collate = Callable[[list[Any]], Any]
 """Makes a batch of samples."""
 
@@ -82,13 +85,24 @@ class Source:
             collate_fn=self.collate_fn,
         )
 
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether the order of samples depends on the number of workers."""
+        has_fixed_order = bool(getattr(self.dataset, FIXED_ORDER, False))
+        return self.is_iterable and self.num_workers > 1 and not has_fixed_order
+
     def refuse_other_order(self) -> None:
         """For who numbers samples by their place in the dataset.
 
         Raises:
             ArgumentError: A `DataLoader` that does not give its dataset's samples one after the
-                other, in batches of one size.
+                other, in batches of one size, or an iterable dataset shared out among workers.
         """
+        if self.is_shared_out:
+            raise ArgumentError(
+                f"{self._sharing()}, and samples of an archive are numbered in one order, so that "
+                f"a run can be continued. {self._without_sharing()}"
+            )
         if (reason := self._other_order()) is not None:
             raise ArgumentError(
                 f"{reason}, and samples of an archive are numbered in the dataset's own order, so "
@@ -98,6 +112,11 @@ class Source:
 
     def warn_of_other_order(self) -> None:
         """Say that rows are not in the dataset's order, where they are not."""
+        if self.is_shared_out:
+            warn(
+                f"{self._sharing()}: rows of the result are in the order of this number. "
+                f"{self._without_sharing()}"
+            )
         if self.batch_size is None and self.given is not None and self.given.batch_sampler is None:
             return  # batches as the dataset gives them, in its order
         if (reason := self._other_order()) is not None:
@@ -105,6 +124,18 @@ class Source:
                 f"{reason}: rows of the result are in the order in which it gives samples, and not "
                 "in the dataset's. Make the DataLoader with shuffle=False, or pass its dataset."
             )
+
+    def _sharing(self) -> str:
+        return (
+            f"{self.num_workers} workers share out the samples of an iterable dataset "
+            f"({type(self.dataset).__name__}), whose order then depends on their number"
+        )
+
+    def _without_sharing(self) -> str:
+        return (
+            "Pass num_workers=1 or a map-style dataset; or, if it gives the same samples in the "
+            f"same order for any number of workers, set {FIXED_ORDER} = True on it."
+        )
 
     def _other_order(self) -> str | None:
         if self.given is None:

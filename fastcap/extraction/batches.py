@@ -7,7 +7,7 @@ part of an archive: whoever continues it runs the original batches.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
+from fastcap.archive.reader import Archive
 from fastcap.batching.source import Source, as_iterated
 from fastcap.errors import ArgumentError, ResultError
+from fastcap.extraction.resume import check_same_inputs
 from fastcap.extraction.signals import leave_signals_to_parent
 from fastcap.model.forward import count_rows
 from fastcap.spec import as_count
@@ -27,13 +29,6 @@ class BatchListener(Protocol):
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
-
-
-class Earlier(Protocol):
-    """What is done already."""
-
-    def has(self, start: int, stop: int) -> bool:
-        """Whether all samples from `start` up to `stop` are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +136,7 @@ class Batches:
         grid: How they are cut.
         share: Which batches are this process's.
         earlier: What is done already; `None` for nothing.
+        columns: Keys of the batch that are stored beside the sites.
 
     Attributes:
         n_total: Samples of the data, once all of it has been seen that did not say before.
@@ -153,7 +149,8 @@ class Batches:
         source: Source,
         grid: Grid,
         share: Share,
-        earlier: Earlier | None,
+        earlier: Archive | None,
+        columns: Sequence[str] = (),
     ) -> None:
         if earlier is not None and isinstance(source.dataset, Iterator):
             raise ArgumentError(
@@ -164,6 +161,7 @@ class Batches:
         self._grid = grid
         self._share = share
         self._earlier = earlier
+        self._columns = columns
         self._by_number = grid.n_data is not None and not source.is_iterable
         by_size = {"batch_size": grid.batch_size, "drop_last": source.drops_last}
         self._loader: DataLoader[Any] = DataLoader(
@@ -224,9 +222,15 @@ class Batches:
                 self._check_last(number, n_batch, batches)
             wanted = self._grid.wanted(number, n_batch)
             n_seen = wanted.stop
-            if self._share.has(number) and not self._is_done(number, n_batch):
+            if self._is_done(number, n_batch):
+                self._check_same(wanted, batch, n_batch)
+            elif self._share.has(number):
                 yield batch, wanted, n_batch
         self.n_total = n_seen
+
+    def _check_same(self, samples: range, batch: Any, n_batch: int) -> None:
+        if self._earlier is not None:
+            check_same_inputs(self._earlier, self._columns, samples, batch, n_batch)
 
     def _check_last(self, number: int, n_batch: int, following: Iterator[Any]) -> None:
         """Only the last batch may have other than `batch_size` samples, and only fewer.

@@ -99,7 +99,8 @@ def extract(
         columns: Keys of the batch to store with the activations as `label:<key>`: a number, a row
             of numbers, or a text per sample.
         stop_after_last_site: Whether to end passes once every site has fired; see `fastcap.stream`.
-        num_workers: Data-loading processes.
+        num_workers: Data-loading processes; at most one for an iterable dataset, unless its
+            `has_fixed_order` is true.
         collate_fn: Makes a batch of samples, as for `torch.utils.data.DataLoader`.
         progress: `True` for a progress bar, or a callable that takes the samples done and expected.
         on_commit: Called with each `fastcap.archive.writer.Commit`: the ids, paths and bytes
@@ -173,7 +174,7 @@ def extract(
     there = open_earlier(root, config, creator, share.rank)
     if there is not None and there.is_complete:
         return there
-    batches = Batches(source, grid, share, there)
+    batches = Batches(source, grid, share, there, columns)
 
     def open_writer(streams: tuple[StreamSpec, ...], checksums: Executor) -> Writer:
         meta = new_meta(streams, grid.n_samples, grid.batch_size, config, creator)
