@@ -32,7 +32,8 @@ class CaptureRequest:
         selection: What is taken there.
         rows: Where passes learn what to take of each sample.
         limits: How much memory transfers may use.
-        keeps_all: Whether earlier calls of a site are kept beside the last.
+        keeps_all: Whether earlier calls of a site are kept beside the last; `None` where nothing
+            says, which keeps the last and tells of others.
         zero_copy: Whether values may be lent out of slots.
     """
 
@@ -41,7 +42,7 @@ class CaptureRequest:
     selection: Selection
     rows: RowSource
     limits: Limits
-    keeps_all: bool
+    keeps_all: bool | None
     zero_copy: bool
 
     def engine(self, bound: Sequence[BoundSite], always: Pass | None = None) -> Engine:
@@ -78,7 +79,7 @@ def request_capture(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOf = None,
-    calls: str = "last",
+    calls: str | None = None,
     zero_copy: bool = False,
     staging_bytes: int | None = None,
     pinned_bytes: int | None = None,
@@ -119,7 +120,7 @@ def request_run(
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    calls: str = "last",
+    calls: str | None = None,
     stop_after_last_site: StopAfter = False,
     zero_copy: bool = False,
     staging_bytes: int | None = None,
