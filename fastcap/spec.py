@@ -86,8 +86,8 @@ def parse_site(text: str) -> Site:
     the end.
 
     Examples:
-        >>> parse_site("layers.0:output[1]")
-        Site(name='layers.0:output[1]', module='layers.0', steps=(('index', 1),), side='output')
+        >>> parse_site("layers.0:output[1]").steps
+        (('index', 1),)
         >>> parse_site("layers.0.mlp:output").name
         'layers.0.mlp'
         >>> parse_site("relu@0").module, parse_site("relu@0").call
