@@ -46,6 +46,7 @@ class ReferenceStore:
         self.selection = selection or Selection()
         self.activations: dict[str, Tensor] = {}
         self.calls: dict[str, list[Tensor]] = {}
+        self.n_turns: dict[str, int] = {}
         self.of_batch: Tensor | None = None
         self._of_call: Tensor | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -54,6 +55,8 @@ class ReferenceStore:
         if self.selection.needs_mask:
             hook = self.model.register_forward_pre_hook(self._read_mask, with_kwargs=True)
             self._handles.append(hook)
+        if any(site.call is not None for site in self.sites):
+            self._handles.append(self.model.register_forward_pre_hook(self._begin))
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for site in self.sites:
             module = modules[site.module]
@@ -94,8 +97,12 @@ class ReferenceStore:
 
         return hook
 
+    def _begin(self, model: nn.Module, args: Any) -> None:
+        self.n_turns = {}
+
     def _keep(self, site: Site, value: Tensor | None) -> None:
-        if value is not None:
+        turn = self.n_turns[site.name] = self.n_turns.get(site.name, -1) + 1
+        if value is not None and site.call in (None, -1, turn):
             of_samples = self._of_call if self.of_batch is None else self.of_batch
             acts = take_selection(value, self.selection, of_samples)
             self.activations[site.name] = acts

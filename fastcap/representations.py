@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from fastcap.batching.source import BATCH_SIZE, make_source
 from fastcap.consumers.memory import MemoryResult
 from fastcap.consumers.out import check_out
 from fastcap.devices import open_device
@@ -17,7 +17,7 @@ from fastcap.model.early_stop import StopAfter
 from fastcap.model.forward import Forward, evaluation_mode
 from fastcap.model.sites import Sites, either_name
 from fastcap.progress import Progress, open_progress
-from fastcap.request import as_dataset, length_of, request_run
+from fastcap.request import request_run
 from fastcap.selection.per_sample import MaskOfBatch
 from fastcap.spec import UNPADDED, Positions, Reduce, as_count
 from fastcap.streaming import Stream
@@ -31,7 +31,7 @@ def extract_representations(
     dataset: Any,
     layers: Sites | None = None,
     device: torch.device | str | int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     max_samples: int | None = None,
     *,
     sites: Sites | None = None,
@@ -58,7 +58,9 @@ def extract_representations(
 
     Args:
         model: Any module, on `device`.
-        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`.
+        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`. A
+            `DataLoader` is run as it is: its batches, workers and `collate_fn`; if it shuffles,
+            rows are in the order in which it gives samples, with a warning.
         layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; see `docs/concepts.md`.
         device: Where batches are moved; by default the device of the model's parameters.
@@ -124,7 +126,7 @@ def extract_representations(
         >>> acts["1"].shape
         torch.Size([5, 3, 2])
     """
-    num_workers = as_count("num_workers", num_workers, at_least=0)
+    source = make_source(dataset, batch_size, num_workers, collate_fn)
     request = request_run(
         model,
         either_name(layers, sites),
@@ -146,22 +148,16 @@ def extract_representations(
             "samples. Receive it batch by batch with fastcap.stream(), or select one row per "
             "sample (positions='last', reduce='mean')."
         )
-    loader: DataLoader[Any] = DataLoader(
-        as_dataset(dataset, num_workers),
-        batch_size=as_count("batch_size", batch_size),
-        shuffle=False,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-    )
+    source.warn_of_other_order()
     max_samples = None if max_samples is None else as_count("max_samples", max_samples)
-    result = MemoryResult(length_of(dataset), max_samples, check_memory)
+    result = MemoryResult(source.n_samples, max_samples, check_memory)
     if out is not None:
         checked = check_out(out, request.site_names, result.n_expected)
         result.write_into(checked, open_device(request.call.device).reaches)
     with (
         open_progress(progress, result.n_expected) as advance,
         evaluation_mode(model),
-        Stream(_until_full(loader, result), request, PREFETCH, result) as run,
+        Stream(_until_full(source.loader(), result), request, PREFETCH, result) as run,
     ):
         for records in run:
             advance(min(records.samples.stop, result.n_done))

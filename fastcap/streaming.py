@@ -56,7 +56,8 @@ class Stream(Iterator[BatchRecords]):
         self._zero_copy = request.zero_copy
         self._consumer = consumer
         self._early_stop = request.early_stop
-        self._keeps_all = request.keeps_all
+        self._keeps_all = bool(request.keeps_all)
+        self._tells_of_calls = request.keeps_all is None
         self._running: deque[_Finished] = deque()
         self._postponed: Exception | None = None
         self._n_passes = 0
@@ -138,6 +139,8 @@ class Stream(Iterator[BatchRecords]):
             captured.clear()  # a failed pass is not delivered
             raise
         self._engine.report_unfired()
+        if self._tells_of_calls:
+            self._engine.report_repeated(captured)
         samples = range(self._n_samples, self._n_samples + (n_rows or 0))
         finished = _Finished(batch, self._n_passes, samples, captured)
         self._n_passes += 1
@@ -175,7 +178,7 @@ class Stream(Iterator[BatchRecords]):
             return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
         for site in self._engine.site_names:
             kept = captured.calls(site)
-            first = captured.n_calls.get(site, 0) - len(kept)
+            first = captured.counts.n_calls.get(site, 0) - len(kept)
             for call_index, (transfer, capture) in enumerate(kept, first):
                 tensor = transfer.result(capture, lend=self._zero_copy)
                 assert tensor is not None  # this pass's captures are nobody else's to drop
@@ -232,7 +235,7 @@ def stream(
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    calls: str = "last",
+    calls: str | None = None,
     stop_after_last_site: StopAfter = False,
     zero_copy: bool = False,
     staging_bytes: int | None = None,
@@ -267,7 +270,8 @@ def stream(
             of several tensors, the name of each.
         forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
         calls: `"last"` keeps the last call of a module that is called several times per pass;
-            `"all"` keeps every call: `records.calls(site)`.
+            `"all"` keeps every call: `records.calls(site)`. By default the last, with a warning if
+            there are others.
         stop_after_last_site: Whether to end each pass once every site has fired as often as in the
             first pass, which runs whole. `"once"` if each site fires once per pass; the first pass
             then ends early too. Only for models that call the same modules in every pass.

@@ -131,6 +131,7 @@ def test_the_result_is_what_extract_representations_returns(tmp_path: Path) -> N
         assert differences(wanted, {site: archive[site][:] for site in archive.sites}) == []
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 @pytest.mark.parametrize(
     ("model", "sites"),
     [

@@ -15,7 +15,10 @@ from tests.support.mutants import MUTANTS, Mutant
 from tests.support.mutation import Change, source_of
 from tests.support.mutation import find_function as find
 
-pytestmark = pytest.mark.filterwarnings("ignore:Nothing is captured:fastcap.FastcapWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Nothing is captured:fastcap.FastcapWarning",
+    "ignore:A pass calls these:fastcap.FastcapWarning",
+)
 
 N_PROGRAMS = 100  # ten schedules each
 RULE = re.compile(r"\bR(\d+)\b")

@@ -7,17 +7,20 @@ part of an archive: whoever continues it runs the original batches.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
+from fastcap.archive.reader import Archive
+from fastcap.batching.source import Source, as_iterated
 from fastcap.errors import ArgumentError, ResultError
+from fastcap.extraction.resume import check_same_inputs
 from fastcap.extraction.signals import leave_signals_to_parent
 from fastcap.model.forward import count_rows
-from fastcap.request import as_dataset, length_of
 from fastcap.spec import as_count
 
 
@@ -26,13 +29,6 @@ class BatchListener(Protocol):
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
-
-
-class Earlier(Protocol):
-    """What is done already."""
-
-    def has(self, start: int, stop: int) -> bool:
-        """Whether all samples from `start` up to `stop` are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +90,27 @@ class Share:
         return batch % self.world_size == self.rank
 
 
-def make_grid(dataset: Any, batch_size: int, max_samples: int | None) -> Grid:
+def make_grid(source: Source, max_samples: int | None) -> Grid:
     """The grid of a dataset.
 
     Raises:
-        ArgumentError, ArgumentTypeError: A number out of range, or an empty dataset.
+        ArgumentError, ArgumentTypeError: A number out of range, an empty dataset, or batches that
+            are in another order than its samples.
     """
-    n_data = length_of(dataset)
+    source.refuse_other_order()
+    assert source.batch_size is not None
+    n_data = source.n_samples
     if n_data == 0:
         raise ArgumentError("The dataset is empty: there is nothing to extract.")
     if max_samples is not None:
         max_samples = as_count("max_samples", max_samples)
-    return Grid(as_count("batch_size", batch_size), n_data, max_samples)
+    return Grid(source.batch_size, n_data, max_samples)
+
+
+def _start_worker(own: Callable[[int], None] | None, worker: int) -> None:
+    leave_signals_to_parent(worker)
+    if own is not None:
+        own(worker)
 
 
 def make_share(rank: int, world_size: int) -> Share:
@@ -127,12 +132,11 @@ class Batches:
     """The batches that one process still has to run.
 
     Args:
-        dataset: Map-style or iterable, or a list.
-        grid: How it is cut.
+        source: The samples.
+        grid: How they are cut.
         share: Which batches are this process's.
         earlier: What is done already; `None` for nothing.
-        num_workers: Processes that load the data.
-        collate_fn: Makes a batch of samples; `None` for torch's.
+        columns: Keys of the batch that are stored beside the sites.
 
     Attributes:
         n_total: Samples of the data, once all of it has been seen that did not say before.
@@ -142,30 +146,31 @@ class Batches:
 
     def __init__(
         self,
-        dataset: Any,
+        source: Source,
         grid: Grid,
         share: Share,
-        earlier: Earlier | None,
-        num_workers: int,
-        collate_fn: Callable[[list[Any]], Any] | None,
+        earlier: Archive | None,
+        columns: Sequence[str] = (),
     ) -> None:
-        num_workers = as_count("num_workers", num_workers, at_least=0)
-        if earlier is not None and isinstance(dataset, Iterator):
+        if earlier is not None and isinstance(source.dataset, Iterator):
             raise ArgumentError(
-                f"A {type(dataset).__name__} can be read once, so its samples cannot be matched to "
-                "those that are archived. Pass a list, or a dataset that begins anew each time."
+                f"A {type(source.dataset).__name__} can be read once, so its samples cannot be "
+                "matched to those that are archived. Pass a list, or a dataset that begins anew "
+                "each time."
             )
         self._grid = grid
         self._share = share
         self._earlier = earlier
-        dataset = as_dataset(dataset, num_workers)
-        self._by_number = grid.n_data is not None and not isinstance(dataset, IterableDataset)
+        self._columns = columns
+        self._by_number = grid.n_data is not None and not source.is_iterable
+        by_size = {"batch_size": grid.batch_size, "drop_last": source.drops_last}
         self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            num_workers=num_workers,
-            collate_fn=collate_fn,
-            worker_init_fn=leave_signals_to_parent,
-            **({"batch_sampler": self} if self._by_number else {"batch_size": grid.batch_size}),
+            as_iterated(source.dataset),
+            num_workers=source.num_workers,
+            collate_fn=source.collate_fn,
+            worker_init_fn=partial(_start_worker, source.start_worker),
+            **source.options,
+            **({"batch_sampler": self} if self._by_number else by_size),
         )
         self.n_total: int | None = None
         self.n_run = 0
@@ -217,9 +222,15 @@ class Batches:
                 self._check_last(number, n_batch, batches)
             wanted = self._grid.wanted(number, n_batch)
             n_seen = wanted.stop
-            if self._share.has(number) and not self._is_done(number, n_batch):
+            if self._is_done(number, n_batch):
+                self._check_same(wanted, batch, n_batch)
+            elif self._share.has(number):
                 yield batch, wanted, n_batch
         self.n_total = n_seen
+
+    def _check_same(self, samples: range, batch: Any, n_batch: int) -> None:
+        if self._earlier is not None:
+            check_same_inputs(self._earlier, self._columns, samples, batch, n_batch)
 
     def _check_last(self, number: int, n_batch: int, following: Iterator[Any]) -> None:
         """Only the last batch may have other than `batch_size` samples, and only fewer.

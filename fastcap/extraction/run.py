@@ -19,6 +19,7 @@ from fastcap.archive.limits import GROUP_SECS, GroupLimits
 from fastcap.archive.meta import new_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
+from fastcap.batching.source import BATCH_SIZE, make_source
 from fastcap.consumers.archive import ArchiveResult, OnCommit
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArchiveError, ArgumentError
@@ -44,7 +45,7 @@ def extract(
     folder: str | os.PathLike[str],
     *,
     device: torch.device | str | int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     max_samples: int | None = None,
     positions: Positions = None,
     reduce: Reduce = None,
@@ -77,7 +78,8 @@ def extract(
     Args:
         model: Any module, on `device`.
         dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`, in a
-            stable order.
+            stable order; or a `DataLoader` that does not shuffle, whose `dataset`, `batch_size`,
+            workers and `collate_fn` are used.
         sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; see `docs/concepts.md`.
         folder: The archive's directory; created if missing, resumed if it exists.
@@ -97,7 +99,8 @@ def extract(
         columns: Keys of the batch to store with the activations as `label:<key>`: a number, a row
             of numbers, or a text per sample.
         stop_after_last_site: Whether to end passes once every site has fired; see `fastcap.stream`.
-        num_workers: Data-loading processes.
+        num_workers: Data-loading processes; at most one for an iterable dataset, unless its
+            `has_fixed_order` is true.
         collate_fn: Makes a batch of samples, as for `torch.utils.data.DataLoader`.
         progress: `True` for a progress bar, or a callable that takes the samples done and expected.
         on_commit: Called with each `fastcap.archive.writer.Commit`: the ids, paths and bytes
@@ -149,11 +152,12 @@ def extract(
     )
     share = make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
-    grid = make_grid(dataset, batch_size, max_samples)
+    source = make_source(dataset, batch_size, num_workers, collate_fn)
+    grid = make_grid(source, max_samples)
     beside = BatchColumns(columns)
     config = describe_run(
         model,
-        dataset,
+        source.dataset,
         request.site_names,
         request.selection,
         batch_size=grid.batch_size,
@@ -161,7 +165,7 @@ def extract(
         model_inputs=model_inputs,
         forward=forward,
         mask=mask,
-        collate_fn=collate_fn,
+        collate_fn=source.collate_fn,
         columns=columns,
     )
     config |= grid.describe()
@@ -170,7 +174,7 @@ def extract(
     there = open_earlier(root, config, creator, share.rank)
     if there is not None and there.is_complete:
         return there
-    batches = Batches(dataset, grid, share, there, num_workers, collate_fn)
+    batches = Batches(source, grid, share, there, columns)
 
     def open_writer(streams: tuple[StreamSpec, ...], checksums: Executor) -> Writer:
         meta = new_meta(streams, grid.n_samples, grid.batch_size, config, creator)

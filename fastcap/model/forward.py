@@ -22,6 +22,7 @@ from fastcap.errors import (
     MissingInputError,
 )
 from fastcap.model.arguments import describe_call
+from fastcap.model.inputs import check_ids, check_no_batches_of_one, takes_ids_first
 from fastcap.warn import warn
 
 WITHOUT_LINK = ("cpu", "meta")
@@ -68,6 +69,7 @@ class BatchCaller:
         self._forward = forward
         is_shapes_only = may_be_meta and is_meta(model)
         self.device = torch.device("meta") if is_shapes_only else _check_device(model, device)
+        self._takes_ids_first = takes_ids_first(model)
         self._opened: AnyDevice | None = None
         self._warned_of_mask = forward is not None or "attention_mask" in self._model_inputs
 
@@ -102,8 +104,14 @@ class BatchCaller:
             return self._prepare_mapping(batch)
         if isinstance(batch, list | tuple) and batch and _all_tensors(batch):
             self._check_names(batch)
+            names = self._names_of(batch)
+            if "input_ids" in names:
+                check_ids(batch[names.index("input_ids")], "input_ids")
+            elif not names:
+                self._check_unnamed(batch[0])
             return _to_device(batch, self.device, self._move)
         if isinstance(batch, Tensor):
+            self._check_unnamed(batch)
             return _to_device(batch, self.device, self._move)
         raise BatchError(
             f"Cannot call the model with a batch of type {type(batch).__name__}. Give dicts with "
@@ -129,7 +137,14 @@ class BatchCaller:
                     "that makes one."
                 )
             prepared[key] = self._move(value)
+        check_ids(prepared["input_ids"], "input_ids")
         return prepared
+
+    def _check_unnamed(self, given: Tensor) -> None:
+        if self._takes_ids_first:
+            check_ids(given, None)
+        else:
+            check_no_batches_of_one(given)
 
     def _check_names(self, batch: Sequence[Any]) -> None:
         """A second tensor bound by its place could be anything: labels would become a mask."""

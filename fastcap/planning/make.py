@@ -39,7 +39,7 @@ def plan(
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    calls: str = "last",
+    calls: str | None = None,
     into: Into = "memory",
     zero_copy: bool = False,
     folder: str | Path = ".",
@@ -142,7 +142,7 @@ def plan(
         n_samples=n_samples,
         into=into,
         lends=zero_copy,
-        keeps_all=request.keeps_all,
+        keeps_all=bool(request.keeps_all),
         folder=_as_folder(folder),
         limits=request.limits,
     )

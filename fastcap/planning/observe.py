@@ -143,6 +143,7 @@ class _Observer:
         self._read = SiteReader(selection, request.rows)
         self._calls: list[list[Call]] = [[] for _ in self._bound]
         self._misses: dict[int, str] = {}
+        self._n_turns = [0] * len(self._bound)
         self.in_order: list[Call] = []
 
     def run(self, batch: Any, forward: Any) -> None:
@@ -158,6 +159,9 @@ class _Observer:
 
     def receive(self, index: int, value: Any) -> None:
         site = self._bound[index].site
+        self._n_turns[index] += 1
+        if not site.takes(self._n_turns[index] - 1):
+            return
         tensor = take_part(value, site)
         if tensor is None:
             self._misses[index] = describe_miss(value, site)
@@ -186,7 +190,10 @@ class _Observer:
 
     def silent(self) -> tuple[str, ...]:
         return tuple(
-            self._misses.get(index) or explain_unfired(self._model, bound, True)
+            self._misses.get(index)
+            or explain_unfired(
+                self._model, bound, True, 0 if bound.site.call is None else self._n_turns[index]
+            )
             for index, bound in enumerate(self._bound)
             if not self._calls[index]
         )
