@@ -155,6 +155,7 @@ class Batches:
                 f"A {type(dataset).__name__} can be read once, so its samples cannot be matched to "
                 "those that are archived. Pass a list, or a dataset that begins anew each time."
             )
+        self._given = dataset, num_workers, collate_fn
         self._grid = grid
         self._share = share
         self._earlier = earlier
@@ -170,6 +171,14 @@ class Batches:
         self.n_total: int | None = None
         self.n_run = 0
         self.loading_secs = 0.0
+
+    def only(self, number: int) -> Batches:
+        """One of the batches, done or not: the first that these give."""
+        dataset, num_workers, collate_fn = self._given
+        if self._by_number:
+            num_workers = 0  # starting them takes longer than one batch
+        share = Share(number, number + 1)  # whose first batch is this one
+        return Batches(dataset, self._grid, share, None, num_workers, collate_fn)
 
     def run(self, listener: BatchListener) -> Iterator[Any]:
         """Each batch, announced to its listener."""

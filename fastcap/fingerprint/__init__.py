@@ -6,15 +6,15 @@ are. Descriptions are the same in every process.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from fastcap.fingerprint.creator import describe_creator as describe_creator
+from fastcap.fingerprint.creator import device_name as device_name
 from fastcap.fingerprint.digests import JSON as JSON
 from fastcap.fingerprint.digests import hash_of as hash_of
 from fastcap.fingerprint.digests import name_of
@@ -101,23 +101,6 @@ def describe_dataset(dataset: Any) -> dict[str, JSON]:
     which = np.unique(np.linspace(0, n_items - 1, min(n_items, SAMPLED_ITEMS)).astype(int))
     items = [describe(dataset[int(index)]) for index in which]
     return {**described, "n_items": n_items, "sampled_items": hash_of(items)}
-
-
-def describe_creator(device_name: str) -> dict[str, str]:
-    """Who makes the values: versions and hardware. Other ones may round differently.
-
-    Args:
-        device_name: What the model runs on, such as `"NVIDIA H200"` or `"cpu"`.
-    """
-    from fastcap import __version__
-
-    return {
-        "fastcap": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": device_name,
-    }
 
 
 def differences(
