@@ -52,7 +52,8 @@ def describe_run(
     Of the model: class, modules and their settings, and of parameters and persistent buffers
     names, shapes, dtypes and 64 elements each. Of the dataset: its `fingerprint()` if it has such
     a method, else length and 16 items. Of functions: name, source, defaults, and the values they
-    close over; not what they read from modules.
+    close over or read as globals, in functions that they call too; not what they read from objects
+    or modules, and nothing of what is in libraries.
 
     Returns:
         A dict that is equal to what `json` makes of it.
