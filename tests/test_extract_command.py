@@ -204,6 +204,9 @@ def test_the_same_command_again_does_nothing_and_another_one_is_refused(
     assert again.exit_code == 0
     assert again.stdout.startswith(f"{out} has 10 of 10 samples of 1 site")
     assert again.stderr == ""
+    unchecked = extract(tokens, out, "--check", "fingerprint")
+    assert unchecked.stdout == again.stdout
+    assert "check='all'" in extract(tokens, out, "--check", "all").stderr
     other = extract(tokens, out, "--positions", "-1")
     assert other.exit_code == 1
     assert "selection: positions: asked -1, " in other.stderr

@@ -25,6 +25,7 @@ from tests.support.runs import running_on
 
 SITES = ["first", "second"]
 SAMPLES = make_samples(8)  # batches of 3, 3 and 2
+CHECKED = 3  # samples of the batch that is run again before an archive is continued
 
 
 class Fragile(nn.Module):
@@ -81,7 +82,7 @@ def test_an_error_in_any_batch_keeps_those_before_it(
             assert leftovers(root) == []
         model.fail(None)
         archive = run(model, root)
-    assert model.seen == [3, 3, 2][at_pass:]
+    assert model.seen == [CHECKED][:at_pass] + [3, 3, 2][at_pass:]
     check(archive, model, SAMPLES, 3)
 
 
@@ -100,7 +101,7 @@ def test_an_interrupt_inside_a_pass_ends_at_once_and_loses_no_commit(
 
     model.fail(None)
     archive = run(model, root)
-    assert sum(model.seen) == 8 - n_saved
+    assert sum(model.seen) == 8 - n_saved + (CHECKED if n_saved else 0)
     check(archive, model, SAMPLES, 3)
 
 
@@ -138,18 +139,30 @@ def test_a_signal_ends_the_run_behind_the_pass_under_way(
 
     model.fail(None)
     archive = run(model, root)
-    assert model.seen == [2]
+    assert model.seen == [CHECKED, 2]
     check(archive, model, SAMPLES, 3)
 
 
-def test_a_complete_archive_is_returned_without_a_pass(tmp_path: Path) -> None:
+def test_a_complete_archive_is_returned_without_a_pass_where_nothing_is_compared(
+    tmp_path: Path,
+) -> None:
     root, model = tmp_path / "acts", Fragile()
     run(model, root)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     model.fail(RuntimeError("nobody calls it"))
-    archive = run(model, root)
+    archive = run(model, root, check="fingerprint")
     model.fail(None)
     check(archive, model, SAMPLES, 3)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_complete_archive_is_returned_after_one_pass_that_compares_values(tmp_path: Path) -> None:
+    root, model = tmp_path / "acts", Fragile()
+    run(model, root)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    model.fail(None)
+    assert run(model, root).is_complete
+    assert model.seen == [CHECKED]
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
@@ -165,7 +178,8 @@ def test_samples_of_a_shard_that_was_deleted_are_made_again(
     assert len(fastcap.open_archive(root).damages) == len(lost)
     model.fail(None)
     archive = run(model, root)
-    assert model.seen == [[3, 3, 2][number] for number in lost]
+    compared = [size for number, size in enumerate([3, 3, 2]) if number not in lost][:1]
+    assert model.seen == compared + [[3, 3, 2][number] for number in lost]
     assert archive.ids == [(0, 8)]
     assert len(archive.damages) == len(lost)
     assert len(archive.verify()) == len(lost)  # what is gone stays reported
@@ -185,7 +199,7 @@ def test_samples_of_a_journal_that_was_damaged_are_made_again(tmp_path: Path) ->
     model.fail(None)
     with pytest.warns(FastcapWarning, match="is not as it was written, and valid lines follow"):
         archive = run(model, root)
-    assert model.seen == [3, 2]
+    assert model.seen == [CHECKED, 3, 2]
     assert set(root.rglob("*.safetensors")) > shards
     assert archive.ids == [(0, 8)]
 
@@ -203,7 +217,7 @@ def test_ranks_share_the_batches(kind: str, world_size: int, tmp_path: Path) -> 
         archive = run(model, root, dataset, rank=rank, world_size=world_size)
         assert sum(model.seen) == sum(
             len(range(14)[3 * b : 3 * b + 3]) for b in range(rank, 5, world_size)
-        )
+        ) + (0 if rank == order[0] else CHECKED)
     check(archive, model, samples, 3)
     assert len(archive.writers) == world_size
     assert {writer.journal.info.rank for writer in archive.writers if writer.journal.info} == set(
@@ -226,7 +240,7 @@ def test_the_number_of_processes_may_change(before: int, after: int, tmp_path: P
         model.fail(None)
         archive = run(model, root, samples, rank=rank, world_size=after)
         n_seen += sum(model.seen)
-    assert n_seen == 14 - n_saved
+    assert n_seen == 14 - n_saved + after * CHECKED
     check(archive, model, samples, 3)
 
 

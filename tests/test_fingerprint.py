@@ -368,6 +368,92 @@ def test_what_holds_itself_has_an_end() -> None:
     assert json.dumps(describe(endless)).count("[") == 7
 
 
+FACTOR = 1.0
+WEIGHTS = {"direction": torch.ones(3)}
+SAE = nn.Linear(3, 3)
+N_CALLS = 0
+MANY = list(range(2000))
+mean = 1.0
+
+
+def helper(acts: Tensor) -> Tensor:
+    return acts * FACTOR
+
+
+def reads_a_number(acts: Tensor) -> Tensor:
+    return acts * FACTOR
+
+
+def reads_a_tensor(acts: Tensor) -> Tensor:
+    return acts @ WEIGHTS["direction"]
+
+
+def reads_a_module(acts: Tensor) -> Any:
+    return SAE(acts)
+
+
+def reads_by_a_helper(acts: Tensor) -> Tensor:
+    return helper(acts)
+
+
+def reads_in_a_comprehension(acts: Tensor) -> list[Any]:
+    return [each * FACTOR for each in acts]
+
+
+def counts(acts: Tensor) -> Tensor:
+    global N_CALLS
+    N_CALLS += 1
+    return acts.mean(dim=MANY[1])
+
+
+def even(n: int) -> bool:
+    return n == 0 or odd(n - 1)
+
+
+def odd(n: int) -> bool:
+    return n != 0 and even(n - 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "value"),
+    [
+        (reads_a_number, "FACTOR", 2.0),
+        (reads_by_a_helper, "FACTOR", 2.0),
+        (reads_by_a_helper, "helper", abs),
+        (reads_in_a_comprehension, "FACTOR", 2.0),
+        (lambda acts: acts * FACTOR, "FACTOR", 2.0),
+        (functools.partial(reads_a_number), "FACTOR", 2.0),
+        (reads_a_tensor, "WEIGHTS", {"direction": torch.zeros(3)}),
+        (reads_a_module, "SAE", nn.Linear(3, 3, bias=False)),
+    ],
+)
+def test_globals_that_a_function_reads_are_part_of_it(
+    function: Any, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = describe(function)
+    assert before == describe(function) == json.loads(json.dumps(before))
+    monkeypatch.setitem(globals(), name, value)
+    assert describe(function) != before
+
+
+def test_what_a_function_writes_and_what_only_shares_a_name_is_not_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = describe(counts)
+    for name, value in (("N_CALLS", 5), ("mean", 2.0), ("MANY", list(range(3000)))):
+        monkeypatch.setitem(globals(), name, value)
+        assert describe(counts) == before
+
+
+def test_functions_that_call_one_another_have_an_end() -> None:
+    assert describe(even)["globals"]["odd"]["globals"] == {"even": f"{__name__}.even"}
+
+
+def test_what_functions_of_libraries_and_of_fastcap_read_is_not_looked_at() -> None:
+    for function in (json.loads, torch.nn.functional.softmax, describe):
+        assert "globals" not in describe(function)
+
+
 def test_a_function_made_by_exec_has_no_source_and_is_told_by_its_code() -> None:
     made: list[dict[str, Any]] = []
     for body in ("x + 1", "x + 2", "x + 1"):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -75,6 +76,7 @@ class Writer:
         limits: How large groups are.
         clock: Seconds that only go forward.
         checksums: A thread for checksums; `None` computes them between writes.
+        check: What was compared before the archive is continued, to be recorded.
     """
 
     def __init__(
@@ -87,9 +89,12 @@ class Writer:
         limits: GroupLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         checksums: Executor | None = None,
+        check: Mapping[str, Any] | None = None,
     ) -> None:
         self.root = root
         self.meta = meta
+        self._creator = meta.creator
+        self._check = check or {}
         self._files: Files = files or LocalFiles()
         self._rank = rank
         self._limits = limits or GroupLimits()
@@ -247,7 +252,13 @@ class Writer:
         self._agree(directory)
         self._directory = directory
         info = WriterInfo(
-            self.meta.archive, self._rank, restart, self._guard.pid, self._files.machine()
+            self.meta.archive,
+            self._rank,
+            restart,
+            self._guard.pid,
+            self._files.machine(),
+            {} if self._creator == self.meta.creator else self._creator,
+            self._check,
         )
         self._append_line(writer_line(info))
         with self._guard("Syncing", directory):

@@ -73,6 +73,10 @@ def extract(
     max_samples: Annotated[int | None, typer.Option(help="Where to stop.")] = None,
     device: Device = None,
     model_inputs: ModelInputs = None,
+    check: Annotated[
+        str,
+        typer.Option(help="values or fingerprint: what of an archive that is there is compared."),
+    ] = "values",
     num_workers: Annotated[int, typer.Option(help="Processes that load the data.")] = 0,
     rank: Annotated[int, typer.Option(envvar="RANK", help="Which process this is.")] = 0,
     world_size: Annotated[
@@ -84,7 +88,8 @@ def extract(
 ) -> None:
     """Run a dataset through a model, and write what its sites produce to an archive.
 
-    The same command goes on where an earlier one was stopped. Ctrl-C, SIGTERM and SIGUSR1 stop a
+    The same command goes on where an earlier one was stopped, once the first batch that is there
+    has come out the same again. Ctrl-C, SIGTERM and SIGUSR1 stop a
     run after the pass under way, with what is complete saved (exit codes 130, 143 and 138). Give
     MODEL before --sites, which takes several values, and quote patterns.
     """
@@ -129,6 +134,7 @@ def extract(
             dtype=taken[1],
             model_inputs=[*own_inputs, *(model_inputs or [])],
             columns=columns or (),
+            check=check,
             num_workers=num_workers,
             collate_fn=collate_fn,
             progress=True,

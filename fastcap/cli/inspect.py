@@ -101,6 +101,7 @@ def _summarise_writer(writer: WriterState) -> dict[str, Any]:
     return {
         "directory": writer.directory.name,
         "rank": None if info is None else info.rank,
+        "check": {} if info is None else info.check,
         "is_running": writer.is_live,
         "n_groups": len(writer.groups),
         "n_samples": sum(group.n_samples for group in writer.groups),

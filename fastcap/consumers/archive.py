@@ -23,7 +23,7 @@ from fastcap.archive.layout import StreamSpec, dtype_name
 from fastcap.archive.reader import Archive
 from fastcap.archive.shards import Part
 from fastcap.archive.writer import Commit, Writer
-from fastcap.consumers.base import RowConsumer
+from fastcap.consumers.base import RowConsumer, check_batch_size
 from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ResultError
@@ -119,7 +119,7 @@ class ArchiveResult(RowConsumer):
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
         n_found = count_rows(batch)
         if n_found is not None:
-            _check_batch_size(samples.start, n_found, n_batch)
+            check_batch_size(samples.start, n_found, n_batch)
         values = self._beside.take(batch, len(samples), n_batch)
         self._expected = samples, values, n_batch
 
@@ -133,7 +133,7 @@ class ArchiveResult(RowConsumer):
         self._settle_written()
         if self._writer is not None:
             self._group = self._writer.group()
-        _check_batch_size(self._samples.start, n_samples, n_expected)
+        check_batch_size(self._samples.start, n_samples, n_expected)
 
     def place(
         self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
@@ -350,14 +350,6 @@ class ArchiveResult(RowConsumer):
         finally:
             if self._writer is not None:
                 self._writer.close()
-
-
-def _check_batch_size(start: int, n_found: int, n_expected: int) -> None:
-    if n_found != n_expected:
-        raise ResultError(
-            f"Samples {start} to {start + n_expected - 1} became a batch of {n_found}, so its rows "
-            "cannot be matched to them. collate_fn must keep every sample, as one row."
-        )
 
 
 OTHER_DESCRIPTORS = 256

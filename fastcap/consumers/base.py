@@ -137,3 +137,16 @@ class RowConsumer(Consumer):
     def _end_batch(self, n_kept: int) -> None:
         self.n_done += n_kept
         self._n_passes += 1
+
+
+def check_batch_size(start: int, n_found: int, n_expected: int) -> None:
+    """Whether a batch has the samples that it was made of.
+
+    Raises:
+        ResultError: It has more, or fewer.
+    """
+    if n_found != n_expected:
+        raise ResultError(
+            f"Samples {start} to {start + n_expected - 1} became a batch of {n_found}, so its rows "
+            "cannot be matched to them. collate_fn must keep every sample, as one row."
+        )

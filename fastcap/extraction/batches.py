@@ -158,6 +158,7 @@ class Batches:
                 "matched to those that are archived. Pass a list, or a dataset that begins anew "
                 "each time."
             )
+        self._source = source
         self._grid = grid
         self._share = share
         self._earlier = earlier
@@ -175,6 +176,14 @@ class Batches:
         self.n_total: int | None = None
         self.n_run = 0
         self.loading_secs = 0.0
+
+    def only(self, number: int) -> Batches:
+        """One of the batches, done or not: the first that these give."""
+        source = self._source
+        if self._by_number:  # starting workers takes longer than one batch
+            source = Source(source.dataset, source.batch_size, 0, source.collate_fn)
+        share = Share(number, number + 1)  # whose first batch is this one
+        return Batches(source, self._grid, share, None, self._columns)
 
     def run(self, listener: BatchListener) -> Iterator[Any]:
         """Each batch, announced to its listener."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from fastcap.consumers.archive import ArchiveResult, OnCommit
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArchiveError, ArgumentError
 from fastcap.extraction.batches import Batches, make_grid, make_share
+from fastcap.extraction.check import EarlierValues, as_check, first_batch
 from fastcap.extraction.resume import open_earlier
 from fastcap.extraction.signals import Interruption
-from fastcap.fingerprint import describe_creator, describe_run
+from fastcap.fingerprint import describe_creator, describe_run, device_name
 from fastcap.model.early_stop import StopAfter
 from fastcap.model.forward import Forward, evaluation_mode
 from fastcap.model.sites import Sites
@@ -56,6 +58,7 @@ def extract(
     forward: Forward | None = None,
     columns: Sequence[str] = (),
     stop_after_last_site: StopAfter = False,
+    check: str = "values",
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     progress: Progress = False,
@@ -71,7 +74,8 @@ def extract(
 
     Memory use is constant, whatever the number of samples. Samples are committed in groups, which
     survive a crash, a kill or a full disk. Re-running the call resumes it: the original batches
-    that are not committed yet run again, and a different configuration is refused. Ctrl-C, SIGTERM
+    that are not committed yet run again, and a different configuration is refused, as are values
+    that come out differently. Ctrl-C, SIGTERM
     and SIGUSR1 end the run after the current pass and commit what is complete, which takes as long
     as writing the slots and syncing at most two groups.
 
@@ -99,6 +103,9 @@ def extract(
         columns: Keys of the batch to store with the activations as `label:<key>`: a number, a row
             of numbers, or a text per sample.
         stop_after_last_site: Whether to end passes once every site has fired; see `fastcap.stream`.
+        check: What is looked at before an archive that is there is continued or returned.
+            `"values"` compares fingerprints, and then runs its first committed batch again and
+            compares values; `"fingerprint"` leaves that pass out. See `docs/archive.md`.
         num_workers: Data-loading processes; at most one for an iterable dataset, unless its
             `has_fixed_order` is true.
         collate_fn: Makes a batch of samples, as for `torch.utils.data.DataLoader`.
@@ -120,7 +127,8 @@ def extract(
     Raises:
         SiteNotFoundError: A site does not name a module of the model.
         ArgumentError, ArgumentTypeError: An argument out of range or of the wrong type.
-        ArchiveConfigError: `folder` holds a run of another model, other data or another selection.
+        ArchiveConfigError: `folder` holds a run of another model, other data or another selection,
+            or values that this run does not give.
         ArchiveWriteError: A file operation failed (a full disk, say); what was committed is intact.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
         KeyboardInterrupt, SystemExit: A signal arrived; what was complete is committed.
@@ -150,6 +158,7 @@ def extract(
         staging_bytes=staging_bytes,
         pinned_bytes=pinned_bytes,
     )
+    how = as_check(check)
     share = make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
     source = make_source(dataset, batch_size, num_workers, collate_fn)
@@ -169,27 +178,28 @@ def extract(
         columns=columns,
     )
     config |= grid.describe()
-    creator = describe_creator(_device_name(request.call.device))
+    creator = describe_creator(device_name(request.call.device))
     root = Path(folder)
     there = open_earlier(root, config, creator, share.rank)
-    if there is not None and there.is_complete:
+    is_complete = there is not None and there.is_complete
+    batches = Batches(source, grid, share, None if is_complete else there, columns)
+    checked = None
+    if there is not None and how == "values":
+        only = batches.only(first_batch(there, grid, share))
+        checked = EarlierValues(there, request, columns, only).compare(creator)
+    if there is not None and is_complete:
         return there
-    batches = Batches(source, grid, share, there, columns)
 
     def open_writer(streams: tuple[StreamSpec, ...], checksums: Executor) -> Writer:
         meta = new_meta(streams, grid.n_samples, grid.batch_size, config, creator)
-        return Writer(root, meta, rank=share.rank, limits=groups, checksums=checksums)
+        return Writer(
+            root, meta, rank=share.rank, limits=groups, checksums=checksums, check=checked
+        )
 
     result = ArchiveResult(open_writer, request.site_names, beside, on_commit, there)
     n_before = 0 if there is None else len(there)
     n_expected = grid.n_samples if share.is_whole else None
-    with (
-        Interruption() as interruption,
-        contextlib.closing(result),
-        open_report(progress, n_expected, n_before) as report,
-        evaluation_mode(model),
-    ):
-        _run(request, batches, result, interruption, report)
+    interruption = _run(request, batches, result, open_report(progress, n_expected, n_before))
     if n_before + result.n_committed != grid.n_samples:
         interruption.end(root, n_before + result.n_committed, grid.n_samples)
     batches.check_any()
@@ -200,15 +210,21 @@ def _run(
     request: RunRequest,
     batches: Batches,
     result: ArchiveResult,
-    interruption: Interruption,
-    report: Report,
-) -> None:
+    opened: AbstractContextManager[Report],
+) -> Interruption:
     """Run the batches, and commit what they give."""
-    run = Stream(batches.run(result), request, prefetch=0, consumer=result)
-    advance = partial(_advance, report, run, batches, result)
-    _drive(run, result, interruption, advance)
-    result.finish(batches.n_total)
-    advance()
+    with (
+        Interruption() as interruption,
+        contextlib.closing(result),
+        opened as report,
+        evaluation_mode(request.model),
+    ):
+        run = Stream(batches.run(result), request, prefetch=0, consumer=result)
+        advance = partial(_advance, report, run, batches, result)
+        _drive(run, result, interruption, advance)
+        result.finish(batches.n_total)
+        advance()
+    return interruption
 
 
 def _drive(
@@ -255,8 +271,3 @@ def _make_groups(group_bytes: int | None, group_secs: float) -> GroupLimits:
         raise ArgumentError(f"group_secs must be a number of seconds above 0; got {group_secs!r}.")
     n_bytes = None if group_bytes is None else as_count("group_bytes", group_bytes)
     return GroupLimits(n_bytes, secs=group_secs)
-
-
-def _device_name(device: torch.device) -> str:
-    name: str = getattr(torch.get_device_module(device), "get_device_name", str)(device)
-    return name
