@@ -118,7 +118,7 @@ def test_a_loader_of_batches_made_elsewhere_gives_their_rows(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "option", [{"batch_size": 4}, {"num_workers": 2}, {"collate_fn": pad_free}], ids=str
+    "option", [{"batch_size": 4}, {"num_workers": 2}, {"collate_fn": pad_free}], ids=list
 )
 def test_what_a_data_loader_has_otherwise_is_refused(option: dict[str, Any]) -> None:
     [name] = option
