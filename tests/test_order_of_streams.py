@@ -136,7 +136,9 @@ def test_other_data_than_what_is_committed_is_refused(
             MODEL, Changing(list(range(N)), 1.0), ["1"], tmp_path, progress=stop, **options
         )
     with pytest.raises(ArchiveConfigError, match=named):
-        fastcap.extract(MODEL, Changing(order, label), ["1"], tmp_path, **options)
+        fastcap.extract(
+            MODEL, Changing(order, label), ["1"], tmp_path, check="fingerprint", **options
+        )
 
 
 @pytest.mark.parametrize("label", [float("nan"), "a text", "naïve"])

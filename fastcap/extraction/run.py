@@ -181,9 +181,8 @@ def extract(
     creator = describe_creator(device_name(request.call.device))
     root = Path(folder)
     there = open_earlier(root, config, creator, share.rank)
-    is_complete = there is not None and there.is_complete
+    checked, is_complete = None, there is not None and there.is_complete
     batches = Batches(source, grid, share, None if is_complete else there, columns)
-    checked = None
     if there is not None and how == "values":
         only = batches.only(first_batch(there, grid, share))
         checked = EarlierValues(there, request, columns, only).compare(creator)

@@ -18,11 +18,11 @@ from fastcap.devices.base import AnyDevice
 from fastcap.errors import (
     ArgumentTypeError,
     BatchError,
-    DeviceError,
     MissingInputError,
 )
 from fastcap.model.arguments import describe_call
 from fastcap.model.inputs import check_ids, check_no_batches_of_one, takes_ids_first
+from fastcap.model.placement import device_for_batches, is_meta, modules_of
 from fastcap.warn import warn
 
 WITHOUT_LINK = ("cpu", "meta")
@@ -68,7 +68,7 @@ class BatchCaller:
         self._model_inputs = [name for name in self._names if name != "input_ids"]
         self._forward = forward
         is_shapes_only = may_be_meta and is_meta(model)
-        self.device = torch.device("meta") if is_shapes_only else _check_device(model, device)
+        self.device = torch.device("meta") if is_shapes_only else device_for_batches(model, device)
         self._takes_ids_first = takes_ids_first(model)
         self._opened: AnyDevice | None = None
         self._warned_of_mask = forward is not None or "attention_mask" in self._model_inputs
@@ -245,74 +245,6 @@ def _to_device(value: Any, device: torch.device, move: Callable[[Tensor], Tensor
     return value
 
 
-def is_meta(model: nn.Module) -> bool:
-    """Whether some of the model's parameters have no data, also while it is called."""
-    return any(place.type == "meta" for place in _places(model))
-
-
-def _places(model: nn.Module) -> list[torch.device]:
-    """Where the model's parameters are when it is called, each place once; the root's first."""
-    places: dict[torch.device, None] = {}
-    in_place: set[nn.Module] = set()  # whose parameters are brought where they are needed
-    for module in _modules_of(model):
-        for hook in _offload_hooks(module):
-            if hook.offload:
-                in_place.update(module.modules() if hook.place_submodules else (module,))
-            places[as_device(hook.execution_device)] = None
-        for tensor in module._parameters.values():
-            if tensor is not None and not (tensor.is_meta and module in in_place):
-                places[tensor.device] = None
-    return list(places)
-
-
-def _offload_hooks(module: nn.Module) -> list[Any]:
-    """What accelerate has put around a module's forward to move its weights and inputs.
-
-    It is what `device_map="auto"` does with layers that do not fit: parameters are on the meta
-    device between calls, and their values in host memory or on disk.
-    """
-    hook = getattr(module, "_hf_hook", None)
-    hooks = getattr(hook, "hooks", (hook,))  # several are a SequentialHook
-    return [each for each in hooks if getattr(each, "execution_device", None) is not None]
-
-
-def _check_device(model: nn.Module, device: torch.device | str | int | None) -> torch.device:
-    found = _places(model)
-    if is_meta(model):
-        raise DeviceError(
-            "The model's parameters are on the meta device, without data. Load its weights first."
-        )
-    if device is None:
-        return found[0] if found else torch.device("cpu")
-    wanted = as_device(device)
-    matches = any(_same_device(wanted, place) for place in found)
-    if found and not matches:
-        places = ", ".join(sorted(map(str, found)))
-        raise DeviceError(
-            f"device={str(wanted)!r}, but the model's parameters are on {places}. Move the model "
-            f"(model.to({str(wanted)!r})) or pass the device it is on."
-        )
-    return wanted
-
-
-def as_device(device: torch.device | str | int) -> torch.device:
-    """The device of a name.
-
-    Raises:
-        DeviceError: It is none of torch's.
-    """
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise DeviceError(
-            f"device={device!r} is not a valid torch device. Give one such as 'cuda' or 'cpu'."
-        ) from error
-
-
-def _same_device(wanted: torch.device, place: torch.device) -> bool:
-    return wanted.type == place.type and wanted.index in (None, place.index)
-
-
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """`model.eval()` for the block; every module's own flag afterwards, also on an error.
@@ -320,7 +252,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     The root's `train` is called first, so that overridden `train` methods run; then every module
     that differs gets its flag back.
     """
-    modules = _modules_of(model)
+    modules = modules_of(model)
     flags = [module.training for module in modules]
     if not any(flags):
         yield
@@ -337,17 +269,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for module, flag in zip(modules, flags, strict=True):
             if module.training != flag:
                 module.training = flag
-
-
-def _modules_of(model: nn.Module) -> list[nn.Module]:
-    """Every module once, as `model.modules()`; in a fraction of its time, which each pass takes."""
-    found, seen = [model], {model}
-    for module in found:  # which grows meanwhile
-        for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                found.append(child)
-    return found
 
 
 @contextlib.contextmanager
