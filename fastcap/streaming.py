@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -15,14 +15,18 @@ from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from fastcap.formatting import html_text
 from fastcap.model.early_stop import CallsSeen, StopAfter
-from fastcap.model.forward import Forward, count_rows, evaluation_mode, uncompiled
+from fastcap.model.forward import Forward, evaluation_mode, uncompiled
 from fastcap.model.hooks import detach
+from fastcap.model.rows import count_rows
 from fastcap.model.sites import Sites
 from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.request import RunRequest, request_run
 from fastcap.selection.per_sample import MaskOfBatch
 from fastcap.spec import Positions, Reduce, as_count
 from fastcap.warn import warn
+
+CountSamples = Callable[[Any], int | None]
+"""Samples in a batch, if that can be told."""
 
 
 class _Finished(NamedTuple):
@@ -47,7 +51,9 @@ class Stream(Iterator[BatchRecords]):
         request: RunRequest,
         prefetch: int,
         consumer: Consumer | None = None,
+        count: CountSamples = count_rows,
     ) -> None:
+        self._count = count
         self._batches = iter(batches)
         self._engine = engine = request.engine(request.bound)
         self._call = request.call
@@ -117,7 +123,7 @@ class Stream(Iterator[BatchRecords]):
 
     def _run(self, batch: Any) -> _Finished:
         prepared = self._call.prepare(batch)
-        n_rows = count_rows(prepared)
+        n_rows = self._count(prepared)
         place = None
         if self._consumer is not None:
             if n_rows is None:
