@@ -14,7 +14,8 @@ code that catches `ValueError` or `KeyError` keeps working:
     ├── UnsupportedTensorError (TypeError)   nested, sparse, quantised, meta, functorch tensors
     ├── UnsupportedModuleError (RuntimeError)  TorchScript, which runs no hooks
     ├── BatchError (TypeError)               a batch the model cannot be called with
-    │   └── MissingInputError (KeyError)     a batch without an input that was asked for
+    │   ├── MissingInputError (KeyError)     a batch without an input that was asked for
+    │   └── CollationError (RuntimeError)    samples that cannot be stacked into a batch
     ├── ResultError (RuntimeError)           values that do not fit into one result
     ├── DeviceError (RuntimeError)           the model and `device` disagree, or a stream is busy
     │   └── DeviceMemoryError                staging does not fit on the accelerator
@@ -43,6 +44,7 @@ __all__ = [
     "ArgumentTypeError",
     "BatchError",
     "CastError",
+    "CollationError",
     "DeviceError",
     "DeviceMemoryError",
     "FastcapError",
@@ -116,6 +118,10 @@ class MissingInputError(BatchError, KeyError):
 
     # KeyError prints the repr of its argument, quotes and escapes included.
     __str__ = Exception.__str__
+
+
+class CollationError(BatchError, RuntimeError):
+    """Samples cannot be stacked into a batch; names the sample, its key and a way out."""
 
 
 class ResultError(FastcapError, RuntimeError):

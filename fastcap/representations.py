@@ -58,7 +58,8 @@ def extract_representations(
 
     Args:
         model: Any module, on `device`.
-        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`. A
+        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`; or a dict
+            of columns, such as a tokenizer returns, whose rows are the samples. A
             `DataLoader` is run as it is: its batches, workers and `collate_fn`; if it shuffles,
             rows are in the order in which it gives samples, with a warning.
         layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
@@ -151,13 +152,14 @@ def extract_representations(
     source.warn_of_other_order()
     max_samples = None if max_samples is None else as_count("max_samples", max_samples)
     result = MemoryResult(source.n_samples, max_samples, check_memory)
+    batches = source.batches()
     if out is not None:
         checked = check_out(out, request.site_names, result.n_expected)
         result.write_into(checked, open_device(request.call.device).reaches)
     with (
         open_progress(progress, result.n_expected) as advance,
         evaluation_mode(model),
-        Stream(_until_full(source.loader(), result), request, PREFETCH, result) as run,
+        Stream(_until_full(batches, result), request, PREFETCH, result, batches.count) as run,
     ):
         for records in run:
             advance(min(records.samples.stop, result.n_done))
@@ -168,8 +170,8 @@ def extract_representations(
     return {name: acts[name] for name in request.site_names if name in acts}
 
 
-def _until_full(loader: Iterable[Any], result: MemoryResult) -> Iterable[Any]:
-    for batch in loader:
+def _until_full(batches: Iterable[Any], result: MemoryResult) -> Iterable[Any]:
+    for batch in batches:
         yield batch
         if result.is_full:
             return

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 
+from fastcap.batching.reuse import Held, Holder
 from fastcap.consumers.base import Consumer
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from fastcap.formatting import html_text
 from fastcap.model.early_stop import CallsSeen, StopAfter
-from fastcap.model.forward import Forward, count_rows, evaluation_mode, uncompiled
+from fastcap.model.forward import Forward, evaluation_mode, uncompiled
 from fastcap.model.hooks import detach
+from fastcap.model.rows import count_rows
 from fastcap.model.sites import Sites
 from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.request import RunRequest, request_run
@@ -24,11 +26,14 @@ from fastcap.selection.per_sample import MaskOfBatch
 from fastcap.spec import Positions, Reduce, as_count
 from fastcap.warn import warn
 
+CountSamples = Callable[[Any], int | None]
+"""Samples in a batch, if that can be told."""
+
 
 class _Finished(NamedTuple):
     """A pass that has run, and whose records are on their way."""
 
-    batch: Any
+    held: Held
     pass_index: int
     samples: range
     captured: Pass
@@ -47,8 +52,11 @@ class Stream(Iterator[BatchRecords]):
         request: RunRequest,
         prefetch: int,
         consumer: Consumer | None = None,
+        count: CountSamples = count_rows,
     ) -> None:
+        self._count = count
         self._batches = iter(batches)
+        self._holder = Holder(batches, 0 if consumer is not None else prefetch)
         self._engine = engine = request.engine(request.bound)
         self._call = request.call
         self._model = request.model
@@ -89,8 +97,9 @@ class Stream(Iterator[BatchRecords]):
         except Exception as error:  # noqa: BLE001 - raised unchanged, after delivery
             self._end_after_delivery(error)
             return
+        held = self._holder.hold(batch, [finished.held for finished in self._running])
         try:
-            self._running.append(self._run(batch))
+            self._running.append(self._run(batch, held))
         except Exception as error:  # noqa: BLE001 - raised unchanged, after delivery
             self._end_after_delivery(error)
 
@@ -115,9 +124,9 @@ class Stream(Iterator[BatchRecords]):
         self._postponed = error
         self._engine.detach()
 
-    def _run(self, batch: Any) -> _Finished:
+    def _run(self, batch: Any, held: Held) -> _Finished:
         prepared = self._call.prepare(batch)
-        n_rows = count_rows(prepared)
+        n_rows = self._count(prepared)
         place = None
         if self._consumer is not None:
             if n_rows is None:
@@ -142,7 +151,7 @@ class Stream(Iterator[BatchRecords]):
         if self._tells_of_calls:
             self._engine.report_repeated(captured)
         samples = range(self._n_samples, self._n_samples + (n_rows or 0))
-        finished = _Finished(batch, self._n_passes, samples, captured)
+        finished = _Finished(held, self._n_passes, samples, captured)
         self._n_passes += 1
         self._n_samples = samples.stop
         return finished
@@ -175,7 +184,7 @@ class Stream(Iterator[BatchRecords]):
         captured = finished.captured
         records: list[Record] = []
         if self._consumer is not None:
-            return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
+            return BatchRecords(finished.held.batch, finished.pass_index, finished.samples, records)
         for site in self._engine.site_names:
             kept = captured.calls(site)
             first = captured.counts.n_calls.get(site, 0) - len(kept)
@@ -192,7 +201,7 @@ class Stream(Iterator[BatchRecords]):
                         capture.lengths,
                     )
                 )
-        return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
+        return BatchRecords(finished.held.batch, finished.pass_index, finished.samples, records)
 
     def statistics(self) -> Statistics:
         """What capturing has cost so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from fastcap.batching.collation import Batched, Collation
+from fastcap.batching.columns import Columns, is_columns, refuse_other_kinds
 from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.spec import as_count
 from fastcap.warn import warn
@@ -74,16 +77,22 @@ class Source:
         """Whether a last batch that would be smaller is left out."""
         return self.given is not None and self.batch_size is not None and self.given.drop_last
 
-    def loader(self) -> DataLoader[Any]:
+    def batches(self) -> Batched:
         """All batches, in order."""
-        if self.given is not None:
-            return self.given
-        return DataLoader(
-            as_iterated(self.dataset),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-        )
+        collation = Collation(self.collate_fn)
+        if self.given is None:
+            loader: DataLoader[Any] = DataLoader(
+                as_iterated(self.dataset),
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
+                collate_fn=collation,
+            )
+        elif self.given.batch_sampler is None:
+            loader = self.given
+        else:
+            loader = copy.copy(self.given)
+            loader.collate_fn = collation
+        return Batched(loader)
 
     @property
     def is_shared_out(self) -> bool:
@@ -165,6 +174,9 @@ def make_source(
     num_workers = as_count("num_workers", num_workers, at_least=0)
     if isinstance(dataset, DataLoader):
         return _from_loader(dataset, batch_size, num_workers, collate_fn)
+    if is_columns(dataset):
+        dataset = Columns(dataset)
+    refuse_other_kinds(dataset)
     if not isinstance(dataset, IterableDataset) and not hasattr(dataset, "__getitem__"):
         _check_iterated(dataset, num_workers)
     return Source(dataset, batch_size, num_workers, collate_fn)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fastcap import reference
 from fastcap.errors import ArgumentError, BatchError
-from fastcap.model.forward import BatchCaller, Forward, count_rows, evaluation_mode, uncompiled
+from fastcap.model.forward import BatchCaller, Forward, evaluation_mode, uncompiled
+from fastcap.model.rows import count_rows
 from fastcap.model.sites import BoundSite, Sites
 from fastcap.request import request_run
 from fastcap.spec import Positions, Reduce, Selection

@@ -27,7 +27,7 @@ from fastcap.consumers.base import RowConsumer, check_batch_size
 from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ResultError
-from fastcap.model.forward import count_rows
+from fastcap.model.rows import count_rows
 from fastcap.transfer.base import Capture, Transfer
 
 OnCommit = Callable[[Commit], object]
@@ -117,7 +117,7 @@ class ArchiveResult(RowConsumer):
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
-        n_found = count_rows(batch)
+        n_found = count_rows(batch, n_batch)
         if n_found is not None:
             check_batch_size(samples.start, n_found, n_batch)
         values = self._beside.take(batch, len(samples), n_batch)

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader
 
 from fastcap.archive.reader import Archive
+from fastcap.batching.collation import Batched, Collation
 from fastcap.batching.source import Source, as_iterated
 from fastcap.errors import ArgumentError, ResultError
 from fastcap.extraction.resume import check_same_inputs
 from fastcap.extraction.signals import leave_signals_to_parent
-from fastcap.model.forward import count_rows
 from fastcap.spec import as_count
 
 
@@ -165,14 +165,16 @@ class Batches:
         self._columns = columns
         self._by_number = grid.n_data is not None and not source.is_iterable
         by_size = {"batch_size": grid.batch_size, "drop_last": source.drops_last}
-        self._loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             as_iterated(source.dataset),
             num_workers=source.num_workers,
-            collate_fn=source.collate_fn,
+            collate_fn=Collation(source.collate_fn),
             worker_init_fn=partial(_start_worker, source.start_worker),
             **source.options,
             **({"batch_sampler": self} if self._by_number else by_size),
         )
+        self._batched = Batched(loader)
+        self.count = self._batched.count
         self.n_total: int | None = None
         self.n_run = 0
         self.loading_secs = 0.0
@@ -204,19 +206,24 @@ class Batches:
             if self._share.has(number) and not self._is_done(number, self._grid.n_batch(number)):
                 yield number
 
+    def _announced(self) -> Iterator[int]:
+        for number in self._missing():
+            self._batched.n_before = number * self._grid.batch_size
+            yield number
+
     def _is_done(self, number: int, n_batch: int) -> bool:
         wanted = self._grid.wanted(number, n_batch)
         return self._earlier is not None and self._earlier.has(wanted.start, wanted.stop)
 
     def _loaded(self) -> Iterator[Any]:
         started = time.monotonic()
-        for batch in self._loader:
+        for batch in self._batched:
             self.loading_secs += time.monotonic() - started
             yield batch
             started = time.monotonic()
 
     def _some(self) -> Iterator[tuple[Any, range, int]]:
-        for number, batch in zip(self._missing(), self._loaded(), strict=True):
+        for number, batch in zip(self._announced(), self._loaded(), strict=True):
             n_batch = self._grid.n_batch(number)
             yield batch, self._grid.wanted(number, n_batch), n_batch
 
@@ -226,7 +233,7 @@ class Batches:
         numbers = self._grid.numbers()
         batches = iter(self._loaded())
         for number, batch in zip(numbers, batches, strict=False):
-            n_batch = count_rows(batch) or 0
+            n_batch = self.count(batch) or 0
             if n_batch != self._grid.batch_size:
                 self._check_last(number, n_batch, batches)
             wanted = self._grid.wanted(number, n_batch)

@@ -82,8 +82,8 @@ def extract(
     Args:
         model: Any module, on `device`.
         dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`, in a
-            stable order; or a `DataLoader` that does not shuffle, whose `dataset`, `batch_size`,
-            workers and `collate_fn` are used.
+            stable order; a dict of columns, whose rows are the samples; or a `DataLoader` that
+            does not shuffle, whose `dataset`, `batch_size`, workers and `collate_fn` are used.
         sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; see `docs/concepts.md`.
         folder: The archive's directory; created if missing, resumed if it exists.
@@ -218,7 +218,7 @@ def _run(
         opened as report,
         evaluation_mode(request.model),
     ):
-        run = Stream(batches.run(result), request, prefetch=0, consumer=result)
+        run = Stream(batches.run(result), request, 0, result, batches.count)
         advance = partial(_advance, report, run, batches, result)
         _drive(run, result, interruption, advance)
         result.finish(batches.n_total)

@@ -184,33 +184,6 @@ class BatchCaller:
         )
 
 
-def count_rows(batch: Any) -> int | None:
-    """Samples in a batch; `None` where nothing in it says so.
-
-    The first dimension of `input_ids`, else of the first tensor in it, else the length of the first
-    list of things that are not tensors.
-    """
-    if isinstance(batch, Mapping) and "input_ids" in batch:
-        batch = batch["input_ids"]
-    lengths = list(_lengths(batch))
-    of_tensors = [n for n, is_tensor in lengths if is_tensor]
-    return next(iter(of_tensors or [n for n, _ in lengths]), None)
-
-
-def _lengths(batch: Any) -> Iterator[tuple[int, bool]]:
-    if isinstance(batch, Tensor):
-        if batch.ndim:
-            yield batch.shape[0], True
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _lengths(value)
-    elif isinstance(batch, list | tuple):
-        if not any(isinstance(item, Tensor | Mapping | list | tuple) for item in batch):
-            yield len(batch), False
-        for item in batch:
-            yield from _lengths(item)
-
-
 def _as_names(model_inputs: Iterable[str] | None) -> list[str]:
     names = [model_inputs] if isinstance(model_inputs, str) else list(model_inputs or ())
     for name in names:

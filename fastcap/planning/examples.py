@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArgumentError
-from fastcap.model.forward import count_rows
+from fastcap.model.rows import count_rows
 from fastcap.selection.token_count import count_tokens
 
 BATCH_SIZE = 32

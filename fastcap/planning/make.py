@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.model.forward import Forward, count_rows
+from fastcap.model.forward import Forward
 from fastcap.model.placement import is_meta
+from fastcap.model.rows import count_rows
 from fastcap.model.sites import Sites
 from fastcap.planning.assemble import PlannedRun, assemble
 from fastcap.planning.costs import Into

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import DeviceError, FastcapError
-from fastcap.model.forward import count_rows, unchanged, uncompiled
+from fastcap.model.forward import unchanged, uncompiled
 from fastcap.model.hooks import attach, detach, modes_off
 from fastcap.model.parts import as_capturable, describe_miss, take_part
+from fastcap.model.rows import count_rows
 from fastcap.model.unfired import explain_unfired
 from fastcap.planning.examples import tokens_per_sample
 from fastcap.request import RunRequest
