@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from fastcap.fingerprint import (
     describe_creator,
@@ -249,6 +250,42 @@ def test_odd_tensors_are_described_as_far_as_they_can_be() -> None:
         "lazy.bias": ["uninitialised"],
     }
     assert tensors["meta"] == "float32 2"
+
+
+class Packed(nn.Parameter):
+    """Bytes of its own under another class, as quantised weights often are."""
+
+    def __new__(cls, data: Tensor) -> Any:
+        return torch.Tensor._make_subclass(cls, data, False)
+
+
+def wrapped(data: Tensor) -> Any:
+    """Two tensors behind one that has no bytes."""
+    return TwoTensor(data, data * 2)  # type: ignore[no-untyped-call]
+
+
+def nested(data: Tensor) -> Any:
+    return TwoTensor(wrapped(data), wrapped(data + 1))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("make", [Packed, wrapped, nested])
+def test_weights_inside_tensor_subclasses_are_told_apart(make: Callable[[Tensor], Any]) -> None:
+    described, values = [], []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model = nn.Linear(4, 4, bias=False)
+        made = make(model.weight.data)
+        model.weight = made if make is Packed else nn.Parameter(made, requires_grad=False)
+        described.append(describe_model(model)["tensors"]["weight"])
+        values.append(describe(make(torch.randn(3))))
+    assert described[0] == described[1] != described[2]
+    assert values[0] == values[1] != values[2]
+
+
+def test_of_a_tensor_that_is_spread_over_processes_no_bytes_are_compared() -> None:
+    spread = wrapped(torch.ones(2))
+    spread.device_mesh = "of two processes"
+    assert describe(spread) == "float32 2"
 
 
 # Datasets
