@@ -14,7 +14,7 @@ from fastcap.consumers.base import RowConsumer, check_batch_size
 from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.consumers.comparison import Comparison, Difference, tolerance_of
 from fastcap.engine import Pass
-from fastcap.model.forward import count_rows
+from fastcap.model.rows import count_rows
 
 
 class ValueCheck(RowConsumer):

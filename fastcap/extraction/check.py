@@ -107,7 +107,7 @@ class EarlierValues:
         check = ValueCheck(self._archive, BatchColumns(self._columns), _dtypes(self._request))
         for batch in islice(self._batches.run(check), 1):
             if not check.differences:
-                for _ in Stream([batch], self._request, prefetch=0, consumer=check):
+                for _ in Stream([batch], self._request, 0, check, self._batches.count):
                     pass
             return check
         check.differences.append(Difference("the data", "it ends before these samples now"))
