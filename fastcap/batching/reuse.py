@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcap.model.hooks import modes_off
 from fastcap.warn import warn
 
 Span = tuple[int, int]
@@ -42,7 +43,8 @@ class Held:
 
     def copy(self) -> None:
         """Keep a copy, since the batch may be written over."""
-        self._twin = _copied(self.batch)
+        with modes_off():
+            self._twin = _copied(self.batch)
 
     def is_under(self, other: Held) -> bool:
         """Whether another batch lies where this one does."""
