@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcap.batching.source import BATCH_SIZE, make_source
 from fastcap.consumers.memory import MemoryResult
 from fastcap.consumers.out import check_out
 from fastcap.devices import open_device
@@ -19,7 +18,7 @@ from fastcap.model.sites import Sites, either_name
 from fastcap.progress import Progress, open_progress
 from fastcap.request import request_run
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import UNPADDED, Positions, Reduce, as_count
+from fastcap.spec import BATCH_SIZE, UNPADDED, Positions, Reduce, as_count
 from fastcap.streaming import Stream
 from fastcap.warn import warn
 
@@ -127,6 +126,9 @@ def extract_representations(
         >>> acts["1"].shape
         torch.Size([5, 3, 2])
     """
+    # Loads torch.utils.data, which takes as long as the rest of fastcap.
+    from fastcap.batching.source import make_source
+
     source = make_source(dataset, batch_size, num_workers, collate_fn)
     request = request_run(
         model,

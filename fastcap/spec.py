@@ -31,6 +31,9 @@ Reduce: TypeAlias = Callable[[Tensor], Tensor] | Literal["mean"] | None
 
 LAST, UNPADDED, MEAN = "last", "unpadded", "mean"
 
+BATCH_SIZE = 32
+"""Samples per pass where nothing says."""
+
 REGEX = "re:"
 """What a site name begins with that is a regular expression."""
 

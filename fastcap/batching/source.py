@@ -18,11 +18,8 @@ from torch.utils.data import (
 from fastcap.batching.collation import Batched, Collation
 from fastcap.batching.columns import Columns, is_columns, refuse_other_kinds
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.spec import as_count
+from fastcap.spec import BATCH_SIZE, as_count
 from fastcap.warn import warn
-
-BATCH_SIZE = 32
-"""Samples per pass where nothing says."""
 
 FIXED_ORDER = "has_fixed_order"
 """The attribute by which an iterable dataset promises one order for any number of workers."""

@@ -20,7 +20,7 @@ from fastcap.archive.limits import GROUP_SECS, GroupLimits
 from fastcap.archive.meta import new_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
-from fastcap.batching.source import BATCH_SIZE, make_source
+from fastcap.batching.source import make_source
 from fastcap.consumers.archive import ArchiveResult, OnCommit
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArchiveError, ArgumentError
@@ -36,7 +36,7 @@ from fastcap.progress import Progress, Report, open_report
 from fastcap.rates import Counters
 from fastcap.request import RunRequest, request_run
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import Positions, Reduce, as_count
+from fastcap.spec import BATCH_SIZE, Positions, Reduce, as_count
 from fastcap.streaming import Stream
 
 

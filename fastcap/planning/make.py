@@ -16,14 +16,14 @@ from fastcap.model.rows import count_rows
 from fastcap.model.sites import Sites
 from fastcap.planning.assemble import PlannedRun, assemble
 from fastcap.planning.costs import Into
-from fastcap.planning.examples import BATCH_SIZE, batch_like
+from fastcap.planning.examples import batch_like
 from fastcap.planning.machine import Machine, is_positive, opened_run_device
 from fastcap.planning.measure import PassSecs, measure_forward, measure_machine
 from fastcap.planning.observe import observe
 from fastcap.planning.plans import Plan
 from fastcap.request import request_run
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import UNPADDED, Positions, Reduce, as_count
+from fastcap.spec import BATCH_SIZE, UNPADDED, Positions, Reduce, as_count
 
 
 def plan(
