@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import site
 import sysconfig
@@ -55,6 +56,16 @@ def describe_function(
     }
     described = {name: describe(each, levels) for name, each in held.items() if each}
     return {"function": name_of(function), **_code(function), **described}
+
+
+def code_of(function: Any) -> str:
+    """The name and code of anything that can be called, without what it holds."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, types.FunctionType):
+        return name_of(function if hasattr(function, "__qualname__") else type(function))
+    return " ".join([name_of(function), *_code(function).values()])
 
 
 def _closure(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
