@@ -8,7 +8,8 @@ import inspect
 import site
 import sysconfig
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from typing import Any
 
@@ -92,10 +93,11 @@ def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             written.add(step.argval)
     for name in sorted(read - written):
         value = function.__globals__.get(name)
-        is_data = isinstance(value, Collection) and not hasattr(value, "dtype")
         if name.startswith("__") or value is None or isinstance(value, types.ModuleType):
             continue
-        yield name, type(value) if is_data and len(value) > MOST_ITEMS else value
+        may_be_long = isinstance(value, Sequence | Mapping | AbstractSet)
+        is_data = may_be_long and not isinstance(value, str | bytes) and len(value) > MOST_ITEMS
+        yield name, type(value) if is_data else value
 
 
 def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
