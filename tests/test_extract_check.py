@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastcap.archive.files import LocalFiles
+from fastcap.archive.reader import Archive
 from fastcap.consumers.comparison import TOLERANCES, Comparison, tolerance_of
 from fastcap.devices.simulated import Schedule, SimulatedDevice
 from fastcap.errors import ArchiveConfigError, ArgumentError, FastcapWarning
@@ -85,6 +87,17 @@ def test_the_smaller_last_batch_and_a_cropped_one_are_compared(
             options = {"max_samples": max_samples, "num_workers": workers, **ranks}
             archive = extract(model, dataset, tmp_path / "acts", **options)
     check(archive, model, samples, 3, max_samples)
+
+
+def test_passes_that_end_early_are_compared_and_go_on_ending_early(tmp_path: Path) -> None:
+    model = LanguageModel()
+    options: dict[str, Any] = {"sites": ["layers.0"], "stop_after_last_site": True}
+    begin(model, tmp_path / "acts", **options)
+    n_heads: list[int] = []
+    model.output_head.register_forward_hook(lambda *_: n_heads.append(1))
+    extract(model, SAMPLES, tmp_path / "acts", **options)
+    assert len(n_heads) == 1  # of the pass that is compared, which is the first one
+    check(Archive(tmp_path / "acts", LocalFiles()), model, SAMPLES, 3)
 
 
 def test_a_generator_that_gives_the_same_again_is_compared(tmp_path: Path) -> None:

@@ -410,6 +410,7 @@ WEIGHTS = {"direction": torch.ones(3)}
 SAE = nn.Linear(3, 3)
 N_CALLS = 0
 MANY = list(range(2000))
+PROMPT = "a" * 2000
 mean = 1.0
 
 
@@ -459,6 +460,7 @@ def odd(n: int) -> bool:
         (reads_by_a_helper, "helper", abs),
         (reads_in_a_comprehension, "FACTOR", 2.0),
         (lambda acts: acts * FACTOR, "FACTOR", 2.0),
+        (lambda acts: (acts, PROMPT), "PROMPT", "b" * 2000),
         (functools.partial(reads_a_number), "FACTOR", 2.0),
         (reads_a_tensor, "WEIGHTS", {"direction": torch.zeros(3)}),
         (reads_a_module, "SAE", nn.Linear(3, 3, bias=False)),

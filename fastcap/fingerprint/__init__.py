@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from fastcap.fingerprint.behaviour import describe_behaviour
 from fastcap.fingerprint.creator import describe_creator as describe_creator
 from fastcap.fingerprint.creator import device_name as device_name
 from fastcap.fingerprint.digests import JSON as JSON
@@ -49,11 +50,11 @@ def describe_run(
 ) -> dict[str, JSON]:
     """Everything that the values of a run depend on, arguments as for `fastcap.extract`.
 
-    Of the model: class, modules and their settings, and of parameters and persistent buffers
-    names, shapes, dtypes and 64 elements each. Of the dataset: its `fingerprint()` if it has such
-    a method, else length and 16 items. Of functions: name, source, defaults, and the values they
-    close over or read as globals, in functions that they call too; not what they read from objects
-    or modules, and nothing of what is in libraries.
+    Of the model: class, modules and their settings, of parameters and persistent buffers names,
+    shapes, dtypes and 64 elements each, and what `describe_behaviour` says. Of the dataset: its
+    `fingerprint()` if it has such a method, else length and 16 items. Of functions: name, source,
+    defaults, and the values they close over or read as globals, in functions that they call too;
+    not what they read from objects or modules, and nothing of what is in libraries.
 
     Returns:
         A dict that is equal to what `json` makes of it.
@@ -69,7 +70,7 @@ def describe_run(
         "n_samples": n_samples,
         "dataset": describe_dataset(dataset),
         "collate_fn": describe(collate_fn),
-        "model": describe_model(model),
+        "model": {**describe_model(model), **describe_behaviour(model)},
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import site
 import sysconfig
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from typing import Any
 
@@ -57,6 +59,16 @@ def describe_function(
     return {"function": name_of(function), **_code(function), **described}
 
 
+def code_of(function: Any) -> str:
+    """The name and code of anything that can be called, without what it holds."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, types.FunctionType):
+        return name_of(function if hasattr(function, "__qualname__") else type(function))
+    return " ".join([name_of(function), *_code(function).values()])
+
+
 def _closure(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     names = function.__code__.co_freevars
     for name, cell in zip(names, function.__closure__ or (), strict=True):
@@ -81,10 +93,11 @@ def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             written.add(step.argval)
     for name in sorted(read - written):
         value = function.__globals__.get(name)
-        is_data = isinstance(value, Collection) and not hasattr(value, "dtype")
         if name.startswith("__") or value is None or isinstance(value, types.ModuleType):
             continue
-        yield name, type(value) if is_data and len(value) > MOST_ITEMS else value
+        may_be_long = isinstance(value, Sequence | Mapping | AbstractSet)
+        is_data = may_be_long and not isinstance(value, str | bytes) and len(value) > MOST_ITEMS
+        yield name, type(value) if is_data else value
 
 
 def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:

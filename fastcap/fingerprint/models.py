@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -54,11 +54,16 @@ def _plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """The modules by their names without wrappers; of a wrapper and what it wraps, the latter."""
+    return {_plain_name(name): module for name, module in model.named_modules()}.items()
+
+
 def _hash_modules(model: nn.Module) -> str:
     """Of classes and of what `print(model)` tells: activations have no weights to tell them by."""
     lines = {
-        _plain_name(name): f"{name_of(type(module))}({module.extra_repr()})"
-        for name, module in model.named_modules()
+        name: f"{name_of(type(module))}({module.extra_repr()})"
+        for name, module in named_modules(model)
     }
     text = _ADDRESS.sub("", "\n".join(f"{name} {line}" for name, line in lines.items()))
     return short_hash(text.encode())
