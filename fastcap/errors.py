@@ -102,7 +102,7 @@ class CastError(SelectionError, TypeError):
 
 
 class UnsupportedTensorError(FastcapError, TypeError):
-    """A site produced a tensor whose bytes cannot be copied as they are."""
+    """A tensor whose bytes cannot be copied as they are, such as a sparse one or a `DTensor`."""
 
 
 class UnsupportedModuleError(FastcapError, RuntimeError):

@@ -1,8 +1,8 @@
 """Who receives what passes capture: the contract, and the checks that consumers of rows share.
 
 A consumer is a class with one method that it must have, `end`. See `Consumer`; `docs/consumers.md`
-has a whole one. `fastcap.consumers.memory` and `fastcap.consumers.archive` are the two that fastcap
-itself runs.
+has a whole one. fastcap itself runs three, one in each of `fastcap.consumers.memory`,
+`fastcap.consumers.archive` and `fastcap.consumers.check`; a new one is a module beside them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Consumer(ABC):
         next `end` or in `drain`: each pass that is kept holds its values in host memory.
 
         Args:
-            finished: `sites`, `tensor(site)`, `lengths(site)` and `deliver()` are for consumers.
+            finished: `sites`, `tensor(site)`, `lengths(site)`, `deliver()` and `settle()` are for
+                consumers.
         """
 
     def drain(self) -> None:  # noqa: B027 - needed by those that keep passes

@@ -1,4 +1,7 @@
-"""The part of a module's output or input that a site stands for, and what to say without one."""
+"""From a module's output or input to the tensor that a site stands for, or what to say without one.
+
+`take_part` finds the tensor, and `as_capturable` makes it one block of memory or refuses it.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,8 @@ def as_capturable(value: Tensor, site: Site) -> Tensor:
     each other when it is given a padding mask and may take its fast path.
 
     Raises:
-        UnsupportedTensorError: Sparse, quantised, meta or functorch-wrapped.
+        UnsupportedTensorError: Sparse, quantised, meta, functorch-wrapped, or of a subclass that
+            wraps other tensors, as `DTensor` does.
     """
     kind = None
     if value.is_nested:
