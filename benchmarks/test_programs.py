@@ -247,7 +247,7 @@ def test_memory_is_sized_in_time(tmp_path: Path) -> None:
 def test_the_grid_on_the_virtual_clock_takes_what_the_cost_model_says(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups = (Group(LLAMA, ALL, 1, 3), Group(THIN, ALL, 1, 3), Group(GPT2, LAST, 1, 3))
+    groups = (Group(LLAMA, ALL, 3, 1), Group(THIN, ALL, 3, 1), Group(GPT2, LAST, 3, 1))
     monkeypatch.setattr(grid, "GRID", groups)
     assert virtual_runs.main(["--grid"]) == 0
     assert capsys.readouterr().out.startswith("Arithmetic, not a measurement")

@@ -121,6 +121,10 @@ DESTINATIONS = {
 }
 
 
+PASS_SECS = {"llama": (0.290, 0.004), "gpt2": (0.010, 0.003), "thin": (0.0015, 0.0005)}
+"""What a pass of each model is assumed to take the device, and the host to issue it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """A way of one group on the virtual clock, in seconds of one pass.
@@ -162,16 +166,17 @@ def play_group(group: Group) -> Iterator[Cell]:
 
 def load_of(group: Group, way: str) -> Load:
     """A cell as the virtual clock has it."""
-    subject, costs = group.subject, SimulatedCosts()
-    site_bytes = group.pass_bytes // subject.shape.n_layers
+    n_layers, costs = group.subject.shape.n_layers, SimulatedCosts()
+    forward_secs, launch_secs = PASS_SECS[group.subject.name]
+    site_bytes = group.pass_bytes // n_layers
     if way == grid.ARCHIVE:
         costs = replace(costs, host_bytes_per_sec=DISK_BYTES_PER_SEC / costs.n_workers)
     return Load(
         n_passes=group.n_passes,
-        n_layers=subject.shape.n_layers,
+        n_layers=n_layers,
         site_bytes=site_bytes,
-        forward_secs=subject.likely_forward_secs,
-        launch_secs=subject.likely_launch_secs,
+        forward_secs=forward_secs,
+        launch_secs=launch_secs,
         pinned_bytes=HOST_BYTES,
         lends=way in (grid.SLOTS, grid.LOOP)
         or (way == grid.PINNED and site_bytes >= PINNED_OUT_BYTES),

@@ -35,7 +35,7 @@ class Question(NamedTuple):
 
 def by_size(program: Program) -> Iterator[Figure]:
     """GB/s of copies into pinned memory, queued one behind another."""
-    gpu, sizes = program.gpu, program.sizes
+    gpu, sizes = program.gpu, program.gpu.sizes
     predicted = {
         64 << 10: Range(10, 20),
         MiB: Range(40, 50),
@@ -58,7 +58,7 @@ def by_size(program: Program) -> Iterator[Figure]:
 
 def pinning(program: Program) -> Iterator[Figure]:
     """Seconds per GiB: most of what a first run costs."""
-    gpu, sizes = program.gpu, program.sizes
+    gpu, sizes = program.gpu, program.gpu.sizes
     held, secs = [], []
     for _ in range(3):  # all held, so that the slowest did not come from torch's cache
         started = time.perf_counter()
@@ -70,7 +70,7 @@ def pinning(program: Program) -> Iterator[Figure]:
 
 def packing(program: Program) -> Iterator[Figure]:
     """What a pack takes from the model's own stream."""
-    gpu, n_bytes, repeats = program.gpu, program.sizes.part_bytes, program.sizes.repeats
+    gpu, n_bytes, repeats = program.gpu, program.gpu.sizes.part_bytes, program.gpu.sizes.repeats
 
     def tb_per_sec(target: Tensor, source: Tensor) -> float:
         secs = gpu.best_secs(lambda: target.copy_(source, non_blocking=True), repeats, 10)
@@ -90,7 +90,7 @@ def packing(program: Program) -> Iterator[Figure]:
 
 def hook_cost(program: Program) -> Iterator[Figure]:
     """Host time per site, over a model that does nothing, so that only hooks are left."""
-    costs = benchmarks.hook_cost.measure(program.sizes.calls, program.gpu.device.type)
+    costs = benchmarks.hook_cost.measure(program.gpu.sizes.calls, program.gpu.device.type)
     empty, captured = (costs[name].over_baseline for name in ("empty hook", "store"))
     yield Figure("an empty hook", empty, "µs", Range(1, 2))
     yield Figure(HOOK, captured, "µs", Range(high=10), goal=HOOK_GOAL)
@@ -98,7 +98,7 @@ def hook_cost(program: Program) -> Iterator[Figure]:
 
 def archive_memory(program: Program) -> Iterator[Figure]:
     """Peak host memory of `extract` over N samples, and over four times as many."""
-    floors, n_bytes = program.facts.get("floors", {}), program.sizes.archive_bytes
+    floors, n_bytes = program.facts.get("floors", {}), program.gpu.sizes.archive_bytes
     if rate := floors.get("disk_bytes_per_sec"):
         n_bytes = int(min(n_bytes, rate * ARCHIVE_SECS / 6))
     grid.needs_room(program.scratch, 4 * n_bytes)

@@ -53,7 +53,8 @@ TINY = Sizes(64 << 10, 64 << 10, 16 << 10, repeats=2, calls=4, steps=3, rounds=2
 class Gpu:
     """Streams, events, clocks and pinned memory of the current CUDA device."""
 
-    pins = True
+    is_real = True
+    sizes = FULL
 
     def __init__(self, device: str = "cuda") -> None:
         self.device = torch.device(device)
@@ -75,7 +76,7 @@ class Gpu:
         return torch.empty(n_bytes, dtype=torch.uint8, device=self.device).view(dtype)
 
     def pinned(self, n_bytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.pins).view(dtype)
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.is_real).view(dtype)
 
     def give_back_pinned(self) -> None:
         """Unpin what is free: torch keeps it otherwise, 0.4 s per GB of it are needed for this."""
@@ -84,9 +85,6 @@ class Gpu:
 
     def empty_cache(self) -> None:
         torch.cuda.empty_cache()
-
-    def free_bytes(self) -> int:
-        return int(torch.cuda.mem_get_info()[0])
 
     # Order
 
