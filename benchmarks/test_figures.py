@@ -19,6 +19,7 @@ from benchmarks.figures import catalogue, drawings, peers, suite, text
 from benchmarks.figures.catalogue import BLOCKS, IN_SUMMARY, KINDS, Place, write_block
 from benchmarks.figures.results import FigureError, Kind, Result, credit, newest, read
 from benchmarks.peers.questions import TINY_SHAPE
+from benchmarks.peers.ways import NNSIGHT
 
 main = import_module("benchmarks.figures.__main__")
 IMAGES = "docs/images"
@@ -190,11 +191,21 @@ def test_the_suite_shows_ratios_floors_and_what_differs(tmp_path: Path) -> None:
 def test_bars_are_judged_by_intervals_and_by_the_better_way_to_collect(tmp_path: Path) -> None:
     content = committed(catalogue.PEERS)
     residual = content["questions"][0]
-    residual["fastcap_to_peer"]["nnsight"]["high"] = peers.TIME_BAR + 0.001
-    residual["peak_added_bytes"]["fastcap"]["rows"] = 170_000_000
-    residual["peak_added_bytes"]["nnsight"] = {"rows": 160_000_000, "lists": 235_000_000}
-    residual["peak_added_bytes"]["sae-lens"] = {"rows": 200_000_000, "lists": 235_000_000}
-    residual["peak_added_bytes"]["transformer-lens"] = {"rows": 171_000_000}
+    of_nnsight = residual["comparisons"][0]
+    assert NNSIGHT in of_nnsight
+    of_nnsight["fastcap"] = [1.1 * secs for secs in of_nnsight[NNSIGHT]]
+    added = {
+        "baseline": {"rows": 0},
+        "fastcap": {"rows": 170},
+        "nnsight": {"rows": 160, "lists": 235},
+        "transformer-lens": {"rows": 171},
+        "sae-lens": {"rows": 200, "lists": 235},
+    }
+    for way, of_way in added.items():
+        for collector, megabytes in of_way.items():
+            peak = {"host_bytes": megabytes * 10**6, "before_bytes": 0}
+            residual["peaks"][way][collector] = peak
+    del residual["peaks"]["transformer-lens"]["lists"]
     residual["values"]["fastcap"]["n_different"] = 1
     result = put(tmp_path, content)
     page = peers.block(result)
@@ -245,7 +256,7 @@ def test_a_run_writes_pages_and_pictures_until_nothing_is_stale(
     assert "(../benchmarks/results/imports" in (project / "docs/performance.md").read_text()
     monkeypatch.setattr(drawings, "save", lambda figure, result, path: None)
     content = committed(catalogue.PEERS)
-    content["questions"][0]["fastcap_to_peer"]["nnsight"]["mean"] = 0.5
+    content["questions"][0]["comparisons"][0]["nnsight"][0] = 0.5
     put(project / RESULTS, content)
     assert list(main.stale_pages(project)) == list(main.PAGES)
     assert list(main.stale_pictures(project)) == [f"{IMAGES}/peers.svg"]

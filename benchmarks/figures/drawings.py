@@ -14,6 +14,7 @@ from benchmarks.figures import peers, small
 from benchmarks.figures.peers import Answered
 from benchmarks.figures.results import Result
 from benchmarks.figures.suite import Measured, workloads
+from fastcap.bench.report import brief as ratio_fields
 from fastcap.bench.ways import BASELINE, FASTCAP, HOOK
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def beside_peers(result: Result) -> Figure:
 
 
 def _times(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
-    ratios = [each.fields["ratios_to_baseline"][way] for way in ways]
+    ratios = [ratio_fields(each.ratio(way, BASELINE)) for way in ways]
     for row, (way, ratio) in enumerate(zip(ways, ratios, strict=True)):
         PEERS[way].draw(axes, row, ratio)
     floor = each.floor_secs()
