@@ -535,7 +535,6 @@ def test_a_dry_timeline_traces_every_way_and_keeps_the_traces(tmp_path: Path) ->
 # Peers
 
 
-@pytest.mark.filterwarnings("ignore:The model is compiled:fastcap.FastcapWarning")
 def test_dry_peers_compare_every_way(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     entries = {each["title"]: each for each in results(peers, tmp_path)["entries"]}

@@ -143,12 +143,10 @@ class Question:
         if terms:
             share = SHARES.get((name, bound), none)
             whole, of_steady = (none, share) if name == SLOTS else (share, none)
-            for what, secs, (goal, promised) in (
-                ("of what", pass_secs, whole),
-                ("steady, of what", statistics.median(steady[name]), of_steady),
-            ):
-                reached = terms[bound] / secs
-                yield Figure(f"{what} {bound} allows", reached, "", promised, goal=goal)
+            yield _share_of(bound, terms, pass_secs, "", whole)
+            if steady:
+                steady_secs = statistics.median(steady[name])
+                yield _share_of(bound, terms, steady_secs, "steady, ", of_steady)
         yield Figure("wrong values", found.n_mismatches[name], "", NONE)
 
     def _terms(self, name: str, found: Overhead) -> dict[str, float]:
@@ -159,6 +157,12 @@ class Question:
         forward_secs = found.median_secs(BASELINE) / found.n_passes
         n_sites = len(found.sites)
         return make_terms(self.floors, pass_bytes, n_sites, forward_secs, self.launch_secs, name)
+
+
+def _share_of(bound: str, terms: Mapping[str, float], secs: float, when: str, goal: Goal) -> Figure:
+    """Which part of what bounds a pass is reached."""
+    what, promised = goal
+    return Figure(f"{when}of what {bound} allows", terms[bound] / secs, "", promised, goal=what)
 
 
 @torch.no_grad()
