@@ -123,11 +123,9 @@ class Entry:
         """For JSON."""
         return {**asdict(self), "figures": [figure.fields() for figure in self.figures]}
 
-    def skipped_for(self, reason: str) -> bool:
-        """Whether there is a reason not to run it, which is noted."""
-        if reason and self.reason == NOT_REACHED:
-            self.reason = reason
-        return bool(reason)
+    @property
+    def outcome(self) -> str:
+        return f"{self.status}: {self.reason}" if self.reason else self.status
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

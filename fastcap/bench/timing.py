@@ -141,6 +141,7 @@ def measure_rounds(
             secs[name].append(elapsed)
             check(name, value)
         on_round(index, {name: elapsed for name, (elapsed, _) in of_round.items()})
+        del of_round, value  # so that the next round's values are not beside them
     return secs
 
 
