@@ -278,7 +278,9 @@ def test_a_collate_fn_that_makes_more_rows_than_samples(tmp_path: Path) -> None:
 
 
 class SharedOut(TokenStream):
-    """Every worker gives samples of its own."""
+    """Every worker gives samples of its own, and says that their order is one for all."""
+
+    has_fixed_order = True
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()

@@ -136,6 +136,7 @@ class Reenters(LanguageModel):
         return super().forward(input_ids, attention_mask)
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 @pytest.mark.parametrize("interrupts", [False, True])
 def test_a_call_within_a_call_has_its_own_mask(interrupts: bool) -> None:
     model, ids = Reenters(), make_ids(3)

@@ -16,6 +16,7 @@ from fastcap.errors import (
     ArchiveError,
     ArgumentError,
     ArgumentTypeError,
+    BatchError,
     DeviceError,
     FastcapError,
     ResultError,
@@ -274,12 +275,13 @@ def test_a_device_without_a_link_that_is_not_here_cannot_be_measured_either() ->
 
 def test_a_sample_that_may_be_meant_for_a_batch_is_said_to_be() -> None:
     model, ids = nn.Embedding(10, 4), torch.zeros(32, dtype=torch.int64)
-    for example in (ids, {"input_ids": ids}):
-        [doubt] = fastcap.plan(model, example, "", n_samples=200).assumed
-        assert doubt == (
-            "The example's token ids have one dimension: they are taken for 32 samples. If they "
-            "are one, give them as a batch: input_ids[None]."
-        )
+    [doubt] = fastcap.plan(model, ids, "", n_samples=200).assumed
+    assert doubt == (
+        "The example's token ids have one dimension: they are taken for 32 samples. If they "
+        "are one, give them as a batch: input_ids[None]."
+    )
+    with pytest.raises(BatchError, match=r"for one sample, ids\[None\]"):
+        fastcap.plan(model, {"input_ids": ids}, "", n_samples=200)
     found = fastcap.plan(model, {"input_ids": ids[None]}, "", n_samples=200)
     assert (found.assumed, found.total_bytes) == ((), 200 * 32 * 4 * 4)
 
