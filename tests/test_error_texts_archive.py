@@ -305,8 +305,8 @@ def test_a_site_whose_first_dimension_is_not_the_batch(tmp_path: Path) -> None:
 
 ADVICE = (
     "Samples of an archive need one shape and dtype: pad all to one length, select what has one "
-    "shape (positions=-1, reduce='mean'), keep the real tokens of each (positions='unpadded'), or "
-    "ask for a dtype=."
+    "shape (positions='last', reduce='mean'), keep the real tokens of each "
+    "(positions='unpadded'), or ask for a dtype=."
 )
 
 

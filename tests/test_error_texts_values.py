@@ -175,8 +175,8 @@ def test_batches_of_different_lengths_are_refused_with_both_shapes_and_three_way
     assert message_of(ResultError, run) == (
         "Site 'norm' produced rows of shape (6, 16) in batch 1 and (4, 16) before. Rows of one "
         "result need one shape: pad all samples to one length, or select what has one shape in "
-        "every batch (positions=-1, reduce=lambda acts: acts.mean(dim=1)), or receive batches as "
-        "they are with fastcap.stream()."
+        "every batch (positions='last', reduce='mean'), or receive batches as they are with "
+        "fastcap.stream()."
     )
     assert hooks_on(model) == 0
     assert run(positions=-1)["norm"].shape == (4, 16)

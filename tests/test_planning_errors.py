@@ -358,7 +358,7 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_does_not_fit_into_memory_can_be_sliced_cast_or_put_elsewhere(advised: Any) -> None:
     assert advised(60_000) == (
         "Does not fit: 102 kB of host memory, and there is 60 kB.",
-        "slice: positions=-1 takes 12.8 kB, fits",
+        "slice: one position ('last', or -1 without padding) takes 12.8 kB, fits",
         "cast: dtype=torch.bfloat16 takes 51.2 kB, fits",
         "fewer: 58 of 100 samples fit",
         "archive: 102 kB on disk instead (fastcap.extract), free space not known",
@@ -378,7 +378,7 @@ def test_what_is_sliced_and_narrow_already_is_not_advised_again(advised: Any) ->
 def test_a_disk_that_is_too_small_gets_advice_too(advised: Any) -> None:
     assert advised(10**9, 60_000, into="archive") == (
         "Does not fit: 110 kB on disk, and there is 60 kB.",
-        "slice: positions=-1 takes 12.8 kB, fits",
+        "slice: one position ('last', or -1 without padding) takes 12.8 kB, fits",
         "cast: dtype=torch.bfloat16 takes 51.2 kB, fits",
         "fewer: 54 of 100 samples fit",
     )

@@ -130,7 +130,7 @@ def _concatenated(site: str, values: Sequence[Tensor]) -> Tensor:
         raise ArgumentError(
             f"Site {site!r} gives values of shape {', '.join(map(str, shapes))}, which do not make "
             "one tensor with a row for each sample, and that is what ways are compared by. Measure "
-            "batches of one length, take positions=-1, or leave the site out."
+            "batches of one length, take positions='last', or leave the site out."
         )
     return torch.cat(list(values))
 

@@ -236,7 +236,7 @@ class ArchiveResult(RowConsumer):
                     f"Site {site!r} produced rows of shape {spec.shape} and dtype {spec.dtype} in "
                     f"batch {self._n_passes}, and {first.shape} and {first.dtype} before. Samples "
                     "of an archive need one shape and dtype: pad all to one length, select what "
-                    "has one shape (positions=-1, reduce='mean'), keep the real tokens of each "
+                    "has one shape (positions='last', reduce='mean'), keep the real tokens of each "
                     "(positions='unpadded'), or ask for a dtype=."
                 )
 
