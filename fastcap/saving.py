@@ -262,6 +262,12 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     except SafetensorError as error:
         full = "No space left" in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+    except KeyError as error:  # what the library says of a dtype that the format does not have
+        name, value = next((n, v) for n, v in tensors.items() if v.dtype in error.args)
+        raise UnsupportedTensorError(
+            f"Cannot save {name!r}: .safetensors has no {value.dtype}. Save to .npz, or pass "
+            "dtype= with one that it has."
+        ) from error
     path.chmod(mode)
 
 

@@ -19,7 +19,7 @@ from fastcap.errors import ArchiveConfigError, ArgumentError, FastcapWarning
 from fastcap.extraction import run as run_module
 from tests.support.archives import write
 from tests.support.datasets import Tokens, TokenStream, make_samples
-from tests.support.extracting import check, extract, masked_samples
+from tests.support.extracting import check, extract, masked_samples, samples_for
 from tests.support.models import LanguageModel
 from tests.support.runs import running_on
 from tests.test_extract import MASKED, SELECTIONS
@@ -64,12 +64,13 @@ ON_ACCELERATORS = ["all", "unpadded", "wider", "unpadded, wider", "wire_dtype_fo
 def test_what_is_the_same_is_continued_and_returned(name: str, place: str, tmp_path: Path) -> None:
     root, model = tmp_path / "acts", LanguageModel()
     options = {**MASKED, **SELECTIONS[name], "columns": COLUMNS}
+    samples = samples_for(SELECTIONS[name], MASKED_SAMPLES)
     memory = {"staging_bytes": 700, "pinned_bytes": 1000}
     with running_on(None if place == "cpu" else SimulatedDevice(Schedule(place, seed=3))):
-        begin(model, root, samples=MASKED_SAMPLES, **options, **memory)
+        begin(model, root, samples=samples, **options, **memory)
         for _ in range(2):
-            archive = extract(model, MASKED_SAMPLES, root, **options, **memory)
-    check(archive, model, MASKED_SAMPLES, 3, **SELECTIONS[name])
+            archive = extract(model, samples, root, **options, **memory)
+    check(archive, model, samples, 3, **SELECTIONS[name])
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import fastcap
 from fastcap import cli, reference
 from fastcap.cli import app
+from fastcap.cli.locate import load_model
 from fastcap.devices.accelerator import own_device
 from fastcap.huggingface import Collator, load
 from fastcap.spec import make_selection
@@ -443,3 +444,12 @@ def test_what_is_no_archive_is_one_line(tmp_path: Path) -> None:
     result = invoke("inspect", str(tmp_path))
     assert result.exit_code == 1
     assert result.stderr == f"fastcap: {tmp_path} is not an archive: it has no meta.json.\n"
+
+
+@pytest.mark.parametrize("name", ["AutoConfig", "pipeline", "no_such_class", "__version__"])
+def test_a_configuration_names_model_classes_and_nothing_else(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"architectures": [name]}))
+    assert type(load_model(str(folder), with_weights=True)).__name__ == "LlamaModel"
+    assert type(load_model(str(folder), with_weights=False)).__name__ == "LlamaModel"

@@ -81,7 +81,7 @@ def open_archive(folder: str | os.PathLike[str]) -> Archive:
         >>> archive.sites, len(archive), archive["1"][3].shape, archive["1"][1:4].shape
         (['1'], 5, torch.Size([2]), torch.Size([3, 2]))
     """
-    return Archive(Path(folder), LocalFiles())
+    return Archive(Path(folder).absolute(), LocalFiles())
 
 
 def reopen(path: Path, files: Files) -> Archive:

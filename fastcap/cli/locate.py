@@ -151,7 +151,7 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
     import transformers
 
     auto: Any = transformers.AutoModel
-    kind: Any = getattr(transformers, names[0], None) if names else None
+    kind: Any = _model_class(transformers, names)
     try:
         if with_weights:
             as_saved = {dtype_argument(transformers): "auto"}
@@ -171,6 +171,13 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
             f"MODEL {str(folder)!r}: transformers cannot load it: {in_one_line(error)}."
         ) from error
     return _check_model(str(folder), model)
+
+
+def _model_class(transformers: Any, names: list[str]) -> Any:
+    """The class that a configuration names; of transformers' models only, since it is called."""
+    kind = getattr(transformers, names[0], None) if names else None
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    return kind if is_model else None
 
 
 def _dtype_of(settings: Any) -> torch.dtype:

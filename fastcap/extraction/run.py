@@ -179,7 +179,7 @@ def extract(
     )
     config |= grid.describe()
     creator = describe_creator(device_name(request.call.device))
-    root = Path(folder)
+    root = Path(folder).absolute()  # the dataset or model may change the working directory
     there = open_earlier(root, config, creator, share.rank)
     checked, is_complete = None, there is not None and there.is_complete
     batches = Batches(source, grid, share, None if is_complete else there, columns)
