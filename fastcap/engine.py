@@ -240,11 +240,13 @@ class Engine:
         self._n_reads_before = 0 if rows is None else rows.n_mask_reads
         self._reported: set[str] = set()
         self.handles: list[RemovableHandle] = []
+        self._is_closed = False
         weakref.finalize(self, _orphans.put, self._transfers).atexit = False
 
     # Hooks
 
     def attach(self) -> None:
+        self._is_closed = False
         self._buffers.keeps = True
         # Around the sites' own hooks: what a pass is called with is read before the first of them
         # (a site may be the root's input), and forgotten after the last (it may be its output).
@@ -283,10 +285,14 @@ class Engine:
     def _capture(self, current: Pass, site: Site, index: int, value: Tensor) -> None:
         check_capturable(value, site)
         transfer = self._transfer(value.device)
+        if transfer is None:
+            return
         transfer.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
         value, lengths = self._read(value, site, current.rows, transfer.device)
         if self._may_move:
             transfer = self._transfer(value.device)
+            if transfer is None:
+                return
             transfer.refuse_graphs()
         dtype = self._dtype or value.dtype
         target: Target | None = None
@@ -318,12 +324,17 @@ class Engine:
 
     # Lanes
 
-    def _transfer(self, torch_device: torch.device) -> Transfer:
+    def _transfer(self, torch_device: torch.device) -> Transfer | None:
         return self._transfers.get(torch_device) or self._open_transfer(torch_device)
 
-    def _open_transfer(self, torch_device: torch.device) -> Transfer:
+    def _open_transfer(self, torch_device: torch.device) -> Transfer | None:
+        """A new one; `None` in a hook that comes after `close`, in a pass that another thread runs:
+        what was captured before stays, as if the hook had been off already.
+        """
         close_orphans()
         with self._transfers_lock:
+            if self._is_closed:
+                return None
             if torch_device not in self._transfers:
                 device = open_device(torch_device)
                 self._transfers[torch_device] = (
@@ -372,6 +383,8 @@ class Engine:
     def close(self) -> None:
         """Off first, then drain, then give memory back (R12). The engine can be attached again."""
         self.detach()
+        with self._transfers_lock:
+            self._is_closed = True
         for transfer in self.transfers():
             transfer.close()
         with self._transfers_lock:

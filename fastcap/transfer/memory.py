@@ -11,6 +11,7 @@ from fastcap.devices.base import AnyDevice
 from fastcap.errors import DeviceMemoryError, HostMemoryError
 from fastcap.formatting import format_bytes
 from fastcap.host_memory import available_bytes
+from fastcap.transfer.base import TooLateError
 from fastcap.transfer.budget import Budget, Limits, halved, plan_budget, settled_budget
 from fastcap.transfer.pool import Piece, Slot, SlotPool, StagingRing
 
@@ -21,7 +22,8 @@ class TransferMemory:
     Staging and the first slots are taken at the first capture, for a pass in which every site
     gives as much. Where a pass turns out larger, chunks are added between passes, and slots
     whenever one more spares the host a spill. The transfer calls this under its lock, except where
-    memory is pinned: that may take milliseconds, and is done by the thread that moves bytes.
+    memory is pinned: that may take milliseconds, and is done by the thread that moves bytes. What
+    was closed stays closed: a pass that another thread still runs must not take memory again.
 
     Args:
         device: Where captures come from.
@@ -42,6 +44,7 @@ class TransferMemory:
         self._opened: tuple[StagingRing, SlotPool] | None = None
         self._refusal: tuple[type[DeviceMemoryError | HostMemoryError], str] | None = None
         self.is_sized = False
+        self.is_closed = False  # to what is captured from now on; what was may still be delivered
 
     @property
     def is_open(self) -> bool:
@@ -51,12 +54,23 @@ class TransferMemory:
     def ring(self) -> StagingRing:
         return (self._opened or self._open())[0]
 
+    def ring_to_fill(self) -> StagingRing:
+        """For captures.
+
+        Raises:
+            TooLateError: They come after `close`, in a pass that another thread still runs.
+        """
+        if self.is_closed:
+            raise TooLateError
+        return self.ring
+
     @property
     def slots(self) -> SlotPool:
         return (self._opened or self._open())[1]
 
     def _open(self) -> tuple[StagingRing, SlotPool]:
         if self._opened is None:
+            assert not self.is_closed
             if self._refusal is not None:
                 kind, message = self._refusal
                 raise kind(message)
@@ -102,7 +116,7 @@ class TransferMemory:
         first = self._budget
         assert first is not None
         self.is_sized = True
-        self.close()
+        self._give_back()
         try:
             self._allocate(budget)
         except (DeviceMemoryError, HostMemoryError):
@@ -182,8 +196,16 @@ class TransferMemory:
         """What is packed and not yet being copied."""
         return [] if self._opened is None else list(self.ring.open.pieces)
 
+    def refuse(self) -> None:
+        """Nothing more is captured here, whatever a pass that another thread runs still sends."""
+        self.is_closed = True
+
     def close(self) -> None:
-        """Give everything up; what is lent lives as long as its last reader."""
+        """Give everything up for good; what is lent lives as long as its last reader."""
+        self.refuse()
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._opened is not None:
             ring, slots = self._opened
             self._opened = None

@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, HostBuffer
-from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
+from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
 from fastcap.host_memory import HostBuffers, empty_bytes
 from fastcap.records import Statistics
 from fastcap.transfer.base import (
     NO_GRAPHS,
     Capture,
     Target,
+    TooLateError,
     TransferCounters,
     part_of,
     split,
@@ -73,7 +74,7 @@ class StagedTransfer:
         capture = Capture(value.shape, wire_dtype_for(value.dtype, dtype), dtype, route, target)
         try:
             self._stage(value, capture)
-        except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
+        except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError, TooLateError) as error:
             self.drop(capture)
             # R9: raised to whoever asks for the value, not into the model.
             capture.error = without_frames(error)
@@ -90,7 +91,7 @@ class StagedTransfer:
             self._memory.note(capture.n_bytes)
             if whole.n_bytes == 0:
                 return
-            ring = self._memory.ring
+            ring = self._memory.ring_to_fill()
             choose_way(capture, ring)
             if capture.is_small and isinstance(capture.target, Tensor):
                 self._small.append(capture)
@@ -102,7 +103,7 @@ class StagedTransfer:
     def _stage_piece(self, compute_stream: Hashable, value: Tensor, piece: Piece) -> None:
         while True:
             with self._lock:
-                if self._pack(self._memory.ring.open, compute_stream, value, piece):
+                if self._pack(self._memory.ring_to_fill().open, compute_stream, value, piece):
                     return
                 is_flushed = self._flush_open()
             if not is_flushed:
@@ -310,7 +311,7 @@ class StagedTransfer:
         """
         with self._moving:
             with self._lock:
-                victim = self._memory.slots.victim()
+                victim = self._memory.slots.victim() if self._memory.is_open else None
                 if victim is None:
                     return
                 would_spill = any(piece.owner.target is None for piece in victim.pieces)
@@ -378,6 +379,8 @@ class StagedTransfer:
 
     def close(self) -> None:
         with self._moving:
+            with self._lock:
+                self._memory.refuse()
             self._read_small(waits=True)
             self._small.clear()
             if self._landings.were_used and self._memory.is_open:
@@ -387,9 +390,6 @@ class StagedTransfer:
             self._device.close()
             with self._lock:
                 for piece in self._memory.staged():
-                    piece.owner.error = FastcapError(
-                        "This value was still on its way when its store was disabled or its stream "
-                        "closed, by an error or from another thread. Run the pass again."
-                    )
+                    piece.owner.error = TooLateError()
                     piece.unlink()
                 self._memory.close()
