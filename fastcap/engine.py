@@ -102,14 +102,14 @@ class Pass:
             return self._calls(site)
 
     def _calls(self, site: str) -> list[tuple[Transfer, Capture]]:
-        last = self.captures.get(site)
-        return [] if last is None else [*self.earlier.get(site, ()), last]
+        last, earlier = self.captures.get(site), self.earlier.get(site, ())
+        return [] if last is None else [*(each for each in earlier if each is not last), last]
 
     def all(self) -> list[tuple[Transfer, Capture]]:
         """Every capture that is kept."""
         return [found for site in list(self.captures) for found in self.calls(site)]
 
-    # For consumers, when the pass is over
+    # For consumers
 
     @property
     def sites(self) -> list[str]:
@@ -151,11 +151,15 @@ class Pass:
         """Make it the last capture of its site; returns the one that nobody keeps any more."""
         with self._lock:
             previous = self.captures.get(site)
+            is_kept = previous is not None and self.keeps_all
+            if previous is not None and is_kept:
+                earlier = self.earlier.setdefault(site, [])
+                if previous not in earlier[-1:]:
+                    earlier.append(previous)  # first: an interrupt must not lose it
             self.captures[site] = (transfer, capture)
             self.n_calls[site] = self.n_calls.get(site, 0) + 1
             self.captured_in[site] = self.number
-            if previous is not None and self.keeps_all:
-                self.earlier.setdefault(site, []).append(previous)
+            if is_kept:
                 return None
             if previous is not None and self.place is not None and previous[1].tickets:
                 self._superseded.setdefault(site, []).append(previous)
@@ -176,8 +180,7 @@ class Pass:
     def clear(self) -> None:
         with self._lock:
             dropped = [found for site in self.captures for found in self._calls(site)]
-            for kept in (self.captures, self.earlier, self.n_calls, self.captured_in):
-                kept.clear()
+            self.captures, self.earlier, self.n_calls, self.captured_in = {}, {}, {}, {}
         for transfer, capture in dropped:
             transfer.drop(capture)
 
@@ -188,7 +191,7 @@ class _OfThread(threading.local):
     current: Pass | None = None
 
 
-_orphans: queue.SimpleQueue[dict[torch.device, Transfer]] = queue.SimpleQueue()
+_orphans: queue.SimpleQueue[list[dict[torch.device, Transfer]]] = queue.SimpleQueue()
 """Lanes of engines that were dropped without `close`. A finalizer may not touch a device, and
 memory that is freed while streams still use it would be handed to the model."""
 
@@ -196,7 +199,8 @@ memory that is freed while streams still use it would be handed to the model."""
 def close_orphans() -> None:
     """Give back the memory of engines that were dropped while attached."""
     while not _orphans.empty():
-        for transfer in _orphans.get().values():
+        [transfers] = _orphans.get()
+        for transfer in transfers.values():
             transfer.close()
 
 
@@ -240,8 +244,10 @@ class Engine:
         self._n_reads_before = 0 if rows is None else rows.n_mask_reads
         self._reported: set[str] = set()
         self.handles: list[RemovableHandle] = []
+        self._n_before = 0
         self._is_closed = False
-        weakref.finalize(self, _orphans.put, self._transfers).atexit = False
+        self._orphaned = [self._transfers]
+        weakref.finalize(self, _orphans.put, self._orphaned).atexit = False
 
     # Hooks
 
@@ -250,20 +256,20 @@ class Engine:
         self._buffers.keeps = True
         # Around the sites' own hooks: what a pass is called with is read before the first of them
         # (a site may be the root's input), and forgotten after the last (it may be its output).
-        first = self._read.before(self._model)
         try:
-            self.handles += attach(self._bound, self)
+            self._read.before(self._model, self.handles)
+            self._n_before = len(self.handles)
+            attach(self._bound, self, self.handles)
+            self._read.after(self._model, self.handles)
         except BaseException:
-            detach(first)
+            self.close()
             raise
-        self.handles += first  # behind the sites' own, which `report_unfired` counts on
-        self.handles += self._read.after(self._model)
 
     def detach(self) -> None:
         detach(self.handles)
 
     def receive(self, index: int, output: Any) -> None:
-        """A hook has fired; see `fastcap.model.hooks.Receiver`."""
+        """See `fastcap.model.hooks.Receiver`."""
         current = self._of_thread.current or self._always
         if current is None or (current.calls_seen is not None and current.calls_seen.is_stopped):
             return
@@ -316,7 +322,8 @@ class Engine:
         """A pass is over: say once of each site that has not fired yet why that is."""
         if len(self._fired) == len(self._bound):
             return
-        for index, (bound, handle) in enumerate(zip(self._bound, self.handles, strict=False)):
+        handles = self.handles[self._n_before :]
+        for index, (bound, handle) in enumerate(zip(self._bound, handles, strict=False)):
             if index not in self._fired and bound.site.name not in self._reported:
                 hooks = bound.module._forward_hooks, bound.module._forward_pre_hooks
                 is_hooked = any(handle.id in each for each in hooks)
@@ -328,9 +335,7 @@ class Engine:
         return self._transfers.get(torch_device) or self._open_transfer(torch_device)
 
     def _open_transfer(self, torch_device: torch.device) -> Transfer | None:
-        """A new one; `None` in a hook that comes after `close`, in a pass that another thread runs:
-        what was captured before stays, as if the hook had been off already.
-        """
+        """A new one; `None` in a hook that comes after `close`, in another thread's pass."""
         close_orphans()
         with self._transfers_lock:
             if self._is_closed:
@@ -360,7 +365,7 @@ class Engine:
             self._of_thread.current = None
 
     def replan(self) -> None:
-        """A whole pass has been seen: size every transfer's memory for the next ones."""
+        """A whole pass has been seen: size memory for the next ones."""
         for transfer in self.transfers():
             transfer.replan()
 
@@ -388,8 +393,8 @@ class Engine:
         for transfer in self.transfers():
             transfer.close()
         with self._transfers_lock:
-            for transfer in self._transfers.values():
-                self._closed += transfer.statistics()
-            self._transfers.clear()
+            counted = sum((each.statistics() for each in self._transfers.values()), self._closed)
+            new: dict[torch.device, Transfer] = {}
+            self._closed, self._transfers, self._orphaned[0] = counted, new, new
         self._buffers.keeps = False
         self._buffers.trim()

@@ -13,7 +13,7 @@ from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.errors import FastcapError
 from fastcap.host_memory import normal_mode
 from fastcap.records import Statistics
-from fastcap.transfer.pool import Piece
+from fastcap.transfer.pieces import Piece
 
 Target: TypeAlias = Tensor | Destination
 """Where a value is delivered."""
