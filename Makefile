@@ -7,7 +7,7 @@ PEERS := .venv-peers
 REHEARSAL := .venv-rehearsal
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check docs bench bench-peers races mutants faults clean
+.PHONY: setup demo test check docs bench bench-peers races interrupts mutants faults clean
 .PHONY: gpu-test gpu-bench gpu-peers gpu-rehearsal hook-cost-standin
 
 setup: $(SETUP)
@@ -54,6 +54,11 @@ SEED ?= 0
 
 races: $(SETUP)
 	$(BIN)/python -m tests.races --programs $(PROGRAMS) --schedules $(SCHEDULES) --first-seed $(SEED) --out benchmarks/results
+
+INTERRUPTED ?= 32
+
+interrupts: $(SETUP)
+	$(BIN)/python -m tests.interrupts --programs $(INTERRUPTED) --first-seed $(SEED) --out benchmarks/results
 
 mutants: $(SETUP)
 	$(BIN)/python -m tests.mutants --write

@@ -106,6 +106,7 @@ class ActivationStore:
         self._zero_copy = zero_copy
         self._latest = Pass(keeps_all=bool(self._request.keeps_all))
         self._engine: Engine | None = None
+        self._is_enabled = False
         self._past = Statistics()
         self._bound: list[str] | None = None  # the sites of the last `enable`
         self._warned_of: set[str] = set()  # names that `get` was asked for; "" of the store itself
@@ -117,7 +118,7 @@ class ActivationStore:
     @property
     def enabled(self) -> bool:
         """Whether the hooks are on the model."""
-        return self._engine is not None
+        return self._is_enabled
 
     @property
     def layer_names(self) -> list[str]:
@@ -139,19 +140,23 @@ class ActivationStore:
         Raises:
             SiteNotFoundError: A site does not name a module of the model; no hook is left behind.
         """
-        if self._engine is not None:
+        if self._is_enabled:
             return
+        self.disable()  # where an interrupt has left something of it
         sites = bind_sites(self._model, self._request.names)
         engine = self._request.engine(sites, self._latest)
         engine.handles = self._hooks
         if is_compiled(self._model) or has_compiled():
             self._retrace()
-        engine.attach()
-        self._engine = engine
-        self._bound = list(engine.site_names)
-        self._root_hooks += watch_passes(
-            self._model, *(_unless_gone(method) for method in (self._begin_pass, self._end_pass))
-        )
+        try:
+            self._engine = engine  # first: from here on `disable` finds what there is
+            engine.attach()
+            begun, ended = _unless_gone(self._begin_pass), _unless_gone(self._end_pass)
+            watch_passes(self._model, begun, ended, self._root_hooks)
+            self._bound, self._is_enabled = list(engine.site_names), True
+        except BaseException:
+            self.disable()
+            raise
 
     def _begin_pass(self) -> None:
         self._latest.counts.begin()
@@ -175,12 +180,17 @@ class ActivationStore:
         )
 
     def disable(self) -> None:
-        """Remove the hooks and free staging and slots. Captured values stay readable."""
-        engine, self._engine = self._engine, None
+        """Remove the hooks and free staging and slots. Captured values stay readable.
+
+        An interrupt within it costs the values that were still on their way, which are errors then;
+        called again, it does what is left to do.
+        """
+        self._is_enabled = False
+        detach(self._root_hooks)
+        detach(self._hooks)
+        engine = self._engine
         if engine is None:
             return
-        detach(self._root_hooks)
-        engine.detach()
         errors: list[Exception] = []
         try:
             for transfer, capture in self._latest.all():
@@ -191,7 +201,9 @@ class ActivationStore:
                     errors.append(error)
         finally:
             engine.close()
-            self._past += engine.statistics()
+            past = self._past + engine.statistics()
+            if self._engine is engine:  # else another thread was first
+                self._engine, self._past = None, past
         if errors:
             raise errors[0]
 

@@ -62,18 +62,6 @@ class Pass:
         counts: How often sites have fired.
     """
 
-    __slots__ = (
-        "_lock",
-        "_superseded",
-        "calls_seen",
-        "captures",
-        "counts",
-        "earlier",
-        "keeps_all",
-        "place",
-        "rows",
-    )
-
     def __init__(
         self,
         place: PlaceHook | None = None,
@@ -97,14 +85,14 @@ class Pass:
             return self._calls(site)
 
     def _calls(self, site: str) -> list[tuple[Transfer, Capture]]:
-        last = self.captures.get(site)
-        return [] if last is None else [*self.earlier.get(site, ()), last]
+        last, earlier = self.captures.get(site), self.earlier.get(site, ())
+        return [] if last is None else [*(each for each in earlier if each is not last), last]
 
     def all(self) -> list[tuple[Transfer, Capture]]:
         """Every capture that is kept."""
         return [found for site in list(self.captures) for found in self.calls(site)]
 
-    # For consumers, when the pass is over
+    # For consumers
 
     @property
     def sites(self) -> list[str]:
@@ -146,11 +134,13 @@ class Pass:
         """Make it the last capture of its site; returns the one that nobody keeps any more."""
         with self._lock:
             previous = self.captures.get(site)
+            if previous is not None and self.keeps_all:
+                earlier = self.earlier.setdefault(site, [])
+                if previous not in earlier[-1:]:
+                    earlier.append(previous)  # first: an interrupt must not lose it
+                previous = None
             self.captures[site] = (transfer, capture)
             self.counts.note(site)
-            if previous is not None and self.keeps_all:
-                self.earlier.setdefault(site, []).append(previous)
-                return None
             if previous is not None and self.place is not None and previous[1].tickets:
                 self._superseded.setdefault(site, []).append(previous)
             return previous
@@ -170,8 +160,7 @@ class Pass:
     def clear(self) -> None:
         with self._lock:
             dropped = [found for site in self.captures for found in self._calls(site)]
-            self.captures.clear()
-            self.earlier.clear()
+            self.captures, self.earlier = {}, {}
             self.counts.clear()
         for transfer, capture in dropped:
             transfer.drop(capture)
@@ -183,7 +172,7 @@ class _OfThread(threading.local):
     current: Pass | None = None
 
 
-_orphans: queue.SimpleQueue[dict[torch.device, Transfer]] = queue.SimpleQueue()
+_orphans: queue.SimpleQueue[list[dict[torch.device, Transfer]]] = queue.SimpleQueue()
 """Lanes of engines that were dropped without `close`. A finalizer may not touch a device, and
 memory that is freed while streams still use it would be handed to the model."""
 
@@ -191,7 +180,8 @@ memory that is freed while streams still use it would be handed to the model."""
 def close_orphans() -> None:
     """Give back the memory of engines that were dropped while attached."""
     while not _orphans.empty():
-        for transfer in _orphans.get().values():
+        [transfers] = _orphans.get()
+        for transfer in transfers.values():
             transfer.close()
 
 
@@ -237,28 +227,32 @@ class Engine:
         self._reported: set[str] = set()
         self._settled = {site.name for site in self._sites if site.call is not None}
         self.handles: list[RemovableHandle] = []
-        weakref.finalize(self, _orphans.put, self._transfers).atexit = False
+        self._n_before = 0
+        self._is_closed = False
+        self._orphaned = [self._transfers]
+        weakref.finalize(self, _orphans.put, self._orphaned).atexit = False
 
     # Hooks
 
     def attach(self) -> None:
+        self._is_closed = False
         self._buffers.keeps = True
         # Around the sites' own hooks: what a pass is called with is read before the first of them
         # (a site may be the root's input), and forgotten after the last (it may be its output).
-        first = self._read.before(self._model)
         try:
-            self.handles += attach(self._bound, self)
+            self._read.before(self._model, self.handles)
+            self._n_before = len(self.handles)
+            attach(self._bound, self, self.handles)
+            self._read.after(self._model, self.handles)
         except BaseException:
-            detach(first)
+            self.close()
             raise
-        self.handles += first  # behind the sites' own, which `report_unfired` counts on
-        self.handles += self._read.after(self._model)
 
     def detach(self) -> None:
         detach(self.handles)
 
     def receive(self, index: int, output: Any) -> None:
-        """A hook has fired; see `fastcap.model.hooks.Receiver`."""
+        """See `fastcap.model.hooks.Receiver`."""
         current = self._of_thread.current or self._always
         if current is None or (current.calls_seen is not None and current.calls_seen.is_stopped):
             return
@@ -291,10 +285,14 @@ class Engine:
     def _capture(self, current: Pass, site: Site, index: int, value: Tensor) -> None:
         value = as_capturable(value, site)
         transfer = self._transfer(value.device)
+        if transfer is None:
+            return
         transfer.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
         value, lengths = self._read(value, site, current.rows, transfer.device)
         if self._may_move:
             transfer = self._transfer(value.device)
+            if transfer is None:
+                return
             transfer.refuse_graphs()
         dtype = self._dtype or value.dtype
         target: Target | None = None
@@ -318,12 +316,13 @@ class Engine:
         """A pass is over: say once of each site that has not fired yet why that is."""
         if len(self._fired) == len(self._bound):
             return
-        for index, (bound, handle) in enumerate(zip(self._bound, self.handles, strict=False)):
+        handles = self.handles[self._n_before :]
+        for index, (bound, handle) in enumerate(zip(self._bound, handles, strict=False)):
             if index not in self._fired and bound.site.name not in self._reported:
                 hooks = bound.module._forward_hooks, bound.module._forward_pre_hooks
                 is_hooked = any(handle.id in each for each in hooks)
-                n_calls = self._n_turns.get(index, 0)
-                self._report(bound.site, explain_unfired(self._model, bound, is_hooked, n_calls))
+                turns = self._n_turns.get(index, 0)
+                self._report(bound.site, explain_unfired(self._model, bound, is_hooked, turns))
 
     def report_repeated(self, finished: Pass) -> None:
         """A pass is over: say once of which sites only the last of several calls is kept."""
@@ -335,12 +334,15 @@ class Engine:
 
     # Lanes
 
-    def _transfer(self, torch_device: torch.device) -> Transfer:
+    def _transfer(self, torch_device: torch.device) -> Transfer | None:
         return self._transfers.get(torch_device) or self._open_transfer(torch_device)
 
-    def _open_transfer(self, torch_device: torch.device) -> Transfer:
+    def _open_transfer(self, torch_device: torch.device) -> Transfer | None:
+        """A new one; `None` in a hook that comes after `close`, in another thread's pass."""
         close_orphans()
         with self._transfers_lock:
+            if self._is_closed:
+                return None
             if torch_device not in self._transfers:
                 device = open_device(torch_device)
                 self._transfers[torch_device] = (
@@ -366,7 +368,7 @@ class Engine:
             self._of_thread.current = None
 
     def replan(self) -> None:
-        """A whole pass has been seen: size every transfer's memory for the next ones."""
+        """A whole pass has been seen: size memory for the next ones."""
         for transfer in self.transfers():
             transfer.replan()
 
@@ -377,9 +379,8 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Counts since the engine was made."""
-        counted = self._closed + Statistics(
-            mask_reads=self._rows.n_mask_reads - self._n_reads_before
-        )
+        n_mask_reads = self._rows.n_mask_reads - self._n_reads_before
+        counted = self._closed + Statistics(mask_reads=n_mask_reads)
         return sum((transfer.statistics() for transfer in self.transfers()), counted)
 
     def rows_of(self, batch: Any) -> Rows | None:
@@ -389,11 +390,13 @@ class Engine:
     def close(self) -> None:
         """Off first, then drain, then give memory back (R12). The engine can be attached again."""
         self.detach()
+        with self._transfers_lock:
+            self._is_closed = True
         for transfer in self.transfers():
             transfer.close()
         with self._transfers_lock:
-            for transfer in self._transfers.values():
-                self._closed += transfer.statistics()
-            self._transfers.clear()
+            counted = sum((each.statistics() for each in self._transfers.values()), self._closed)
+            new: dict[torch.device, Transfer] = {}
+            self._closed, self._transfers, self._orphaned[0] = counted, new, new
         self._buffers.keeps = False
         self._buffers.trim()

@@ -177,16 +177,15 @@ class HostBuffers:
             self._collect_returned()
             for memory in self._idle:
                 if n_bytes <= memory.numel() <= n_bytes + n_bytes // 4:
-                    self._idle = deque(other for other in self._idle if other is not memory)
-                    self._idle_bytes -= memory.numel()
+                    rest = deque(other for other in self._idle if other is not memory)
+                    self._idle, self._idle_bytes = rest, self._idle_bytes - memory.numel()
                     return memory
         return empty_bytes(n_bytes)
 
     def _collect_returned(self) -> None:
         while not self._returned.empty():
-            memory = self._returned.get()
-            self._idle.append(memory)
-            self._idle_bytes += memory.numel()
+            self._idle.append(self._returned.get())
+        self._idle_bytes = sum(memory.numel() for memory in self._idle)
         while self._idle_bytes > self.limit_bytes:
             self._idle_bytes -= self._idle.popleft().numel()
 
@@ -200,5 +199,4 @@ class HostBuffers:
         """Give all idle memory back to the system."""
         with self._lock:
             self._collect_returned()
-            self._idle.clear()
-            self._idle_bytes = 0
+            self._idle, self._idle_bytes = deque(), 0

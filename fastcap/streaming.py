@@ -72,8 +72,8 @@ class Stream(Iterator[BatchRecords]):
         self._n_samples = 0
         self._ended = False
         self._is_closed = False
-        engine.attach()
         weakref.finalize(self, detach, engine.handles).atexit = False
+        engine.attach()
 
     def __next__(self) -> BatchRecords:
         try:

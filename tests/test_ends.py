@@ -16,12 +16,15 @@ from torch import Tensor, nn
 import fastcap
 from fastcap import devices
 from fastcap.consumers.memory import MemoryResult
+from fastcap.devices.cpu import SynchronousDevice
 from fastcap.devices.simulated import Schedule, SimulatedDevice
 from fastcap.engine import close_orphans
 from fastcap.errors import ArgumentError, DeviceMemoryError, FastcapError, HostMemoryError
+from fastcap.host_memory import HostBuffers
 from fastcap.model.forward import is_compiled
 from fastcap.transfer.memory import TransferMemory
 from fastcap.transfer.staged import StagedTransfer
+from fastcap.transfer.synchronous import SynchronousTransfer
 
 N_SITES = 4
 SITES = [str(site) for site in range(N_SITES)]
@@ -82,11 +85,9 @@ def test_a_value_that_an_interrupted_disable_left_behind_is_an_error_and_not_an_
         with pytest.raises(KeyboardInterrupt):
             store.disable()
         monkeypatch.setattr(StagedTransfer, "result", result)
-        first = store.get("0")
-        assert first is not None
-        assert first.eq(1).all()
-        with pytest.raises(FastcapError, match=r"still on its way .* Run the pass again"):
-            store.get("3")
+        for site in SITES:
+            with pytest.raises(FastcapError, match=r"still on its way .* Run the pass again"):
+                store.get(site)
     assert not next(model.children())._forward_hooks
 
 
@@ -134,6 +135,109 @@ def test_a_value_asked_for_while_its_transfer_closes_is_an_error_and_never_what_
 
     assert len(errors) == 1
     assert "still on its way" in errors[0]
+
+
+class _Paused(SimulatedDevice):
+    """Stops in a hook, until it is told to go on, once it has been asked so often for graphs."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(Schedule("late"))
+        self.number = number
+        self.arrived, self.go_on = threading.Event(), threading.Event()
+
+    def is_capturing(self) -> bool:
+        self.number -= 1
+        if self.number == 0:
+            self.arrived.set()
+            assert self.go_on.wait(60)
+        return super().is_capturing()
+
+    @contextmanager
+    def late_hook(self, model: nn.Module, acts: Tensor) -> Iterator[None]:
+        """A pass runs on another thread; its hook goes on when the block is over."""
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                model(acts)
+            except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
+                errors.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert self.arrived.wait(60)
+        yield
+        self.go_on.set()
+        thread.join()
+        assert not errors, errors
+
+
+@pytest.mark.parametrize("n_elements", [64, 1000], ids=["whole", "in pieces"])
+def test_a_hook_that_comes_after_disable_takes_no_memory_and_its_value_is_an_error(
+    n_elements: int,
+) -> None:
+    model, device = echoes(), _Paused(N_SITES + 2)
+    with devices.substitute(lambda _: device):
+        store = fastcap.ActivationStore(model, SITES, staging_bytes=512, pinned_bytes=1024)
+        store.enable()
+        model(value(1, n_elements))
+        with device.late_hook(model, value(2, n_elements)):  # in its second site
+            store.disable()
+            allocated = device.counters.device_allocations
+        counters = device.counters
+        assert counters.device_allocations == allocated
+        assert (counters.staging_bytes, counters.pinned_bytes) == (0, 0)
+        with pytest.raises(FastcapError, match="still on its way"):
+            store.get("1")
+        for site, number in (("0", 2), ("2", 1), ("3", 1)):
+            assert store[site].eq(number).all()
+        store.enable()
+        model(value(3, n_elements))
+        assert all(store[site].eq(3).all() for site in SITES)
+        store.disable()
+    assert not device.judge.violations
+
+
+def test_a_hook_that_comes_after_disable_opens_no_transfer() -> None:
+    model, device = echoes(), _Paused(2)
+
+    def reduce(acts: Tensor) -> Tensor:  # after which the hook asks where the value is now
+        device.is_capturing()
+        return acts
+
+    with devices.substitute(lambda _: device):
+        store = fastcap.ActivationStore(model, SITES, reduce=reduce)
+        store.enable()
+        with device.late_hook(model, value()):
+            store.disable()
+        assert store.activations == {}
+        assert device.counters.device_allocations == 0
+        with store:
+            model(value(3))
+        assert all(store[site].eq(3).all() for site in SITES)
+
+
+class _File:
+    """A `fastcap.devices.base.Destination` that nothing reaches."""
+
+    shape, nbytes = torch.Size((64,)), 256
+
+    def numel(self) -> int:
+        return 64
+
+    def copy_(self, values: Tensor) -> None:
+        raise AssertionError("written")
+
+    def segment(self, first: int, last: int) -> _File:
+        return self
+
+
+def test_what_is_to_be_written_after_the_end_is_an_error_and_not_one_of_the_models() -> None:
+    transfer = SynchronousTransfer(SynchronousDevice(torch.device("cpu")), HostBuffers(0))
+    transfer.close()
+    capture = transfer.capture(value(), torch.float32, _File(), 0)
+    with pytest.raises(FastcapError, match="still on its way"):
+        transfer.settle(capture)
 
 
 def test_one_value_that_cannot_be_delivered_does_not_cost_the_others(

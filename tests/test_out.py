@@ -264,7 +264,7 @@ def lanes_of(model: TwoDevices) -> Iterator[None]:
     by_number = {number: device for device, number in numbers.items()}
     lane_on = Engine._transfer
 
-    def transfer(engine: Engine, torch_device: torch.device) -> Transfer:
+    def transfer(engine: Engine, torch_device: torch.device) -> Transfer | None:
         return lane_on(engine, numbers[model.current])
 
     with pytest.MonkeyPatch.context() as patch, substitute(lambda where: by_number.get(where)):

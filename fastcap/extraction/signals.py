@@ -17,6 +17,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Interruption:
     """While it is entered, a first signal only sets a flag; a second raises `KeyboardInterrupt`.
 
+    The second puts the old handlers back before it raises, wherever that interrupts the run.
+
     Signals that the process ignores stay ignored (`nohup`, jobs in the background), and so do
     handlers that Python cannot put back. In threads other than the main one nothing is changed,
     since Python runs handlers in the main thread only.
@@ -56,11 +58,16 @@ class Interruption:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        while self._old:
-            signal.signal(*self._old.popitem())
+        self._put_back()
+
+    def _put_back(self) -> None:
+        # SIGINT last, whose handler does the same.
+        for number, old in reversed(self._old.items()):
+            signal.signal(number, old)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            self._put_back()
             raise KeyboardInterrupt(
                 f"{signal.Signals(number).name} after {self.signal.name}: stopped at once."
             )

@@ -36,7 +36,7 @@ class CallCounts:
     def note(self, site: str) -> None:
         """A site has captured."""
         thread = threading.get_ident()
-        if self.captured_in.get(site) == self.n_passes and self._threads[site] == thread:
+        if self.captured_in.get(site) == self.n_passes and self._threads.get(site) == thread:
             self.n_repeats[site] = self.n_repeats.get(site, 1) + 1
         self.n_calls[site] = self.n_calls.get(site, 0) + 1
         self.captured_in[site] = self.n_passes

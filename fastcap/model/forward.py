@@ -230,18 +230,26 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     if not any(flags):
         yield
         return
-    root_flag = model.training
     try:
         # A program of torch.export has the mode in which it was exported, and no other.
         with contextlib.suppress(NotImplementedError):
             model.eval()
         yield
     finally:
-        with contextlib.suppress(NotImplementedError):
-            model.train(root_flag)
-        for module, flag in zip(modules, flags, strict=True):
-            if module.training != flag:
-                module.training = flag
+        try:
+            _put_back(modules, flags)
+        except BaseException:  # an interrupt, or an own `train` that raised
+            _put_back(modules, flags)
+            raise
+
+
+def _put_back(modules: list[nn.Module], flags: list[bool]) -> None:
+    """Give modules, the root first, their flags."""
+    with contextlib.suppress(NotImplementedError):
+        modules[0].train(flags[0])
+    for module, flag in zip(modules, flags, strict=True):
+        if module.training != flag:
+            module.training = flag
 
 
 @contextlib.contextmanager

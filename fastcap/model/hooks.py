@@ -35,42 +35,78 @@ class Receiver(Protocol):
         """
 
 
-def attach(sites: Iterable[BoundSite], receiver: Receiver) -> list[RemovableHandle]:
-    """Register one hook per site, before the forward pass for inputs; on an error, none stays.
+def attach(sites: Iterable[BoundSite], receiver: Receiver, handles: list[RemovableHandle]) -> None:
+    """Register one hook per site, before the forward pass for inputs.
+
+    Args:
+        sites: Where.
+        receiver: Who is told.
+        handles: Where each handle is kept at once: what is in it can be detached at any moment.
 
     Raises:
         UnsupportedModuleError: A module is TorchScript.
     """
-    handles: list[RemovableHandle] = []
-    try:
-        for index, bound in enumerate(sites):
-            if isinstance(bound.module, torch.jit.ScriptModule):
-                raise UnsupportedModuleError(
-                    f"Cannot capture site {bound.site.name!r}: the module is TorchScript, which "
-                    "runs no Python hooks. Load the model as Python, or capture a Python module "
-                    "around it."
-                )
-            handles.append(_register(index, bound, receiver))
-    except BaseException:
-        detach(handles)
-        raise
-    return handles
+    for index, bound in enumerate(sites):
+        if isinstance(bound.module, torch.jit.ScriptModule):
+            raise UnsupportedModuleError(
+                f"Cannot capture site {bound.site.name!r}: the module is TorchScript, which "
+                "runs no Python hooks. Load the model as Python, or capture a Python module "
+                "around it."
+            )
+        _register(index, bound, receiver, handles)
 
 
 def detach(handles: list[RemovableHandle]) -> None:
     """Remove hooks and empty the list, as often as asked."""
-    while handles:
-        handles.pop().remove()
+    removed = set(handles)
+    for handle in removed:
+        handle.remove()
+    handles[:] = [handle for handle in handles if handle not in removed]
 
 
-def _register(index: int, bound: BoundSite, receiver: Receiver) -> RemovableHandle:
+def put_on(
+    handles: list[RemovableHandle],
+    register: Callable[..., RemovableHandle],
+    hook: Hook,
+    **options: bool,
+) -> None:
+    """Register a hook and keep its handle; after an interrupt, neither.
+
+    Args:
+        handles: Where the handle is kept.
+        register: A method of the module such as `register_forward_hook`.
+        hook: What is registered.
+        options: Of that method.
+    """
+    try:
+        handles.append(register(hook, **options))
+    except BaseException:
+        _take_off(register.__self__, hook)  # type: ignore[attr-defined]
+        raise
+
+
+def _take_off(module: nn.Module, hook: Hook) -> None:
+    """Remove a hook whose handle may be nowhere."""
+    after = module._forward_hooks_with_kwargs, module._forward_hooks_always_called
+    before = (module._forward_pre_hooks_with_kwargs,)
+    for hooks, marks in ((module._forward_hooks, after), (module._forward_pre_hooks, before)):
+        for key in [key for key, found in hooks.items() if found is hook]:
+            del hooks[key]
+            for mark in marks:
+                mark.pop(key, None)
+
+
+def _register(
+    index: int, bound: BoundSite, receiver: Receiver, handles: list[RemovableHandle]
+) -> None:
     module, site = bound.module, bound.site
     if site.side == "output":
-        return module.register_forward_hook(untraced(_make_hook(index, module, receiver)))
+        put_on(handles, module.register_forward_hook, untraced(_make_hook(index, module, receiver)))
+        return
     asks_by_name = bool(site.steps) and site.steps[0][0] != "index"
     names = positional_names(module) if asks_by_name else ()
     hook = untraced(_make_input_hook(index, module, receiver, names))
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    put_on(handles, module.register_forward_pre_hook, hook, with_kwargs=True)
 
 
 def _make_hook(index: int, module: nn.Module, receiver: Receiver) -> Hook:

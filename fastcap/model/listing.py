@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastcap.errors import ArgumentTypeError, UnsupportedTensorError
 from fastcap.formatting import html_text
@@ -104,8 +105,9 @@ class _Observer:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        handles = attach(self._sites, self)
+        handles: list[RemovableHandle] = []
         try:
+            attach(self._sites, self, handles)
             yield
         finally:
             detach(handles)

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcap.model.hooks import calls_on_stack, untraced
+from fastcap.model.hooks import calls_on_stack, put_on, untraced
 
 ReadingT = TypeVar("ReadingT")
 
@@ -36,8 +36,8 @@ class RootCalls(ABC, Generic[ReadingT]):
     def read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReadingT:
         """A call of the model is about to run: what to keep of its arguments."""
 
-    def before(self, model: nn.Module) -> list[RemovableHandle]:
-        """Put a hook on the root module that reads each call."""
+    def before(self, model: nn.Module, handles: list[RemovableHandle]) -> None:
+        """Put a hook on the root module that reads each call, and its handle into the list."""
         self._model_ref = weakref.ref(model)
         self_ref = weakref.ref(self)
 
@@ -49,10 +49,10 @@ class RootCalls(ABC, Generic[ReadingT]):
                 del readings[calls_on_stack(module) - 1 :]
                 readings.append(reading)
 
-        return [model.register_forward_pre_hook(untraced(before), with_kwargs=True)]
+        put_on(handles, model.register_forward_pre_hook, untraced(before), with_kwargs=True)
 
-    def after(self, model: nn.Module) -> list[RemovableHandle]:
-        """Put a hook on the root module that forgets it."""
+    def after(self, model: nn.Module, handles: list[RemovableHandle]) -> None:
+        """Put a hook on the root module that forgets it, and its handle into the list."""
         self_ref = weakref.ref(self)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -60,7 +60,7 @@ class RootCalls(ABC, Generic[ReadingT]):
             if calls is not None and calls._is_root(module):
                 del calls._readings()[calls_on_stack(module) - 1 :]
 
-        return [model.register_forward_hook(untraced(after), always_call=True)]
+        put_on(handles, model.register_forward_hook, untraced(after), always_call=True)
 
     def n_running(self) -> int:
         """Calls of the root module that this thread is within."""
@@ -78,8 +78,11 @@ class RootCalls(ABC, Generic[ReadingT]):
 
 
 def watch_passes(
-    model: nn.Module, begun: Callable[[], None], ended: Callable[[], None]
-) -> list[RemovableHandle]:
+    model: nn.Module,
+    begun: Callable[[], None],
+    ended: Callable[[], None],
+    handles: list[RemovableHandle],
+) -> None:
     """Hooks on the root module: `begun` before each pass, `ended` after each that did not raise.
 
     A call of the root within a call of the root is part of the same pass. `begun` comes before all
@@ -98,7 +101,5 @@ def watch_passes(
         if is_outermost(module):
             ended()
 
-    return [
-        model.register_forward_pre_hook(untraced(before), prepend=True),
-        model.register_forward_hook(untraced(after)),
-    ]
+    put_on(handles, model.register_forward_pre_hook, untraced(before), prepend=True)
+    put_on(handles, model.register_forward_hook, untraced(after))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import DeviceError, FastcapError
@@ -150,10 +151,11 @@ class _Observer:
     def run(self, batch: Any, forward: Any) -> None:
         """Call `forward` with hooks on the sites."""
         self._of_batch = self._rows.of_batch(batch)
-        handles = self._read.before(self._model)
+        handles: list[RemovableHandle] = []
         try:
-            handles += attach(self._bound, self)
-            handles += self._read.after(self._model)
+            self._read.before(self._model, handles)
+            attach(self._bound, self, handles)
+            self._read.after(self._model, handles)
             forward()
         finally:
             detach(handles)

@@ -31,9 +31,9 @@ class MaskReader(RootCalls[Any]):
         self._mask_of: Callable[..., Any] = of_call or _no_mask
         self.n_reads = 0
 
-    def before(self, model: nn.Module) -> list[RemovableHandle]:
+    def before(self, model: nn.Module, handles: list[RemovableHandle]) -> None:
         self._mask_of = self._of_call or _attention_mask_of(model)
-        return super().before(model)
+        super().before(model, handles)
 
     def read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mask = self._mask_of(*args, **kwargs)

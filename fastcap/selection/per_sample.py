@@ -74,13 +74,15 @@ class RowSource:
         self._mask_of_batch = mask_of_batch
         self._masks = MaskReader(None if isinstance(mask, Tensor) else mask)
 
-    def before(self, model: nn.Module) -> list[RemovableHandle]:
+    def before(self, model: nn.Module, handles: list[RemovableHandle]) -> None:
         """Put a hook on the root module that reads masks, if its calls are asked for them."""
-        return self._masks.before(model) if self._asks_calls else []
+        if self._asks_calls:
+            self._masks.before(model, handles)
 
-    def after(self, model: nn.Module) -> list[RemovableHandle]:
+    def after(self, model: nn.Module, handles: list[RemovableHandle]) -> None:
         """Put a hook on the root module that forgets them, in the same case."""
-        return self._masks.after(model) if self._asks_calls else []
+        if self._asks_calls:
+            self._masks.after(model, handles)
 
     @property
     def _asks_calls(self) -> bool:

@@ -35,15 +35,17 @@ class SiteReader:
         ):
             self._observers.append(self._tokens)
 
-    def before(self, model: nn.Module) -> list[RemovableHandle]:
+    def before(self, model: nn.Module, handles: list[RemovableHandle]) -> None:
         """Hooks that read what the root module is called with, if anything of that is needed. To be
         put on it before the sites' own: a site may be the root's input.
         """
-        return [handle for each in self._observers for handle in each.before(model)]
+        for each in self._observers:
+            each.before(model, handles)
 
-    def after(self, model: nn.Module) -> list[RemovableHandle]:
+    def after(self, model: nn.Module, handles: list[RemovableHandle]) -> None:
         """Hooks that forget it. After the sites' own: one of them may be the root's output."""
-        return [handle for each in self._observers for handle in each.after(model)]
+        for each in self._observers:
+            each.after(model, handles)
 
     def __call__(
         self, value: Tensor, site: Site, of_batch: Rows | None, device: AnyDevice

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
+from fastcap.errors import FastcapError
 from fastcap.host_memory import normal_mode
 from fastcap.records import Statistics
-from fastcap.transfer.pool import Piece
+from fastcap.transfer.pieces import Piece
 
 Target: TypeAlias = Tensor | Destination
 """Where a value is delivered."""
@@ -22,6 +23,19 @@ NO_GRAPHS = (
     "A CUDA graph is being captured, and fastcap cannot capture activations inside one: a replay "
     "runs no hooks. Disable the store around the graph's capture."
 )
+
+
+CLOSED = (
+    "This value was still on its way when its store was disabled or its stream closed, by an error "
+    "or from another thread. Run the pass again."
+)
+
+
+class TooLateError(FastcapError):
+    """What is captured after `Transfer.close` is this error, to whoever asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__(CLOSED)
 
 
 class Capture:
@@ -182,7 +196,9 @@ class Transfer(Protocol):
         """What this transfer has done so far."""
 
     def close(self) -> None:
-        """Finish deliveries and give all memory back. Undelivered values are dropped."""
+        """Finish deliveries and give all memory back, for good. Undelivered values are dropped, and
+        what another thread's pass still captures is an error to whoever asks for it.
+        """
 
 
 def without_frames(error: Exception) -> Exception:

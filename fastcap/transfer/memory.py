@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 
-from fastcap.devices.base import AnyDevice
+from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.errors import DeviceMemoryError, HostMemoryError
 from fastcap.formatting import format_bytes
 from fastcap.host_memory import available_bytes
+from fastcap.transfer.base import TooLateError
 from fastcap.transfer.budget import Budget, Limits, halved, plan_budget, settled_budget
-from fastcap.transfer.pool import Piece, Slot, SlotPool, StagingRing
+from fastcap.transfer.pieces import Piece
+from fastcap.transfer.pool import Slot, SlotPool, StagingRing, reading
 
 
 class TransferMemory:
@@ -21,7 +25,8 @@ class TransferMemory:
     Staging and the first slots are taken at the first capture, for a pass in which every site
     gives as much. Where a pass turns out larger, chunks are added between passes, and slots
     whenever one more spares the host a spill. The transfer calls this under its lock, except where
-    memory is pinned: that may take milliseconds, and is done by the thread that moves bytes.
+    memory is pinned: that may take milliseconds, and is done by the thread that moves bytes. What
+    was closed stays closed: a pass that another thread still runs must not take memory again.
 
     Args:
         device: Where captures come from.
@@ -42,6 +47,7 @@ class TransferMemory:
         self._opened: tuple[StagingRing, SlotPool] | None = None
         self._refusal: tuple[type[DeviceMemoryError | HostMemoryError], str] | None = None
         self.is_sized = False
+        self.is_closed = False  # to what is captured from now on; what was may still be delivered
 
     @property
     def is_open(self) -> bool:
@@ -51,12 +57,34 @@ class TransferMemory:
     def ring(self) -> StagingRing:
         return (self._opened or self._open())[0]
 
+    def ring_to_fill(self) -> StagingRing:
+        """For captures.
+
+        Raises:
+            TooLateError: They come after `close`, in a pass that another thread still runs.
+        """
+        if self.is_closed:
+            raise TooLateError
+        return self.ring
+
+    def reading(
+        self, pieces: Iterable[Piece], lock: threading.Lock
+    ) -> AbstractContextManager[list[tuple[Piece, Slot | HostBuffer]]]:
+        """See `fastcap.transfer.pool.reading`."""
+        return reading(pieces, lock, self._opened[1] if self._opened else None)
+
+    def nobody_reads(self) -> None:
+        """The thread that moves bytes begins: a mark that an interrupt has left is none."""
+        if self._opened is not None:
+            self._opened[1].being_read = frozenset()
+
     @property
     def slots(self) -> SlotPool:
         return (self._opened or self._open())[1]
 
     def _open(self) -> tuple[StagingRing, SlotPool]:
         if self._opened is None:
+            assert not self.is_closed
             if self._refusal is not None:
                 kind, message = self._refusal
                 raise kind(message)
@@ -79,8 +107,8 @@ class TransferMemory:
 
     def end_pass(self) -> None:
         """What was noted since the last time was a pass, or one turn of a loop."""
-        self._longest_bytes = max(self._longest_bytes, self._pass_bytes)
-        self._pass_bytes = 0
+        longest_bytes = max(self._longest_bytes, self._pass_bytes)
+        self._longest_bytes, self._pass_bytes = longest_bytes, 0
 
     def settle(self) -> Budget | None:
         """Size staging for passes like those seen, once: by chunks that are added or, where larger
@@ -102,7 +130,7 @@ class TransferMemory:
         first = self._budget
         assert first is not None
         self.is_sized = True
-        self.close()
+        self._give_back()
         try:
             self._allocate(budget)
         except (DeviceMemoryError, HostMemoryError):
@@ -122,15 +150,20 @@ class TransferMemory:
             held_bytes = len(self.slots) * chunk_bytes
             if held_bytes + chunk_bytes > (held_bytes + left_bytes) // 4:
                 return False
+        pinned: list[Slot] = []
         try:
             with torch.inference_mode(False):  # R10
-                slot = Slot(self._device, chunk_bytes)
+                pinned.append(Slot(self._device, chunk_bytes))
+            with lock:
+                self.slots.add(pinned[0])
         except HostMemoryError:  # for good: fewer slots are slower, and as exact
             self._may_pin = False
-            return False
-        with lock:
-            self.slots.add(slot)
-        return True
+        except BaseException:
+            for slot in pinned:
+                if slot not in self.slots.all():
+                    self._device.release(slot.buffer)
+            raise
+        return bool(pinned)
 
     def _most_slots(self) -> int:
         return max(1, self._plan().slot_bytes // self.ring.chunk_bytes)
@@ -142,15 +175,18 @@ class TransferMemory:
         return plan_budget(self._limits, *self._known, pass_bytes, self._largest_bytes)
 
     def _allocate(self, budget: Budget) -> None:
-        with torch.inference_mode(False):  # R10: staging must be writable outside it too
-            ring = self._allocate_ring(budget)
-            try:
+        parts: list[StagingRing | SlotPool] = []
+        try:
+            with torch.inference_mode(False):  # R10: staging must be writable outside it too
+                parts.append(ring := self._allocate_ring(budget))
                 slots = SlotPool(self._device, ring.chunk_bytes, budget.n_first_slots)
-            except BaseException:
-                ring.release()
-                raise
-        self._opened = ring, slots
-        self._budget = replace(budget, chunk_bytes=ring.chunk_bytes, n_chunks=len(ring))
+                parts.append(slots)
+            chosen = replace(budget, chunk_bytes=ring.chunk_bytes, n_chunks=len(ring))
+            self._opened, self._budget = (ring, slots), chosen
+        except BaseException:
+            for part in parts:
+                part.release()
+            raise
 
     def _allocate_ring(self, budget: Budget) -> StagingRing:
         smaller: Budget | None = budget
@@ -178,14 +214,29 @@ class TransferMemory:
         said = f"{budget.of_staging()}; slots: {slots} x {chunk} ({self._plan().slots_reason})"
         return (f"{self._device.torch_device}: {said}",)
 
-    def staged(self) -> list[Piece]:
-        """What is packed and not yet being copied."""
-        return [] if self._opened is None else list(self.ring.open.pieces)
+    def undelivered(self) -> list[Piece]:
+        """What lies in staging or in a slot."""
+        if self._opened is None:
+            return []
+        ring, slots = self._opened
+        return [
+            piece
+            for load in (ring.open.pieces, *(slot.pieces for slot in slots.all()))
+            for piece in load
+        ]
+
+    def refuse(self) -> None:
+        """Nothing more is captured here, whatever a pass that another thread runs still sends."""
+        self.is_closed = True
 
     def close(self) -> None:
-        """Give everything up; what is lent lives as long as its last reader."""
+        """Give everything up for good; what is lent lives as long as its last reader."""
+        self.refuse()
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._opened is not None:
             ring, slots = self._opened
-            self._opened = None
             ring.release()
             slots.release()
+            self._opened = None  # after an interrupt before this line they are released again

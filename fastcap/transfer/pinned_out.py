@@ -15,7 +15,8 @@ from torch import Tensor
 from fastcap.devices.base import AnyDevice, HostBuffer
 from fastcap.host_memory import normal_mode
 from fastcap.transfer.base import Capture
-from fastcap.transfer.pool import Chunk, Piece, Slot, StagingRing
+from fastcap.transfer.pieces import Piece
+from fastcap.transfer.pool import Chunk, Slot, StagingRing
 
 PINNED_OUT_BYTES = 1 << 20
 """Below this a copy of its own takes the link longer than its bytes do."""
@@ -105,7 +106,7 @@ class Landings:
             event = self._device.event()
         copy_to_rows(self._device, chunk, event)
         landing = Landing(self._device, event, self._spare)
-        for piece in list(chunk.pieces):
+        for piece in chunk.reset():
             piece.owner.tickets.append(landing)
             piece.unlink()
 
@@ -126,6 +127,7 @@ def copy_to_rows(device: AnyDevice, chunk: Chunk, landed: Any) -> None:
     """Copy the pieces of a chunk to their rows, and mark an event when they are there."""
     pieces = list(chunk.pieces)
     after = chunk.record_packed()
+    chunk.is_given = True
     for piece in pieces:
         target = piece.owner.target
         assert isinstance(target, PinnedRows)

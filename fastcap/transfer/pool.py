@@ -1,7 +1,9 @@
 """The memory of a transfer: staging chunks in a ring, slots in a pool, and leases on slots.
 
 Pure bookkeeping over one device's buffers. Nothing here blocks the host. The transfer calls it
-under its `_lock` (`reading` takes that itself): every arrow below is one step under the lock.
+under its `_lock` (`reading` takes that itself): every arrow below is one step under the lock. A
+Ctrl-C may come between any two lines: what belongs together is assigned in one statement that calls
+nothing, and who holds a slot is never counted, but looked at.
 
 A chunk is staging that hooks fill and a copy empties, to a slot or (`pinned_out`) straight to the
 caller's rows. The ring has one open chunk at a time:
@@ -21,34 +23,35 @@ A slot is pinned memory that one copy writes and the host reads:
              take               `landed` is done            nobody holds it
      free ──────────► copying ───────────────────► landed ───────────────────► free (R6)
 
-    who holds a slot       counted by      taken by                          given back by
+    who holds a slot       known by        taken by                          given back by
     a value still wanted   `pieces`        the copy of its chunk             unlink, or a spill (R7)
     a host worker          `tickets`       _hand_over                        the ticket, when done
-    a thread that reads    `n_readers`     reading, around the bytes' move   the same
-    a tensor of the user   `n_leases`      lend                              collect_returned
+    a thread that reads    `being_read`    reading, around the bytes' move   the same, or the next
+    a tensor of the user   `leases`        lend                              its end
 
 A piece has one home: chunk, then slot, then perhaps memory that it was spilled to; `None` once it
-was handed over, read or dropped. What goes on without the lock changes nobody's home: streams run,
-in the order that events give them; workers and threads read slots that they hold; and the finalizer
-of a lease, on any thread, puts into a `SimpleQueue` (R6).
+was handed over, read or dropped. The pieces of a chunk move to a slot all at once. What goes on
+without the lock changes nobody's home: streams run, in the order that events give them; workers and
+threads read slots that they hold; and a lease is a weak reference, which ends on any thread (R6).
 """
 
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import weakref
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from fastcap.devices.base import AnyDevice, HostBuffer, Staging, Ticket
+from fastcap.devices.base import AnyDevice, Bytes, HostBuffer, Staging, Ticket
 from fastcap.errors import HostMemoryError
 from fastcap.host_memory import bytes_tensor
 from fastcap.transfer.budget import ALIGNMENT_BYTES
+from fastcap.transfer.pieces import Load, Piece
 
 Event: TypeAlias = Any
 """An event of the device at hand; opaque here."""
@@ -61,51 +64,23 @@ MANY_RECORDS = 32
 """A record of which a chunk holds more is small, too."""
 
 
-class Piece:
-    """A run of one capture's bytes: a whole record, or a part of one that exceeds a chunk.
-
-    Attributes:
-        owner: The capture the bytes belong to.
-        start: Where the run starts among the capture's bytes.
-        n_bytes: Its length.
-        home: The chunk, the slot or the spill memory that holds it now; `None` when dropped.
-        offset: Where it starts in its home.
-    """
-
-    __slots__ = ("home", "n_bytes", "offset", "owner", "start")
-
-    def __init__(self, owner: Any, start: int, n_bytes: int) -> None:
-        self.owner = owner
-        self.start = start
-        self.n_bytes = n_bytes
-        self.home: Chunk | Slot | HostBuffer | None = None
-        self.offset = 0
-
-    def unlink(self) -> None:
-        """Take it out of its home and from its owner. Under the transfer's lock."""
-        home, self.home = self.home, None
-        if home is not None and not isinstance(home, HostBuffer):
-            home.pieces.pop(self, None)
-        if self in self.owner.pieces:  # else another thread was first
-            self.owner.pieces.remove(self)
-
-
 class Chunk:
     """A part of staging that is filled by packs and emptied by one copy.
 
     Attributes:
         is_pinned_out: Whether what it holds goes to rows of a result, by a copy for each piece.
         is_fleeting: Whether the stream it was last opened to may be ended by its owner.
+        is_given: Whether a copy of it may be under way: an interrupt can come before `move_to`.
     """
 
     def __init__(self, device: AnyDevice, n_bytes: int) -> None:
         self._device = device
-        self.staging: Staging = device.staging(n_bytes)
         self.n_bytes = n_bytes
         self.fill_bytes = 0
         self.is_pinned_out = False
         self.is_fleeting = False
-        self.pieces: dict[Piece, None] = {}
+        self.is_given = False
+        self.pieces = Load(self)
         self.streams: dict[Hashable, Event] = {}
         self._is_recorded = False
         self._ended: list[Event] = []  # of streams that nothing may be asked of any more
@@ -113,7 +88,13 @@ class Chunk:
         # Recorded when the memory may be written again: first by the stream it was allocated on
         # (other streams know nothing of that allocation), then by every copy.
         self.copied: Event = device.event()
-        device.record(self.copied, device.current_stream())
+        try:
+            self.staging: Staging = device.staging(n_bytes)
+            device.record(self.copied, device.current_stream())
+        except BaseException:
+            if hasattr(self, "staging"):
+                device.release(self.staging)
+            raise
 
     def reserve(self, n_bytes: int) -> int | None:
         """Take the next `n_bytes`; returns their offset, or `None` when there is no room."""
@@ -130,17 +111,17 @@ class Chunk:
         if compute_stream not in self.streams:
             self._device.wait_event(compute_stream, self.copied)
             event = self._spare_events.pop() if self._spare_events else self._device.event()
-            self.streams[compute_stream] = event
             self.is_fleeting = not self._device.lasts(compute_stream)
+            self.streams[compute_stream] = event
 
     def close_to(self, compute_stream: Hashable) -> None:
         """Record an event behind a pack at once, and forget its stream: it may be gone when the
         chunk is copied, and a stream that has its handle by then is another.
         """
-        event = self.streams.pop(compute_stream)
-        self._device.record(event, compute_stream)
-        self._ended.append(event)
-        self.is_fleeting = False
+        self._device.record(self.streams[compute_stream], compute_stream)
+        others = {other: event for other, event in self.streams.items() if other != compute_stream}
+        ended = [*self._ended, self.streams[compute_stream]]
+        self._ended, self.streams, self.is_fleeting = ended, others, False
 
     def record_packed(self) -> list[Event]:
         """An event behind the packs of every stream that packed here, whoever is asking (R2).
@@ -155,19 +136,35 @@ class Chunk:
         return [*self.streams.values(), *self._ended]
 
     def abandon(self) -> bool:
-        """Start over without a copy, when nobody wants the packs of the one stream that packed."""
-        if self.pieces or len(self.streams) != 1 or self._ended:
+        """Start over without a copy, when nobody wants the packs of the one stream that packed, or
+        an interrupt came before any did.
+        """
+        if self.pieces or len(self.streams) > 1 or self._ended or self.is_given:
             return False
-        self._device.record(self.copied, next(iter(self.streams)))
+        if self.streams:
+            self._device.record(self.copied, next(iter(self.streams)))
         self.reset()
         return True
 
-    def reset(self) -> None:
-        self.fill_bytes = 0
-        self.pieces.clear()
-        self._spare_events += [*self.streams.values(), *self._ended]
-        self.streams.clear()
-        self._ended.clear()
+    def reset(self) -> list[Piece]:
+        """Start over; returns the pieces that were here."""
+        pieces, events = self.pieces, [*self.streams.values(), *self._ended]
+        pieces.place, self.pieces, self.streams = None, Load(self), {}
+        self._start_over(events)
+        return list(pieces)
+
+    def move_to(self, slot: Slot) -> list[Piece]:
+        """Start over: a copy was given, and what was packed here lies in a slot. Until this one
+        step the same copy may be given again, to any slot, and afterwards it is not.
+        """
+        pieces, events = self.pieces, [*self.streams.values(), *self._ended]
+        slot.pieces, pieces.place, self.pieces, self.streams = pieces, slot, Load(self), {}
+        self._start_over(events)
+        return list(pieces)
+
+    def _start_over(self, events: list[Event]) -> None:
+        self.fill_bytes, self._ended, self.is_given = 0, [], False
+        self._spare_events += events
 
     def release(self) -> None:
         self._device.release(self.staging, [*self.record_packed(), self.copied])
@@ -203,59 +200,71 @@ class StagingRing:
         self._chunks.rotate(-1)
 
     def release(self) -> None:
+        """Give every chunk up, once or again: an interrupt may come in between."""
         for chunk in self._chunks:
             chunk.release()
-        self._chunks.clear()
 
 
 class Slot:
     """One reusable host buffer: the destination of one copy."""
 
     def __init__(self, device: AnyDevice, n_bytes: int) -> None:
-        self.buffer: HostBuffer = device.host(n_bytes)
         self.n_bytes = n_bytes
         self.landed: Event = device.event()
-        self.pieces: dict[Piece, None] = {}
+        self.pieces = Load(self)
         self.tickets: list[Ticket] = []
-        self.n_leases = 0
-        self.n_readers = 0
+        self.leases: list[Lease] = []
+        self.buffer: HostBuffer = device.host(n_bytes)  # last: an interrupt must not lose it
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """Bytes of a slot that are lent, while the array over them is held, or about to be."""
+
+    offset: int
+    n_bytes: int
+    array_ref: weakref.ref[Bytes] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.array_ref is None or self.array_ref() is None
 
 
 @contextlib.contextmanager
 def reading(
-    pieces: Iterable[Piece], lock: threading.Lock
+    pieces: Iterable[Piece], lock: threading.Lock, pool: SlotPool | None
 ) -> Iterator[list[tuple[Piece, Slot | HostBuffer]]]:
-    """Pieces with their homes, whose slots are not reused until the block ends.
+    """Pieces with their homes, whose slots are not reused until the block ends. For the thread that
+    moves bytes: no other reads, so a mark that an interrupt has left means nothing.
 
     Args:
         pieces: Of one transfer.
         lock: The transfer's. It is not held in the block, which may wait (R11).
+        pool: Of their slots; `None` where none is used again.
     """
     with lock:
         homes = [(piece, piece.home) for piece in pieces]
         placed = [(p, home) for p, home in homes if isinstance(home, Slot | HostBuffer)]
-        slots = {home for _, home in placed if isinstance(home, Slot)}
-        for slot in slots:
-            slot.n_readers += 1
+        if pool is not None:
+            pool.being_read = frozenset(home for _, home in placed if isinstance(home, Slot))
     try:
         yield placed
     finally:
-        with lock:
-            for slot in slots:
-                slot.n_readers -= 1
-
-
-Lease: TypeAlias = tuple[Slot, int, int]
-"""A slot, and the offset and length of the bytes that are lent."""
+        if pool is not None:
+            pool.being_read = frozenset()
 
 
 class SlotPool:
-    """The slots of a transfer, the least recently used first."""
+    """The slots of a transfer, the least recently used first.
+
+    Attributes:
+        being_read: Those that the thread that moves bytes is reading now. No other thread reads.
+    """
 
     def __init__(self, device: AnyDevice, n_bytes: int, n_slots: int) -> None:
         self._device = device
         self._slots: deque[Slot] = deque()
-        self._returned: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self.being_read: frozenset[Slot] = frozenset()
         for _ in range(n_slots):
             try:
                 self._slots.append(Slot(device, n_bytes))
@@ -263,6 +272,9 @@ class SlotPool:
                 if not self._slots:
                     raise
                 break  # fewer slots are slower, and as exact
+            except BaseException:
+                self.release()
+                raise
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -276,7 +288,7 @@ class SlotPool:
 
     def any_lent(self) -> bool:
         self.collect_returned()
-        return any(slot.n_leases for slot in self._slots)
+        return any(slot.leases for slot in self._slots)
 
     def all_reusable(self) -> bool:
         self.collect_returned()
@@ -286,8 +298,8 @@ class SlotPool:
         """Landed, delivered and neither lent nor being read (R6)."""
         return (
             not slot.pieces
-            and not slot.n_leases
-            and not slot.n_readers
+            and not slot.leases
+            and slot not in self.being_read
             and all(ticket.done() for ticket in slot.tickets)
             and self._device.query(slot.landed)
         )
@@ -297,8 +309,7 @@ class SlotPool:
         self.collect_returned()
         for slot in self._slots:
             if self.is_reusable(slot):
-                self._slots.remove(slot)
-                self._slots.append(slot)
+                self._slots = deque((*(other for other in self._slots if other is not slot), slot))
                 slot.tickets.clear()
                 return slot
         return None
@@ -308,7 +319,7 @@ class SlotPool:
         one, else the oldest that is not lent. `None` when one has become free meanwhile.
         """
         self.collect_returned()
-        usable = [slot for slot in self._slots if not slot.n_leases]
+        usable = [slot for slot in self._slots if not slot.leases]
         if any(self.is_reusable(slot) for slot in usable):
             return None
         return min(usable, key=lambda slot: bool(slot.pieces))
@@ -321,7 +332,7 @@ class SlotPool:
 
     def is_last(self, slot: Slot) -> bool:
         """Whether no other slot would stay for the copies, if this one were lent."""
-        return not slot.n_leases and sum(not other.n_leases for other in self._slots) == 1
+        return not slot.leases and sum(not other.leases for other in self._slots) == 1
 
     def may_lend(self, slot: Slot, n_bytes: int) -> bool:
         """Whether a record is worth a whole slot, and another slot stays for the copies."""
@@ -329,35 +340,22 @@ class SlotPool:
 
     def lend(self, slot: Slot, offset: int, n_bytes: int) -> Tensor:
         """The bytes as a uint8 tensor whose storage, while anybody holds it, holds the slot."""
+        lease = Lease(offset, n_bytes)
+        slot.leases.append(lease)
         array = self._device.lend(slot.buffer, offset, n_bytes)
-        slot.n_leases += 1
-        lease = (slot, offset, n_bytes)
-        weakref.finalize(array, _end_lease, weakref.ref(self), lease).atexit = False
+        lease.array_ref = weakref.ref(array)
         return bytes_tensor(array)
-
-    def take_returned(self, lease: Lease) -> None:
-        """Runs in a finalizer, on any thread and at any moment: no lock, and no call."""
-        if self._slots:  # else released, and nobody would collect it
-            self._returned.put(lease)
 
     def collect_returned(self) -> None:
         """Account for the leases that nobody holds any more."""
-        while True:
-            try:
-                slot, offset, n_bytes = self._returned.get_nowait()
-            except queue.Empty:
-                return
-            self._device.take_back(slot.buffer, offset, n_bytes)
-            slot.n_leases -= 1
+        for slot in self._slots:
+            for lease in [each for each in slot.leases if each.is_over]:
+                self._device.take_back(slot.buffer, lease.offset, lease.n_bytes)
+                slot.leases.remove(lease)
 
     def release(self) -> None:
-        """Give every slot up. A slot that is still lent lives as long as its last reader."""
+        """Give every slot up, once or again: an interrupt may come in between. A slot that is still
+        lent lives as long as its last reader.
+        """
         for slot in self._slots:
             self._device.release(slot.buffer, [slot.landed])
-        self._slots.clear()
-
-
-def _end_lease(pool_ref: weakref.ref[SlotPool], lease: Lease) -> None:
-    pool = pool_ref()
-    if pool is not None:
-        pool.take_returned(lease)

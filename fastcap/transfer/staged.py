@@ -30,13 +30,14 @@ import torch
 from torch import Tensor
 
 from fastcap.devices.base import AnyDevice, HostBuffer
-from fastcap.errors import DeviceError, DeviceMemoryError, FastcapError, HostMemoryError
+from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
 from fastcap.host_memory import HostBuffers, empty_bytes
 from fastcap.records import Statistics
 from fastcap.transfer.base import (
     NO_GRAPHS,
     Capture,
     Target,
+    TooLateError,
     TransferCounters,
     part_of,
     split,
@@ -45,8 +46,9 @@ from fastcap.transfer.base import (
 )
 from fastcap.transfer.budget import Limits
 from fastcap.transfer.memory import TransferMemory
+from fastcap.transfer.pieces import Piece
 from fastcap.transfer.pinned_out import Landings, choose_way, wait_for_copies
-from fastcap.transfer.pool import Chunk, Piece, Slot, reading
+from fastcap.transfer.pool import Chunk, Slot
 
 
 class StagedTransfer:
@@ -76,7 +78,7 @@ class StagedTransfer:
         capture = Capture(value.shape, wire_dtype_for(value.dtype, dtype), dtype, route, target)
         try:
             self._stage(value, capture)
-        except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
+        except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError, TooLateError) as error:
             self.drop(capture)
             # R9: raised to whoever asks for the value, not into the model.
             capture.error = without_frames(error)
@@ -93,7 +95,7 @@ class StagedTransfer:
             self._memory.note(capture.n_bytes)
             if whole.n_bytes == 0:
                 return
-            ring = self._memory.ring
+            ring = self._memory.ring_to_fill()
             choose_way(capture, ring)
             if capture.is_small and isinstance(capture.target, Tensor):
                 self._small.append(capture)
@@ -105,7 +107,7 @@ class StagedTransfer:
     def _stage_piece(self, compute_stream: Hashable, value: Tensor, piece: Piece) -> None:
         while True:
             with self._lock:
-                if self._pack(self._memory.ring.open, compute_stream, value, piece):
+                if self._pack(self._memory.ring_to_fill().open, compute_stream, value, piece):
                     return
                 is_flushed = self._flush_open()
             if not is_flushed:
@@ -125,9 +127,9 @@ class StagedTransfer:
         if chunk.is_fleeting:
             chunk.close_to(compute_stream)
         piece.offset = offset
-        piece.home = chunk
+        capture.pieces.append(piece)  # first: what is dropped takes its pieces out of their homes
+        piece.held = chunk.pieces
         chunk.pieces[piece] = None
-        capture.pieces.append(piece)
         if chunk.fill_bytes + piece.n_bytes > chunk.n_bytes:  # no room for another like this one:
             chunk.record_packed()
             self._flush_open()  # copy now, if a slot is free, and not when the next one comes
@@ -136,11 +138,9 @@ class StagedTransfer:
     # staged → copying
 
     def flush(self) -> None:
-        if self._small and self._moving.acquire(blocking=False):
-            try:
+        if self._small:
+            with self._moving:
                 self._read_small(waits=False)
-            finally:
-                self._moving.release()
         while True:
             with self._lock:
                 if not self._memory.is_open or self._flush_open():
@@ -157,7 +157,6 @@ class StagedTransfer:
             self._landings.copy(chunk)
         elif not self._copy_to_slot(chunk):
             return False
-        chunk.reset()
         ring.advance()
         return True
 
@@ -165,6 +164,7 @@ class StagedTransfer:
         slot = self._memory.slots.take()
         if slot is None:
             return False
+        chunk.is_given = True
         self._device.copy(
             chunk.staging,
             slot.buffer,
@@ -172,9 +172,7 @@ class StagedTransfer:
             after=chunk.record_packed(),
             then=(slot.landed, chunk.copied),
         )
-        for piece in list(chunk.pieces):
-            piece.home = slot
-            slot.pieces[piece] = None
+        for piece in chunk.move_to(slot):
             if piece.owner.wants_worker:
                 self._hand_over(piece)
         return True
@@ -205,9 +203,9 @@ class StagedTransfer:
         ticket = self._device.deliver(
             buffer, piece.offset, capture.wire_dtype, target, after, capture.route
         )
-        capture.tickets.append(ticket)
         if isinstance(home, Slot):
             home.tickets.append(ticket)
+        capture.tickets.append(ticket)
         piece.unlink()
 
     def result(self, capture: Capture, lend: bool = False) -> Tensor | None:
@@ -216,7 +214,7 @@ class StagedTransfer:
             self._put_on_its_way(capture)
             if not capture.dropped:
                 if capture.target is None and lend:
-                    capture.target = self._lend(capture)
+                    self._lend(capture)
                 if capture.target is None:
                     capture.target = self._buffers.tensor(capture.shape, capture.dtype)
             self._finish(capture)
@@ -256,7 +254,7 @@ class StagedTransfer:
 
     def _read(self, capture: Capture) -> None:
         """Move a value to its target, in this thread."""
-        with reading(capture.pieces, self._lock) as pieces:
+        with self._memory.reading(capture.pieces, self._lock) as pieces:
             for piece, home in pieces:
                 self._read_piece(piece, home)
         self._unlink_all(capture)
@@ -269,34 +267,33 @@ class StagedTransfer:
             home = home.buffer
         self._device.read(home, piece.offset, piece.owner.wire_dtype, target)
 
-    def _lend(self, capture: Capture) -> Tensor | None:
-        """The bytes of a slot without a copy, where the slot is worth it; else `None`."""
-        with reading(capture.pieces, self._lock) as pieces:
+    def _lend(self, capture: Capture) -> None:
+        """Make the bytes of a slot the target, without a copy, where the slot is worth it."""
+        with self._memory.reading(capture.pieces, self._lock) as pieces:
             if len(pieces) != 1 or capture.dtype != capture.wire_dtype:
-                return None
+                return
             piece, slot = pieces[0]
             if not isinstance(slot, Slot):
-                return None
+                return
             self._device.synchronize(slot.landed)  # R5: who is lent it reads without asking again
             if self._memory.is_open and self._memory.slots.is_last(slot):
                 self._memory.add_slot(self._lock)
             with self._lock:
                 if not self._memory.is_open or not self._memory.slots.may_lend(slot, piece.n_bytes):
-                    return None
+                    return
                 memory = self._memory.slots.lend(slot, piece.offset, piece.n_bytes)
+        with torch.inference_mode(False):
+            capture.target = memory.view(capture.dtype).view(capture.shape)
         self._counters.lends += 1
         self._unlink_all(capture)
-        with torch.inference_mode(False):
-            return memory.view(capture.dtype).view(capture.shape)
 
     # delivered → free
 
     def drop(self, capture: Capture) -> None:
-        if capture.dropped:
-            return
-        capture.dropped = True
-        if not capture.was_read:
-            self._counters.superseded_bytes += capture.n_bytes
+        if not capture.dropped:
+            capture.dropped = True
+            if not capture.was_read:
+                self._counters.superseded_bytes += capture.n_bytes
         if capture.pieces:
             self._unlink_all(capture)
         capture.spilled = None
@@ -308,12 +305,12 @@ class StagedTransfer:
 
     def _make_room(self) -> None:
         """Come nearer to a free slot: wait for a copy, pin another slot, or empty one. Waits for
-        nothing that the calling thread would have to do: only for copies and host workers, never
-        for a lease.
+        copies and host workers, and never for a lease, which the calling thread may have to end.
         """
         with self._moving:
             with self._lock:
-                victim = self._memory.slots.victim()
+                self._memory.nobody_reads()
+                victim = self._memory.slots.victim() if self._memory.is_open else None
                 if victim is None:
                     return
                 would_spill = any(piece.owner.target is None for piece in victim.pieces)
@@ -328,7 +325,7 @@ class StagedTransfer:
     def _empty(self, slot: Slot) -> None:
         with self._lock:
             pieces, tickets = list(slot.pieces), list(slot.tickets)
-        with reading(pieces, self._lock):
+        with self._memory.reading(pieces, self._lock):
             for ticket in tickets:
                 ticket.wait()  # its error is raised by `result`
             self._device.synchronize(slot.landed)  # R5, and no copy may write it from here on
@@ -338,6 +335,10 @@ class StagedTransfer:
     def _spill(self, piece: Piece, slot: Slot) -> None:
         """Move a wanted piece out of its slot, so that the value outlives the slot (R7)."""
         capture = piece.owner
+        if piece.held is not slot.pieces or not piece.is_wanted:  # an interrupt came within a step
+            with self._lock:
+                slot.pieces.pop(piece, None)
+            return
         if capture.target is not None and not capture.wants_worker:
             self._read_piece(piece, slot)
             with self._lock:
@@ -352,8 +353,8 @@ class StagedTransfer:
         self._device.read(slot.buffer, piece.offset, torch.uint8, part)
         with self._lock:
             if piece in slot.pieces:
+                piece.held, piece.offset = spilled, piece.start
                 del slot.pieces[piece]
-                piece.home, piece.offset = spilled, piece.start
                 self._counters.spilled_bytes += piece.n_bytes
 
     # Memory and counts
@@ -381,18 +382,18 @@ class StagedTransfer:
 
     def close(self) -> None:
         with self._moving:
+            with self._lock:
+                self._memory.refuse()
             self._read_small(waits=True)
             self._small.clear()
             if self._landings.were_used and self._memory.is_open:
                 # The caller's memory: nothing writes it from here on.
                 ring, slots = self._memory.ring, self._memory.slots
                 wait_for_copies(self._device, ring.open, slots.all()[0])
+                self._landings.were_used = False
             self._device.close()
             with self._lock:
-                for piece in self._memory.staged():
-                    piece.owner.error = FastcapError(
-                        "This value was still on its way when its store was disabled or its stream "
-                        "closed, by an error or from another thread. Run the pass again."
-                    )
+                for piece in self._memory.undelivered():
+                    piece.owner.error = TooLateError()
                     piece.unlink()
                 self._memory.close()

@@ -16,7 +16,7 @@ from fastcap.devices.base import AnyDevice, Destination, HostBuffer, Ticket
 from fastcap.errors import FastcapError
 from fastcap.host_memory import HostBuffers, normal_mode
 from fastcap.records import Statistics
-from fastcap.transfer.base import Capture, Target, TransferCounters, without_frames
+from fastcap.transfer.base import Capture, Target, TooLateError, TransferCounters, without_frames
 from fastcap.transfer.pinned_out import PinnedRows
 
 QUEUED_BYTES = 256 << 20  # guessed: a second of a fast disk
@@ -33,6 +33,7 @@ class SynchronousTransfer:
         self._queued: deque[tuple[Ticket, int]] = deque()
         self._queued_bytes = 0
         self._queue_lock = threading.Lock()
+        self._is_closed = False
 
     def refuse_graphs(self) -> None:
         """There are none where nothing is queued."""
@@ -79,6 +80,8 @@ class SynchronousTransfer:
 
     def _hand_over(self, capture: Capture, target: Destination) -> None:
         """Have a host worker bring a value from owned memory to a target that is none."""
+        if self._is_closed:
+            raise TooLateError
         memory = capture.target
         assert isinstance(memory, Tensor)
         with normal_mode():
@@ -137,4 +140,5 @@ class SynchronousTransfer:
         return self._counters.with_those_of(self._device)
 
     def close(self) -> None:
+        self._is_closed = True
         self._device.close()

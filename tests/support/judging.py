@@ -62,7 +62,7 @@ def play(program: Program | RunProgram, schedule: Schedule, is_watched: bool = F
     if not found.keys() & {"value", "crash", "resources"} and (excess := _excess(program, device)):
         found["resources"] = excess
     if found:
-        _clear_up()
+        clear_up()
     return Verdict(found, schedule.fingerprint, frozenset(paths))
 
 
@@ -78,7 +78,7 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def _clear_up() -> None:
+def clear_up() -> None:
     """Close what a program that failed left behind, so that the next one does not have to."""
     gc.collect()
     is_clear = False

@@ -296,7 +296,7 @@ MUTANTS = [
     _mutant(
         "R6",
         "a slot is used again while it is lent",
-        (f"{POOL}:SlotPool.is_reusable", "and not slot.n_leases", ""),
+        (f"{POOL}:SlotPool.is_reusable", "and not slot.leases", ""),
         defect="M11",
     ),
     _mutant(
@@ -311,7 +311,7 @@ MUTANTS = [
     _mutant(
         "R6",
         "a slot is used again while a thread reads it",
-        (f"{POOL}:SlotPool.is_reusable", "and not slot.n_readers", ""),
+        (f"{POOL}:SlotPool.is_reusable", "and slot not in self.being_read", ""),
         scenario=scenarios.a_reader_keeps_its_slot,
     ),
     _mutant(
@@ -325,13 +325,10 @@ MUTANTS = [
         "a lease ends with the first tensor over it instead of its storage",
         (
             f"{POOL}:SlotPool.lend",
-            (
-                "weakref.finalize(array, _end_lease, weakref.ref(self), lease).atexit = False\n"
-                "    return bytes_tensor(array)"
-            ),
+            ("lease.array_ref = weakref.ref(array)\n    return bytes_tensor(array)"),
             (
                 "lent = bytes_tensor(array)\n"
-                "    weakref.finalize(lent, _end_lease, weakref.ref(self), lease)\n"
+                "    lease.array_ref = weakref.ref(lent)\n"
                 "    return lent"
             ),
         ),
@@ -459,8 +456,11 @@ MUTANTS = [
         "packing calls record_stream",
         (
             f"{STAGED}:StagedTransfer._pack",
-            "piece.home = chunk",
-            "piece.home = chunk; hasattr(value, 'none') and value.record_stream(compute_stream)",
+            "piece.held = chunk.pieces",
+            (
+                "piece.held = chunk.pieces; "
+                "hasattr(value, 'none') and value.record_stream(compute_stream)"
+            ),
         ),
         scenario=scenarios.no_function_names_what_is_forbidden,
     ),

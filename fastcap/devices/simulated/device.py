@@ -193,18 +193,17 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
     # Memory
 
     def free_bytes(self) -> int | None:
-        if self.device_capacity_bytes is None:
-            return None
-        return self.device_capacity_bytes - self.counters.staging_bytes
+        capacity = self.device_capacity_bytes
+        return None if capacity is None else capacity - self.counters.staging_bytes
 
     def staging(self, n_bytes: int) -> Staging:
         capacity = self.device_capacity_bytes
         if capacity is not None and self.counters.staging_bytes + n_bytes > capacity:
             raise DeviceMemoryError(f"simulated: no {n_bytes} bytes left on the device")
+        staging = Staging(self._poisoned(n_bytes))
         self.counters.device_allocations += 1
         self.counters.staging_bytes += n_bytes
         self.peak_device_bytes = max(self.peak_device_bytes, self.counters.staging_bytes)
-        staging = Staging(self._poisoned(n_bytes))
         self._name(staging, "staging")
         current = self.current_stream()
         # As on a real one, memory belongs to a stream that is there when it is given back.
@@ -220,10 +219,10 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
         capacity = self.host_capacity_bytes
         if capacity is not None and self.counters.pinned_bytes + n_bytes > capacity:
             raise HostMemoryError(f"simulated: no {n_bytes} bytes can be pinned")
+        slot = HostBuffer(self._poisoned(n_bytes))
         self.counters.host_allocations += 1
         self.counters.pinned_bytes += n_bytes
         self.peak_host_bytes = max(self.peak_host_bytes, self.counters.pinned_bytes)
-        slot = HostBuffer(self._poisoned(n_bytes))
         self._name(slot, "slot")
         return slot
 
@@ -255,6 +254,8 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
 
     def release(self, buffer: Buffer, after: Iterable[SimulatedEvent] = ()) -> None:
         with self._runner.turn():
+            if buffer not in self._live:  # again, after an interrupt
+                return
             self._live.discard(buffer)
             if isinstance(buffer, Staging):
                 self._release_staging(buffer, after)
@@ -325,9 +326,7 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
         """
         is_known = target in self._live or self.reaches(target.bytes)
         if staging not in self._live or not is_known:
-            self.judge.note(
-                "copy from or to memory that is neither staging nor a slot of this device"
-            )
+            self.judge.note("copy from or to memory that is neither staging nor a slot")
         if any(lent is target and offset < n_bytes for lent, offset, _ in self._lent):
             self.judge.note(f"write by copy on copy of {self._names[target]}: it is lent")
 
@@ -378,9 +377,11 @@ class SimulatedDevice(Device[SimulatedStream, SimulatedEvent]):
 
     def take_back(self, slot: HostBuffer, offset: int, n_bytes: int) -> None:
         with self._runner.turn(), self.muted():
-            self._lent.remove((slot, offset, n_bytes))
+            if (lease := (slot, offset, n_bytes)) in self._lent:  # else after an interrupt
+                self._lent.remove(lease)
             self._access(HOST, "lend", slot, offset, offset + n_bytes, is_write=False)
-            _poison(slot.bytes[offset : offset + n_bytes])
+            if lease not in self._lent:
+                _poison(slot.bytes[offset : offset + n_bytes])
 
     def close(self) -> None:
         for worker in self.workers:
