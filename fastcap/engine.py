@@ -356,8 +356,6 @@ class Engine:
         with self._transfers_lock:
             return list(self._transfers.values())
 
-    # Passes that fastcap runs itself
-
     @contextlib.contextmanager
     def running(self, current: Pass) -> Iterator[None]:
         """What this thread's hooks capture in the block belongs to `current`."""
