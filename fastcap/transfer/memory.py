@@ -179,8 +179,8 @@ class TransferMemory:
         try:
             with torch.inference_mode(False):  # R10: staging must be writable outside it too
                 parts.append(ring := self._allocate_ring(budget))
-                slots = SlotPool(self._device, ring.chunk_bytes, budget.n_first_slots)
-                parts.append(slots)
+                n_slots = budget.n_first_slots
+                parts.append(slots := SlotPool(self._device, ring.chunk_bytes, n_slots))
             chosen = replace(budget, chunk_bytes=ring.chunk_bytes, n_chunks=len(ring))
             self._opened, self._budget = (ring, slots), chosen
         except BaseException:

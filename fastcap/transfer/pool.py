@@ -216,6 +216,10 @@ class Slot:
         self.leases: list[Lease] = []
         self.buffer: HostBuffer = device.host(n_bytes)  # last: an interrupt must not lose it
 
+    @property
+    def is_lent(self) -> bool:
+        return not all(lease.is_over for lease in self.leases)
+
 
 @dataclass(slots=True, eq=False)
 class Lease:
@@ -265,16 +269,15 @@ class SlotPool:
         self._device = device
         self._slots: deque[Slot] = deque()
         self.being_read: frozenset[Slot] = frozenset()
-        for _ in range(n_slots):
-            try:
+        try:
+            for _ in range(n_slots):
                 self._slots.append(Slot(device, n_bytes))
-            except HostMemoryError:
-                if not self._slots:
-                    raise
-                break  # fewer slots are slower, and as exact
-            except BaseException:
-                self.release()
-                raise
+        except HostMemoryError:
+            if not self._slots:
+                raise  # else: fewer slots are slower, and as exact
+        except BaseException:
+            self.release()
+            raise
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -287,8 +290,7 @@ class SlotPool:
         self._slots.appendleft(slot)
 
     def any_lent(self) -> bool:
-        self.collect_returned()
-        return any(slot.leases for slot in self._slots)
+        return any(slot.is_lent for slot in self._slots)
 
     def all_reusable(self) -> bool:
         self.collect_returned()
@@ -319,7 +321,7 @@ class SlotPool:
         one, else the oldest that is not lent. `None` when one has become free meanwhile.
         """
         self.collect_returned()
-        usable = [slot for slot in self._slots if not slot.leases]
+        usable = [slot for slot in self._slots if not slot.is_lent]
         if any(self.is_reusable(slot) for slot in usable):
             return None
         return min(usable, key=lambda slot: bool(slot.pieces))
@@ -332,7 +334,7 @@ class SlotPool:
 
     def is_last(self, slot: Slot) -> bool:
         """Whether no other slot would stay for the copies, if this one were lent."""
-        return not slot.leases and sum(not other.leases for other in self._slots) == 1
+        return not slot.is_lent and sum(not other.is_lent for other in self._slots) == 1
 
     def may_lend(self, slot: Slot, n_bytes: int) -> bool:
         """Whether a record is worth a whole slot, and another slot stays for the copies."""
@@ -347,8 +349,10 @@ class SlotPool:
         return bytes_tensor(array)
 
     def collect_returned(self) -> None:
-        """Account for the leases that nobody holds any more."""
-        for slot in self._slots:
+        """Account for the leases that nobody holds any more, in slots that hold nothing else: after
+        an interrupt, what was about to be lent is still wanted.
+        """
+        for slot in [each for each in self._slots if each.leases and not each.pieces]:
             for lease in [each for each in slot.leases if each.is_over]:
                 self._device.take_back(slot.buffer, lease.offset, lease.n_bytes)
                 slot.leases.remove(lease)
