@@ -14,6 +14,7 @@ from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from fastcap.huggingface.texts import Chat, Texts, each_item, is_chat
 from fastcap.model.sites import WRAPPERS
 from fastcap.spec import as_count
+from fastcap.warn import warn
 
 POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
 POSITION_TENSORS = (*POSITION_TABLES, "pos_encoding")  # of GPT-J, CTRL
@@ -96,6 +97,7 @@ class Collator:
         self._is_bounded = _has_position_table(inner)
         self._check_max_tokens()
         takes = set(inspect.signature(inner.forward).parameters)
+        self._ignores_mask = "attention_mask" not in takes
         names = [name for name in tokenizer.model_input_names if name in takes]
         self.model_inputs = ["attention_mask", *(name for name in names if name not in OWN_INPUTS)]
         if padding_side == "left" and "position_ids" in takes:
@@ -132,6 +134,13 @@ class Collator:
             return_tensors="pt",
         )
         mask = encoded["attention_mask"]
+        if self._ignores_mask and not mask.all():
+            self._ignores_mask = False  # said once
+            warn(
+                f"The forward of {self._model_name} names no attention_mask: padding reaches it as "
+                "tokens, and values of a text depend on the texts beside it. Use batch_size=1, or "
+                "batches of texts with the same number of tokens."
+            )
         self._check_lengths(texts, mask.sum(dim=1).tolist())
         if "position_ids" in self.model_inputs:
             counted = (mask.cumsum(dim=1) - 1).clamp(min=0)
