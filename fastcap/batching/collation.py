@@ -111,6 +111,11 @@ class Batched:
             self.n_before += self.count(batch) or 0
             yield batch
 
+    def lacks_samples(self, batch: Any) -> bool:
+        """Whether the latest batch is known to have fewer rows than samples went into it."""
+        n_rows = self.count(batch)
+        return n_rows is not None and self.n_made_of is not None and n_rows < self.n_made_of
+
     def count(self, batch: Any) -> int | None:
         """Samples in the latest batch, as it was or as it is now on the model's device."""
         return count_rows(batch, self.n_made_of)
