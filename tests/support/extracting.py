@@ -22,7 +22,7 @@ Sample = dict[str, Any]
 
 
 def samples_for(selection: dict[str, Any], samples: list[Sample]) -> list[Sample]:
-    """The samples, without padding where single positions are selected: those may not be padding."""
+    """The samples, without padding where single positions are selected, which may not be it."""
     if not isinstance(selection.get("positions"), int | list):
         return samples
     return [
