@@ -11,7 +11,7 @@ code that catches `ValueError` or `KeyError` keeps working:
     ├── SelectionError (ValueError)          the selection does not fit this value
     │   ├── PositionError (IndexError)       a position out of range
     │   └── CastError (TypeError)            a dtype that cannot hold the values
-    ├── UnsupportedTensorError (TypeError)   nested, sparse, quantised, meta, functorch tensors
+    ├── UnsupportedTensorError (TypeError)   sparse, quantised, meta, functorch tensors
     ├── UnsupportedModuleError (RuntimeError)  TorchScript, which runs no hooks
     ├── BatchError (TypeError)               a batch the model cannot be called with
     │   ├── MissingInputError (KeyError)     a batch without an input that was asked for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from fastcap.consumers.memory import MemoryResult
 from fastcap.consumers.out import check_out
 from fastcap.devices import open_device
 from fastcap.errors import ArgumentError
+from fastcap.formatting import counted
 from fastcap.model.early_stop import StopAfter
 from fastcap.model.forward import Forward, evaluation_mode
 from fastcap.model.sites import Sites, either_name
@@ -21,6 +22,9 @@ from fastcap.selection.per_sample import MaskOfBatch
 from fastcap.spec import BATCH_SIZE, UNPADDED, Positions, Reduce, as_count
 from fastcap.streaming import Stream
 from fastcap.warn import warn
+
+if TYPE_CHECKING:
+    from fastcap.batching.collation import Batched
 
 PREFETCH = 1
 
@@ -90,7 +94,8 @@ def extract_representations(
         progress: `True` for a progress bar on a terminal or in a notebook, or a callable that takes
             the number of samples done and the number expected (`None` if unknown).
         num_workers: Data-loading processes, as in `torch.utils.data.DataLoader`.
-        collate_fn: Makes a batch of samples, as in `torch.utils.data.DataLoader`.
+        collate_fn: Makes a batch of samples, as in `torch.utils.data.DataLoader`. If it drops
+            some, the result has fewer rows, with a warning.
         check_memory: Whether to refuse a result that cannot fit in available memory.
         out: Where to write the result: a contiguous CPU tensor of shape `(n_samples, ...)` or with
             more rows per site, in the dtype delivered. Reusing it saves the first touch of fresh
@@ -172,8 +177,16 @@ def extract_representations(
     return {name: acts[name] for name in request.site_names if name in acts}
 
 
-def _until_full(batches: Iterable[Any], result: MemoryResult) -> Iterable[Any]:
+def _until_full(batches: Batched, result: MemoryResult) -> Iterable[Any]:
+    is_told = False
     for batch in batches:
+        if not is_told and (is_told := batches.lacks_samples(batch)):
+            n_samples = counted(batches.n_made_of or 0, "sample")
+            warn(
+                f"{n_samples} became a batch of {batches.count(batch)}: rows of the result are "
+                "those of the batches, and are not numbered as the samples. Let collate_fn keep "
+                "every sample, as one row."
+            )
         yield batch
         if result.is_full:
             return

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastcap.engine import Engine, Pass
-from fastcap.errors import ArgumentError
+from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.model.early_stop import EarlyStop, StopAfter
 from fastcap.model.forward import BatchCaller, Forward
 from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
@@ -89,6 +89,8 @@ def request_capture(
     Raises:
         ArgumentTypeError, ArgumentError, SiteNotFoundError: As the store says.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module; got {model!r}.")
     names = as_site_names(sites, model)
     selection = make_selection(positions, reduce, dtype, seq_dim)
     if selection.batch_key is not None:

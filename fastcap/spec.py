@@ -7,9 +7,11 @@ the oracle (`fastcap.reference`) share these values and no code that answers the
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -328,3 +330,24 @@ def as_count(name: str, value: object, at_least: int = 1) -> int:
     if count < at_least:
         raise ArgumentError(f"{name} must be at least {at_least}; got {count}.")
     return count
+
+
+def as_path(name: str, value: object) -> Path:
+    """Check that an argument is a path, and return it.
+
+    Raises:
+        ArgumentTypeError: Neither a string nor a path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ArgumentTypeError(f"{name} must be a path, as a string or Path; got {value!r}.")
+    return Path(value)
+
+
+def as_callable(name: str, value: object, does: str) -> None:
+    """Check that an argument that may be `None` can be called; `does` is what it is for.
+
+    Raises:
+        ArgumentTypeError: It cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise ArgumentTypeError(f"{name} must be a callable {does}; got {value!r}.")

@@ -331,6 +331,10 @@ def stream(
     )
     if consumer is not None:
         _check_consumer(consumer, request)
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise ArgumentTypeError(
+            f"batches must be an iterable, such as a DataLoader; got {type(batches).__name__}."
+        )
     return Stream(batches, request, as_count("prefetch", prefetch, at_least=0), consumer)
 
 

@@ -334,13 +334,13 @@ def test_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "differently. Put them into two files."
     )
     assert bad(path, good + b'{"text": "two", "label": "b"}', columns=["label"]) == (
-        f"{path}, line 2, 'label': 'b' is a str, and it was a int before. A column holds "
+        f"{path}, line 2, 'label': 'b' is a str, and it was an int before. A column holds "
         "64-bit numbers or texts, the same in every line."
     )
     for value in ("9223372036854775808", "null", "[1]"):
         line = f'{{"text": "two", "label": {value}}}'.encode()
         message = bad(path, good + line, columns=["label"])
-        assert message.startswith(f"{path}, line 2, 'label': {value.replace('null', 'None')} is a ")
+        assert message.startswith(f"{path}, line 2, 'label': {value.replace('null', 'None')} is a")
     assert bad(path, good + b"\xff\n").startswith(f"{path}, line 2 is not UTF-8: ")
 
 
@@ -460,7 +460,7 @@ def test_names_of_nothing_and_options_that_do_not_fit_are_refused(tmp_path: Path
     assert refuse("nothing.npy") == f"--data 'nothing.npy' does not exist. {hint}"
     assert refuse(tmp_path) == f"--data {str(tmp_path)!r} is a folder. {hint}"
     assert refuse(f"{HERE}:NUMBER") == (
-        f"--data '{HERE}:NUMBER' gives a int, and a dataset can be indexed or iterated. Name a "
+        f"--data '{HERE}:NUMBER' gives an int, and a dataset can be indexed or iterated. Name a "
         "dataset, a list, or a function without arguments that returns one."
     )
     texts = jsonl(tmp_path / "a.jsonl", {"text": "one"})

@@ -89,15 +89,14 @@ def test_a_guessed_dimension_is_not_held_against_inputs_that_are_no_token_ids() 
 
 @pytest.mark.parametrize(
     ("reduce", "kind"),
-    [(lambda acts: None, "NoneType"), (lambda acts: acts.max(dim=1), "max"), (len, "int")],
+    [(lambda acts: None, "a NoneType"), (lambda acts: acts.max(dim=1), "a max"), (len, "an int")],
     ids=["None", "max", "len"],
 )
 def test_a_reduce_that_returns_no_tensor_is_refused_with_what_it_returned(
     reduce: Any, kind: str
 ) -> None:
     assert refused(SelectionError, LanguageModel(), "norm", reduce=reduce) == (
-        f"reduce returned a {kind} for site 'norm' (input shape (3, 5, 16)); it must return a "
-        "tensor."
+        f"reduce returned {kind} for site 'norm' (input shape (3, 5, 16)); it must return a tensor."
     )
 
 

@@ -109,7 +109,8 @@ def test_a_model_that_takes_no_mask_is_said_to_see_padding_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         collator(["one two", "two one"])
-    with pytest.warns(FastcapWarning, match="FNetModel names no attention_mask") as said:
-        for _ in range(2):
-            collator(["one two", "two"])
-    assert len(said) == 1
+    with pytest.warns(FastcapWarning, match="FNetModel names no attention_mask"):
+        collator(["one two", "two"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collator(["one two", "two"])

@@ -162,7 +162,7 @@ def test_an_output_that_is_no_tensor_is_reported_by_its_type_and_not_again() -> 
 
     assert said_in_passes(Model(), ["odd"]) == [
         (
-            "Nothing is captured at site 'odd': its forward returned a int, not a tensor. Capture "
+            "Nothing is captured at site 'odd': its forward returned an int, not a tensor. Capture "
             "a submodule."
         )
     ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fastcap.errors import CollationError
+from fastcap.formatting import a_kind
 from fastcap.model.rows import count_rows
 
 STACKED: tuple[Any, ...] = (Mapping, (list, tuple), (Tensor, np.ndarray), str, (int, float))
@@ -78,7 +79,7 @@ class Collation:
             return Collated(default_collate(samples), len(samples))
         except Exception as error:  # noqa: BLE001 - raised where batches are counted
             return _find(samples, "") or Uncollated(
-                0, "", f"is {_kind(samples[0])} ({error})", "give tensors, numbers and texts"
+                0, "", f"is {a_kind(type(samples[0]))} ({error})", "give tensors, numbers and texts"
             )
 
 
@@ -111,6 +112,11 @@ class Batched:
             self.n_before += self.count(batch) or 0
             yield batch
 
+    def lacks_samples(self, batch: Any) -> bool:
+        """Whether the latest batch is known to have fewer rows than samples went into it."""
+        n_rows = self.count(batch)
+        return n_rows is not None and self.n_made_of is not None and n_rows < self.n_made_of
+
     def count(self, batch: Any) -> int | None:
         """Samples in the latest batch, as it was or as it is now on the model's device."""
         return count_rows(batch, self.n_made_of)
@@ -129,7 +135,7 @@ def _difference(value: Any, first: Any, where: str) -> tuple[str, str] | None:
     """What is said of a value that does not stack with the first, and what to do."""
     kind: Any = next((kind for kind in STACKED if isinstance(first, kind)), object)
     if not isinstance(value, kind):
-        others = f"is {_kind(value)}, and others {_kind(first)}"
+        others = f"is {a_kind(type(value))}, and others {a_kind(type(first))}"
         return others, "give every sample the same kind"
     if kind is Mapping and value.keys() != first.keys():
         others = f"has the keys {_keys(value)}, and others {_keys(first)}"
@@ -164,12 +170,8 @@ def _misfit(value: Any) -> tuple[str, str] | None:
     if isinstance(value, Mapping | list | tuple):
         return None
     if hasattr(value, "getbands"):  # an image of PIL, which may not be installed
-        return f"is {_kind(value)}", IMAGES
-    return f"is {_kind(value)}", "give tensors, numbers and texts"
-
-
-def _another(value: Any, first: Any) -> tuple[str, str]:
-    return f"is {_kind(value)}, and others {_kind(first)}", "give every sample the same kind"
+        return f"is {a_kind(type(value))}", IMAGES
+    return f"is {a_kind(type(value))}", "give tensors, numbers and texts"
 
 
 def _padding(where: str) -> str:
@@ -183,8 +185,3 @@ def _padding(where: str) -> str:
 
 def _keys(first: Mapping[Any, Any]) -> list[str]:
     return sorted(map(str, first))
-
-
-def _kind(value: Any) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"

@@ -18,7 +18,7 @@ from torch.utils.data import (
 from fastcap.batching.collation import Batched, Collation
 from fastcap.batching.columns import Columns, is_columns, refuse_other_kinds
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.spec import BATCH_SIZE, as_count
+from fastcap.spec import BATCH_SIZE, as_callable, as_count
 from fastcap.warn import warn
 
 FIXED_ORDER = "has_fixed_order"
@@ -169,6 +169,7 @@ def make_source(
     """
     batch_size = as_count("batch_size", batch_size)
     num_workers = as_count("num_workers", num_workers, at_least=0)
+    as_callable("collate_fn", collate_fn, "that makes a batch of a list of samples")
     if isinstance(dataset, DataLoader):
         return _from_loader(dataset, batch_size, num_workers, collate_fn)
     if is_columns(dataset):
@@ -190,8 +191,9 @@ def _from_loader(
     for name, (value, default, own) in asked.items():
         if value not in (default, own):
             raise ArgumentError(
-                f"{name}={value!r}, and the dataset is a DataLoader with {name}={own!r}. Leave "
-                f"{name}= out, or pass the dataset in it: loader.dataset."
+                f"{name}={_shown(value)}, and the dataset is a DataLoader with "
+                f"{name}={_shown(own)}. Leave {name}= out, or pass the dataset in it: "
+                "loader.dataset."
             )
     collate: Collate = loader.collate_fn
     return Source(
@@ -208,6 +210,11 @@ def _from_loader(
         },
         loader.worker_init_fn,
     )
+
+
+def _shown(value: Any) -> str:
+    """A function by its name, which says more than its address."""
+    return str(getattr(value, "__qualname__", repr(value)))
 
 
 def length_of(dataset: Any) -> int | None:

@@ -28,6 +28,7 @@ from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ResultError
 from fastcap.model.rows import count_rows
+from fastcap.spec import as_callable
 from fastcap.transfer.base import Capture, Transfer
 
 OnCommit = Callable[[Commit], object]
@@ -80,6 +81,7 @@ class ArchiveResult(RowConsumer):
         earlier: Archive | None = None,
     ) -> None:
         super().__init__()
+        as_callable("on_commit", on_commit, "that takes a Commit")
         self._open_writer = open_writer
         self._site_names = site_names
         self._beside = beside

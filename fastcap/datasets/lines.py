@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from fastcap.errors import ArgumentError
+from fastcap.formatting import a_kind
 from fastcap.huggingface.texts import Chat, as_item, is_chat, parse_object
 
 SUFFIXES = (".txt", ".jsonl")
@@ -156,9 +157,9 @@ class LineFile(Dataset[dict[str, Any]]):
         kind, earlier = type(value), self._kinds.get(column, type(value))
         is_known = kind in (str, *NUMBERS) and (kind is not int or -INT64 <= value < INT64)
         if not is_known or (kind is str) != (earlier is str):
-            before = f", and it was a {earlier.__name__} before" if is_known else ""
+            before = f", and it was {a_kind(earlier)} before" if is_known else ""
             raise ArgumentError(
-                f"{self.path}, line {number}, {column!r}: {value!r:.40} is a {kind.__name__}"
+                f"{self.path}, line {number}, {column!r}: {value!r:.40} is {a_kind(kind)}"
                 f"{before}. A column holds 64-bit numbers or texts, the same in every line."
             )
         self._kinds[column] = str if kind is str else max(kind, earlier, key=NUMBERS.index)

@@ -132,8 +132,9 @@ class TokenFile(Dataset[dict[str, Tensor]]):
         try:
             ids = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, IndexError, OverflowError, EOFError, SyntaxError) as error:
+            reason = str(error).rstrip(".")
             raise ArgumentError(
-                f"{self.path} cannot be read as .npy: {error}. Write it with numpy.save()."
+                f"{self.path} cannot be read as .npy: {reason}. Write it with numpy.save()."
             ) from error
         if ids.dtype.kind not in "iu":
             raise ArgumentError(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from fastcap.progress import Progress, Report, open_report
 from fastcap.rates import Counters
 from fastcap.request import RunRequest, request_run
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import BATCH_SIZE, Positions, Reduce, as_count
+from fastcap.spec import BATCH_SIZE, Positions, Reduce, as_count, as_path
 from fastcap.streaming import Stream
 
 
@@ -143,6 +142,8 @@ def extract(
         >>> archive["1"][4].shape
         torch.Size([3, 2])
     """
+    # The dataset or model may change the working directory.
+    root = as_path("folder", folder).absolute()
     request = request_run(
         model,
         sites,
@@ -179,7 +180,6 @@ def extract(
     )
     config |= grid.describe()
     creator = describe_creator(device_name(request.call.device))
-    root = Path(folder).absolute()  # the dataset or model may change the working directory
     there = open_earlier(root, config, creator, share.rank)
     checked, is_complete = None, there is not None and there.is_complete
     batches = Batches(source, grid, share, None if is_complete else there, columns)

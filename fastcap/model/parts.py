@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fastcap.errors import UnsupportedTensorError
+from fastcap.formatting import a_kind
 from fastcap.model.arguments import Arguments
 from fastcap.spec import Site, Step
 
@@ -120,7 +121,7 @@ def _type_name(value: Any) -> str:
             return f"an empty {type(value).__name__}"
         inner = ", ".join(type(item).__name__ for item in value[:4])
         return f"a {type(value).__name__} of {len(value)} ({inner})"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else a_kind(type(value))
 
 
 def is_fake(value: Tensor) -> bool:
