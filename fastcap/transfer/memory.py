@@ -159,9 +159,9 @@ class TransferMemory:
         except HostMemoryError:  # for good: fewer slots are slower, and as exact
             self._may_pin = False
         except BaseException:
-            for slot in pinned:
-                if slot not in self.slots.all():
-                    self._device.release(slot.buffer)
+            with lock:
+                for slot in pinned:
+                    self.slots.add(slot)
             raise
         return bool(pinned)
 

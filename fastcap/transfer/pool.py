@@ -286,8 +286,9 @@ class SlotPool:
         return tuple(self._slots)
 
     def add(self, slot: Slot) -> None:
-        """One more slot, to be taken next."""
-        self._slots.appendleft(slot)
+        """One more slot, to be taken next, if it is not here."""
+        if slot not in self._slots:
+            self._slots.appendleft(slot)
 
     def any_lent(self) -> bool:
         return any(slot.is_lent for slot in self._slots)

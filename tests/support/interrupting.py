@@ -437,6 +437,8 @@ class Tally:
 def lines_of(seed: int) -> list[str]:
     """The lines of the package that a program runs, which may vary a little with threads."""
     warm_up()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for _ in range(2):  # what is made once per process is made in the first
         whole, what = _play(draw_program(seed), None)
         assert not what, f"program {seed}, not interrupted: {what}"

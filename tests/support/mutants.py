@@ -510,6 +510,7 @@ MUTANTS = [
 
 NEEDS_A_SITUATION: dict[str, Callable[[], None]] = {
     "transfer.pool:Chunk.__init__ current_stream": scenarios.staging_may_be_allocated_on_any_stream,
+    "transfer.pool:Chunk.__init__ release": scenarios.an_interrupt_while_memory_is_taken,
     "transfer.pool:SlotPool.next_to_land query": scenarios.a_consumer_that_keeps_up_needs_few_slots,
     "transfer.pool:SlotPool.collect_returned take_back": scenarios.what_was_lent_is_taken_back,
     "transfer.pool:Chunk.abandon record": scenarios.an_unwanted_chunk_changes_streams,

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastcap
 from fastcap.devices.base import HostBuffer, Ticket
 from fastcap.devices.simulated import Schedule, SimulatedCosts, SimulatedDevice, TimedDevice
-from fastcap.devices.simulated.streams import SimulatedEvent
+from fastcap.devices.simulated.streams import SimulatedEvent, SimulatedStream
 from fastcap.errors import DeviceError, DeviceMemoryError
 from fastcap.transfer.budget import Budget
 from tests.support.runs import running_on
@@ -322,6 +322,33 @@ def what_was_lent_is_taken_back() -> None:
             store.clear()
         assert store.statistics().lends == 8
     assert not device.judge.violations, device.judge.violations[0]
+
+
+class _Interrupted(SimulatedDevice):
+    """Ctrl-C comes where fresh staging is marked, once."""
+
+    is_over = False
+
+    def record(self, event: SimulatedEvent, stream: SimulatedStream) -> None:
+        if not self.is_over:
+            self.is_over = True
+            raise KeyboardInterrupt
+        super().record(event, stream)
+
+
+def an_interrupt_while_memory_is_taken() -> None:
+    """What is taken by then is given back, and the next pass takes its own."""
+    device, model = _Interrupted(Schedule("early")), echo()
+    with running_on(device):
+        with fastcap.ActivationStore(model, ["0"]) as store:
+            try:
+                model(number(1))
+            except KeyboardInterrupt:
+                assert "0" not in store
+            model(number(2))
+            assert store["0"].eq(2).all()
+        assert device.is_over
+        assert device.counters.staging_bytes == 0, "staging is left"
 
 
 def several_values_of_a_chunk_go_straight() -> None:
