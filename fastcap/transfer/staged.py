@@ -75,6 +75,10 @@ class StagedTransfer:
     ) -> Capture:
         capture = Capture(value.shape, wire_dtype_for(value.dtype, dtype), dtype, route, target)
         try:
+            if value.is_conj() or value.is_neg():
+                # Which NaN a negated NaN becomes is the kernel's choice, and torch has several: by
+                # size and alignment. Negated whole and once, it does not depend on how it is cut.
+                value = value.resolve_conj().resolve_neg()
             self._stage(value, capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
             self.drop(capture)
