@@ -308,7 +308,7 @@ def test_the_steady_state_is_from_the_second_pass_to_the_last(gpu: StandIn) -> N
                 steady._starts[-6:], (0.0, 1.0, 5.0, 6.0, 7.0, 8.5), strict=True
             ):
                 event.secs = secs
-            steady.on_round(index, dict.fromkeys("ab", 1.0))
+            steady.on_round(index, dict.fromkeys(order, 1.0))
             assert [steady.secs[name][-1] for name in order] == [4.0, 1.5]
         assert steady.is_known
         model(torch.ones(1))
