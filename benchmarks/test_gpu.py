@@ -102,6 +102,27 @@ def results(module: Any, out: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((0.9, 1.0), "met"), ((0.9, 1.1), "not shown"), ((1.1, 1.2), "MISSED"), (None, "met")],
+)
+def test_a_promise_is_kept_or_missed_by_the_whole_interval(
+    interval: tuple[float, float] | None, verdict: str
+) -> None:
+    value = 1.0 if interval is None else sum(interval) / 2
+    figure = Figure("steady", value, "x", Range(high=1.02), interval, "at most 1.02")
+    assert figure.verdict == verdict
+
+
+def test_only_what_is_asked_for_is_measured_and_reported(tmp_path: Path) -> None:
+    found = results(bench, tmp_path, "--only", "pinning", "--only", "by size")
+    assert [entry["title"] for entry in found["entries"]] == [
+        "copies to the host by size",
+        "pinning",
+    ]
+    assert found["only"] == ["pinning", "by size"]
+
+
 # The grid
 
 
@@ -308,7 +329,7 @@ def test_the_steady_state_is_from_the_second_pass_to_the_last(gpu: StandIn) -> N
                 steady._starts[-6:], (0.0, 1.0, 5.0, 6.0, 7.0, 8.5), strict=True
             ):
                 event.secs = secs
-            steady.on_round(index, dict.fromkeys("ab", 1.0))
+            steady.on_round(index, dict.fromkeys(order, 1.0))
             assert [steady.secs[name][-1] for name in order] == [4.0, 1.5]
         assert steady.is_known
         model(torch.ones(1))
@@ -519,7 +540,7 @@ def test_a_trace_is_read() -> None:
     )
     missed = {name for name, figure in found.items() if figure.is_as_predicted is False}
     assert missed == {
-        *("copies beside kernels", "streams of copies", "kinds of copies to memory not pinned"),
+        *("copies beside kernels", "kinds of copies to memory not pinned"),
         *("pinned", "allocated", "event made"),
     }
     with pytest.raises(UnavailableError, match="saw neither a kernel nor a copy"):

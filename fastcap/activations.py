@@ -273,9 +273,7 @@ class ActivationStore:
         0 is the latest pass. A larger number means that the site has not fired since. Passes are
         calls of the model itself, not of its submodules.
         """
-        counts = self._latest.counts
-        captured_in = counts.captured_in.get(name.removesuffix(":output"))
-        return None if captured_in is None else counts.n_passes - captured_in
+        return self._latest.counts.age(name.removesuffix(":output"))
 
     def lengths(self, name: str) -> tuple[int, ...] | None:
         """With `positions="unpadded"`, the number of rows of each sample in a site's value.

@@ -332,7 +332,7 @@ class Engine:
             self._settled |= found.keys()
             warn(describe_repeated(found))
 
-    # Lanes
+    # Transfers
 
     def _transfer(self, torch_device: torch.device) -> Transfer | None:
         return self._transfers.get(torch_device) or self._open_transfer(torch_device)

@@ -159,7 +159,10 @@ def follow(value: Any, steps: Iterable[Step]) -> Tensor | None:
 
 
 def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | None = None) -> Tensor:
-    """Positions, then `reduce`, then `dtype`, then a contiguous clone on the CPU.
+    """Positions, then `reduce`, then a contiguous clone on the CPU.
+
+    `dtype` narrows before the clone and widens after it: a host and a GPU that convert the same NaN
+    make different NaNs of it, so where it is converted is part of the question.
 
     `of_samples` is the mask, or the positions of each sample, if the selection asks for such.
     """
@@ -183,10 +186,12 @@ def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | Non
         value = value.view(dtype) if value.dtype == torch.int8 else value
         if callable(selection.reduce):
             value = selection.reduce(value)
-        if selection.dtype is not None:
-            value = value.to(selection.dtype)
         value = value.resolve_conj().resolve_neg()
-        return torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value)
+        wanted = selection.dtype or value.dtype
+        if wanted.itemsize <= value.dtype.itemsize:
+            value = value.to(wanted)
+        on_host = torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value)
+        return on_host.to(wanted)
 
 
 def take_of_samples(value: Tensor, dim: int, selection: Selection, of_samples: Tensor) -> Tensor:

@@ -73,6 +73,24 @@ def test_what_is_the_same_is_continued_and_returned(name: str, place: str, tmp_p
     check(archive, model, samples, 3, **SELECTIONS[name])
 
 
+def test_batches_that_could_be_counted_in_two_ways_are_counted_as_in_the_run(
+    tmp_path: Path,
+) -> None:
+    model = LanguageModel()
+
+    def as_lists(samples: list[Any]) -> list[list[int]]:
+        return [sample["input_ids"].tolist() for sample in samples]  # 3 of 5, or 5 fields of 3
+
+    def forward(model: nn.Module, batch: list[list[int]]) -> None:
+        model(torch.tensor(batch))
+
+    options: dict[str, Any] = {"collate_fn": as_lists, "forward": forward}
+    begin(model, tmp_path / "acts", **options)
+    for _ in range(2):
+        archive = extract(model, SAMPLES, tmp_path / "acts", **options)
+    assert len(archive) == len(SAMPLES)
+
+
 @pytest.mark.parametrize("kind", ["map", "stream"])
 @pytest.mark.parametrize("max_samples", [4, None])
 def test_the_smaller_last_batch_and_a_cropped_one_are_compared(

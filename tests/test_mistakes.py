@@ -55,7 +55,8 @@ def test_the_page_has_a_row_for_each_case_and_no_other() -> None:
 
 def test_rows_are_the_same_on_every_machine() -> None:
     text = "\n".join(line for rows in ROWS.values() for line in rows)
-    assert re.findall(r"0x[0-9a-f]{6,}|/tmp/|/home/|/work/|site-packages", text) == []
+    assert re.findall(r"0x[0-9a-f]{6,}|/tmp/|/home/|site-packages", text) == []
+    assert str(Path(__file__).parent.parent) not in text
 
 
 # What the judge refuses

@@ -83,6 +83,7 @@ class Program:
         facts: What else was found out, such as floors and which class a model is.
         notes: What else went wrong.
         is_complete: Whether the run came to its end.
+        only: Parts of the titles of what is asked; empty for everything.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Program:
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     is_complete: bool = False
+    only: tuple[str, ...] = ()
     _started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -126,6 +128,7 @@ class Program:
             "is_right": self.is_right,
             **self.origin.fields(),
             **self.card,
+            "only": list(self.only),
             "spent_secs": round(self.spent_secs, 1),
             "interval": INTERVAL,
             **self.facts,
@@ -141,17 +144,26 @@ class Program:
         say(f"{self.spent_secs:6.1f} s  {text}")
 
     def ask(self, title: str) -> Entry:
-        """The question's entry, which says that it was not reached until it is measured."""
+        """The question's entry, which says that it was not reached until it is measured; one of no
+        report, if the question is not to be asked.
+        """
+        if not self.is_asked(title):
+            return Entry(title)
         for each in self.entries:
             if each.title == title:
                 return each
         self.entries.append(Entry(title))
         return self.entries[-1]
 
+    def is_asked(self, title: str) -> bool:
+        return not self.only or any(part in title for part in self.only)
+
     def measure(
         self, title: str, run: Callable[[], Iterator[Figure]], likely_secs: float = 0.0
     ) -> None:
-        """Fill an entry, unless too little time is left."""
+        """Fill an entry, unless it is not asked for or too little time is left."""
+        if not self.is_asked(title):
+            return
         self.say(title)
         entry, started = self.ask(title), self.spent_secs
         left_secs = max(0.0, self.limit_secs - started)
@@ -194,15 +206,17 @@ class Program:
         for entry in self.entries:
             for each in entry.figures:
                 if each.goal:
-                    is_met = "met" if each.is_as_predicted else "MISSED"
                     reached = f"{each.name} {each.shown}"
-                    yield each.goal, entry.title, reached, str(each.predicted), is_met
+                    yield each.goal, entry.title, reached, str(each.predicted), each.verdict
 
 
 def parser_of(name: str, description: str | None, limit_secs: float) -> argparse.ArgumentParser:
     """A parser of the options that every program has."""
     parser = programs.plain_parser(name, description)
     parser.add_argument("--limit-secs", type=float, default=limit_secs, help="time for everything")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="what has this in its title"
+    )
     parser.add_argument("--scratch", type=Path, help="where archives are written, then removed")
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny, on the CPU; writes with --out only"
@@ -251,7 +265,8 @@ def open_program(name: str, gpu: Gpu, options: argparse.Namespace, scratch: Path
         "limit_secs": options.limit_secs,
     }
     origin = programs.origin_of(options.commit, gpu.device)
-    return Program(name, gpu, options.limit_secs, options.out, scratch, origin, card)
+    only = tuple(options.only)
+    return Program(name, gpu, options.limit_secs, options.out, scratch, origin, card, only=only)
 
 
 def play(program: Program, steps: Callable[[Program], None]) -> int:

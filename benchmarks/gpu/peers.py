@@ -58,6 +58,7 @@ LENT, STORE = "fastcap stream, lent", "fastcap store, read after each pass"
 NNSIGHT = "nnsight, tracer.cache"
 DECODE = "decoding with a KV cache"
 LENGTHS = "batches of eight lengths"
+LENGTHS_SECS = 40.0
 
 
 # Everybody's ways
@@ -260,7 +261,9 @@ def lengths(program: Program, subject: Workload, model: Model) -> Iterator[Figur
     runs: dict[str, Callable[[], None]] = {BASELINE: partial(_run, baseline, case)}
     runs |= {name: partial(_run, way, case) for name, way in ways.items()}
     play = partial(run_one_after_another, runs, synchronise=gpu.synchronise)
-    secs = measure_rounds(list(runs), play, gpu.sizes.rounds, lambda *_: None)
+    secs = measure_rounds(
+        list(runs), play, gpu.sizes.rounds, lambda *_: None, limit_secs=LENGTHS_SECS / 2
+    )
     for name, of_way in secs.items():
         yield Figure(name, 1e3 * statistics.median(of_way) / len(batches), "ms per batch")
         if name != BASELINE:
@@ -293,7 +296,7 @@ def everything(program: Program) -> None:
     with turns.opened(program, subject) as model:
         for each in asked:
             measure_all(program, each, model)
-        program.measure(LENGTHS, partial(lengths, program, subject, model), likely_secs=25)
+        program.measure(LENGTHS, partial(lengths, program, subject, model), LENGTHS_SECS)
     with turns.opened(program, short) as model:
         for each in of_short:
             measure_all(program, each, model)

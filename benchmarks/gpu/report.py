@@ -84,6 +84,15 @@ class Figure:
     def is_as_predicted(self) -> bool | None:
         return None if self.predicted is None else self.value in self.predicted
 
+    @property
+    def verdict(self) -> str:
+        """Whether a promise was kept: `met` or `MISSED`, or `not shown` where the interval has
+        values on both sides.
+        """
+        assert self.predicted is not None
+        ends = {end in self.predicted for end in self.interval or (self.value,)}
+        return "not shown" if len(ends) > 1 else "met" if self.is_as_predicted else "MISSED"
+
     def fields(self) -> dict[str, Any]:
         """For JSON, which has no infinity: one round gives no interval."""
         ends = [end if math.isfinite(end) else None for end in self.interval or ()]

@@ -47,7 +47,9 @@ class Columns:
                 )
         lengths = {key: len(column) for key, column in self._columns.items()}
         if not lengths:
-            raise ArgumentError("dataset is a dict without columns.")
+            raise ArgumentError(
+                "dataset is a dict without columns. Give it input_ids, a row of ids per sample."
+            )
         if len(set(lengths.values())) > 1:
             raise ArgumentError(
                 f"dataset is a dict of columns with {lengths} values. Every column needs one value "

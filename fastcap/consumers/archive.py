@@ -23,11 +23,10 @@ from fastcap.archive.layout import StreamSpec, dtype_name
 from fastcap.archive.reader import Archive
 from fastcap.archive.shards import Part
 from fastcap.archive.writer import Commit, Writer
-from fastcap.consumers.base import RowConsumer, check_batch_size
+from fastcap.consumers.base import RowConsumer, check_batch, check_batch_size
 from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ResultError
-from fastcap.model.rows import count_rows
 from fastcap.spec import as_callable
 from fastcap.transfer.base import Capture, Transfer
 
@@ -119,9 +118,7 @@ class ArchiveResult(RowConsumer):
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
-        n_found = count_rows(batch, n_batch)
-        if n_found is not None:
-            check_batch_size(samples.start, n_found, n_batch)
+        check_batch(samples.start, batch, n_batch)
         values = self._beside.take(batch, len(samples), n_batch)
         self._expected = samples, values, n_batch
 

@@ -8,12 +8,14 @@ has a whole one. fastcap itself runs three, one in each of `fastcap.consumers.me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcap.engine import Pass
 from fastcap.errors import ResultError
+from fastcap.model.rows import count_rows
 from fastcap.transfer.base import Target
 
 
@@ -140,11 +142,22 @@ class RowConsumer(Consumer):
         self._n_passes += 1
 
 
-def check_batch_size(start: int, n_found: int, n_expected: int) -> None:
-    """Whether a batch has the samples that it was made of.
+def check_batch(start: int, batch: Any, n_expected: int) -> None:
+    """Whether a batch has the samples that it was made of, as far as it says how many it has.
 
     Raises:
         ResultError: It has more, or fewer.
+    """
+    n_found = count_rows(batch, n_expected)
+    if n_found is not None:
+        check_batch_size(start, n_found, n_expected)
+
+
+def check_batch_size(start: int, n_found: int, n_expected: int) -> None:
+    """The same where the number is known.
+
+    Raises:
+        ResultError: It is another.
     """
     if n_found != n_expected:
         raise ResultError(

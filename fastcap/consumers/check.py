@@ -10,11 +10,10 @@ from torch import Tensor
 
 from fastcap.archive.layout import StreamSpec, dtype_name
 from fastcap.archive.reader import Archive
-from fastcap.consumers.base import RowConsumer, check_batch_size
+from fastcap.consumers.base import RowConsumer, check_batch
 from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.consumers.comparison import Comparison, Difference, tolerance_of
 from fastcap.engine import Pass
-from fastcap.model.rows import count_rows
 
 
 class ValueCheck(RowConsumer):
@@ -51,9 +50,7 @@ class ValueCheck(RowConsumer):
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
-        n_found = count_rows(batch)
-        if n_found is not None:
-            check_batch_size(samples.start, n_found, n_batch)
+        check_batch(samples.start, batch, n_batch)
         self.samples = samples
         if not self._archive.has(samples.start, samples.stop):
             n_there = sum(self._archive.has(sample, sample + 1) for sample in samples)

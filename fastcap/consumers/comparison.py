@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastcap.archive.shards import Segment
+
 TOLERANCES = {
     torch.float64: 1e-9,
     torch.float32: 5e-3,
@@ -100,15 +102,15 @@ class Comparison:
     def nbytes(self) -> int:
         return self.numel() * self.dtype.itemsize
 
-    def segment(self, first: int, last: int) -> _Segment:
+    def segment(self, first: int, last: int) -> Segment:
         """The destination of some of its elements, counted in order."""
-        return _Segment(self, first, last - first)
+        return Segment(self, first, last - first)
 
     def copy_(self, values: Tensor) -> None:
-        self.compare(0, values)
+        self.write(0, values)
 
-    def compare(self, first: int, values: Tensor) -> None:
-        """Compare elements from `first` on."""
+    def write(self, first: int, values: Tensor) -> None:
+        """Compare elements from `first` on with what is stored there."""
         with torch.inference_mode(False), torch.no_grad():
             flat = values.detach().reshape(-1)
             for start in range(0, len(flat), _BLOCK):
@@ -167,28 +169,6 @@ class Comparison:
             for block in torch.split(rows, max(1, _BLOCK // self._row)):
                 finite = block.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
                 yield finite.square().sum(dim=1)
-
-
-class _Segment:
-    """Consecutive elements of a comparison."""
-
-    def __init__(self, whole: Comparison, first: int, n_elements: int) -> None:
-        self._whole = whole
-        self._first = first
-        self.shape = torch.Size([n_elements])
-
-    def numel(self) -> int:
-        return self.shape.numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel() * self._whole.dtype.itemsize
-
-    def segment(self, first: int, last: int) -> _Segment:
-        return _Segment(self._whole, self._first + first, last - first)
-
-    def copy_(self, values: Tensor) -> None:
-        self._whole.compare(self._first, values)
 
 
 def _bytes(values: Tensor) -> Tensor:

@@ -74,9 +74,9 @@ def extract(
     Memory use is constant, whatever the number of samples. Samples are committed in groups, which
     survive a crash, a kill or a full disk. Re-running the call resumes it: the original batches
     that are not committed yet run again, and a different configuration is refused, as are values
-    that come out differently. Ctrl-C, SIGTERM
-    and SIGUSR1 end the run after the current pass and commit what is complete, which takes as long
-    as writing the slots and syncing at most two groups.
+    that come out differently. Ctrl-C, SIGTERM and SIGUSR1 end the run after the current pass and
+    commit what is complete, which takes as long as writing the slots and syncing at most two
+    groups.
 
     Args:
         model: Any module, on `device`.

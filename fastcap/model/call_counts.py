@@ -14,18 +14,16 @@ class CallCounts:
     Attributes:
         n_passes: Passes over the root module that have begun, where they are counted.
         n_calls: How often each site has captured.
-        captured_in: The `n_passes` of the last capture of each site.
         n_repeats: How often a site has captured in this pass, where it has more than once.
     """
 
-    __slots__ = ("_threads", "_turns", "captured_in", "n_calls", "n_passes", "n_repeats")
+    __slots__ = ("_last", "_turns", "n_calls", "n_passes", "n_repeats")
 
     def __init__(self) -> None:
         self.n_passes = 0
         self.n_calls: dict[str, int] = {}
-        self.captured_in: dict[str, int] = {}
         self.n_repeats: dict[str, int] = {}
-        self._threads: dict[str, int] = {}
+        self._last: dict[str, tuple[int, int]] = {}  # pass and thread of a site's last capture
         self._turns: dict[int, tuple[tuple[int, int], int]] = {}
 
     def begin(self) -> None:
@@ -35,12 +33,16 @@ class CallCounts:
 
     def note(self, site: str) -> None:
         """A site has captured."""
-        thread = threading.get_ident()
-        if self.captured_in.get(site) == self.n_passes and self._threads.get(site) == thread:
+        this_pass = self.n_passes, threading.get_ident()
+        if self._last.get(site) == this_pass:
             self.n_repeats[site] = self.n_repeats.get(site, 1) + 1
         self.n_calls[site] = self.n_calls.get(site, 0) + 1
-        self.captured_in[site] = self.n_passes
-        self._threads[site] = thread
+        self._last[site] = this_pass
+
+    def age(self, site: str) -> int | None:
+        """How many passes ago a site has captured; `None` for never."""
+        last = self._last.get(site)
+        return None if last is None else self.n_passes - last[0]
 
     def next_call(self, index: int, is_alone: bool) -> int:
         """The call of a module that has just ended, from 0 in each pass.
@@ -57,5 +59,5 @@ class CallCounts:
 
     def clear(self) -> None:
         """Forget what has captured; the pass goes on."""
-        for counts in (self.n_calls, self.captured_in, self.n_repeats, self._threads):
+        for counts in (self.n_calls, self.n_repeats, self._last):
             counts.clear()

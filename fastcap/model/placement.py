@@ -23,7 +23,11 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 def is_meta(model: nn.Module) -> bool:
     """Whether some of the model's parameters have no data, also while it is called."""
-    return any(place.type == "meta" for place in _places(model))
+    return any(map(_is_meta, _places(model)))
+
+
+def _is_meta(place: torch.device) -> bool:
+    return place.type == "meta"
 
 
 def _places(model: nn.Module) -> list[torch.device]:
@@ -59,7 +63,7 @@ def device_for_batches(model: nn.Module, device: torch.device | str | int | None
         DeviceError: The model has no data, or runs on none such.
     """
     found = _places(model)
-    if is_meta(model):
+    if any(map(_is_meta, found)):
         raise DeviceError(
             "The model's parameters are on the meta device, without data. Load its weights first."
         )

@@ -39,6 +39,7 @@ from fastcap.transfer.base import (
     Target,
     TooLateError,
     TransferCounters,
+    as_read,
     part_of,
     split,
     wire_dtype_for,
@@ -77,7 +78,7 @@ class StagedTransfer:
     ) -> Capture:
         capture = Capture(value.shape, wire_dtype_for(value.dtype, dtype), dtype, route, target)
         try:
-            self._stage(value, capture)
+            self._stage(as_read(value), capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError, TooLateError) as error:
             self.drop(capture)
             # R9: raised to whoever asks for the value, not into the model.
