@@ -24,7 +24,7 @@ from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
 from fastcap.reference import ReferenceStore, differences
 from fastcap.spec import Selection
 from fastcap.transfer.base import Capture
-from fastcap.transfer.pool import Chunk
+from fastcap.transfer.pool import Chunk, Slot
 from fastcap.transfer.staged import StagedTransfer
 
 WIDTH = 16
@@ -222,6 +222,20 @@ def test_memory_is_given_back_on_disable() -> None:
             assert device.counters.pinned_bytes > 0
         assert (device.counters.staging_bytes, device.counters.pinned_bytes) == (0, 0)
         assert len(store.activations) == 4
+
+
+def test_memory_does_not_wait_for_a_collection_of_garbage() -> None:
+    model = Blocks()
+    gc.collect()
+    gc.disable()
+    try:
+        with simulated(), fastcap.ActivationStore(model, names(model)):
+            model(ids())
+            parts = [weakref.ref(each) for each in gc.get_objects() if type(each) in (Chunk, Slot)]
+            assert parts
+        assert [each() for each in parts if each() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_a_pass_larger_than_all_slots_spills_and_is_exact() -> None:

@@ -168,6 +168,7 @@ class Chunk:
 
     def release(self) -> None:
         self._device.release(self.staging, [*self.record_packed(), self.copied])
+        self.pieces.place = None  # no cycle: memory goes with its last reference, and not later
 
 
 class StagingRing:
@@ -364,3 +365,4 @@ class SlotPool:
         """
         for slot in self._slots:
             self._device.release(slot.buffer, [slot.landed])
+            slot.pieces.place = None
