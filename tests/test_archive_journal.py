@@ -9,12 +9,12 @@ from fastcap.archive.journal import (
     GroupRecord,
     Journal,
     WriterInfo,
-    as_ranges,
     group_line,
     parse_journal,
     total_line,
     writer_line,
 )
+from fastcap.archive.ranges import as_ranges
 
 INFO = WriterInfo("abc", 3, 1, 4711, "hôst 😀")
 

@@ -3,6 +3,7 @@
     files     every call to the operating system, so that tests can put a failing one in its place
     layout    names, safetensors headers, dtypes: what bytes of a shard mean
     journal   what a writer has committed, one checksummed line per group
+    ranges    ids in their order, by range
     meta      what the archive holds and what it was made from; refuses another configuration
     shards    one group's files while they are written
     writer    the commit protocol

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastcap.archive.layout import FORMAT, SHARD_NAME
+from fastcap.archive.layout import FORMAT, MOST_IDS, SHARD_NAME
 from fastcap.archive.parsing import parse_object, take, take_count
 from fastcap.errors import ArchiveFormatError
 
@@ -99,22 +99,6 @@ class Journal:
         )
 
 
-def as_ranges(samples: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Ids as ranges, in their order.
-
-    Examples:
-        >>> as_ranges([4, 5, 6, 0, 1])
-        ((4, 7), (0, 2))
-    """
-    ranges: list[tuple[int, int]] = []
-    for sample in samples:
-        if ranges and ranges[-1][1] == sample:
-            ranges[-1] = (ranges[-1][0], sample + 1)
-        else:
-            ranges.append((sample, sample + 1))
-    return tuple(ranges)
-
-
 def writer_line(info: WriterInfo) -> bytes:
     return _line(
         {
@@ -151,6 +135,32 @@ def group_line(group: GroupRecord) -> bytes:
 
 def total_line(n_samples: int) -> bytes:
     return _line({"total": n_samples})
+
+
+def check_line(line: bytes, record: WriterInfo | GroupRecord | int, n_before: int) -> None:
+    """Read a line back before it is written behind `n_before` bytes of its journal.
+
+    Args:
+        line: What would be written.
+        record: What it should say; an int is a total.
+        n_before: Bytes that are in the journal.
+
+    Raises:
+        ArchiveFormatError: A reader would refuse it, or read something else.
+    """
+    where = "the line of the journal"
+    if len(line) > LINE_LIMIT:
+        raise ArchiveFormatError(
+            f"{where} takes {len(line)} bytes, and readers take at most {LINE_LIMIT}"
+        )
+    if n_before + len(line) > JOURNAL_LIMIT:
+        raise ArchiveFormatError(
+            f"its journal would have {n_before + len(line)} bytes, and readers take at most "
+            f"{JOURNAL_LIMIT}"
+        )
+    text = _checked(line[:-1])
+    if text is None or _parse_line(text, isinstance(record, WriterInfo), where) != record:
+        raise ArchiveFormatError(f"{where} would be read as something else")
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -195,18 +205,24 @@ def _checked(line: bytes) -> bytes | None:
 
 
 def _add(journal: Journal, text: bytes, where: str) -> None:
-    found = parse_object(text, where)
-    if journal.info is None:
-        journal.info = _parse_info(found, where)
-    elif "total" in found:
-        journal.n_total = take_count(found, "total", where)
+    record = _parse_line(text, journal.info is None, where)
+    if isinstance(record, WriterInfo):
+        journal.info = record
+    elif isinstance(record, int):
+        journal.n_total = record
     else:
-        group = _parse_group(found, where)
-        if group.number != len(journal.groups):
+        if record.number != len(journal.groups):
             raise ArchiveFormatError(
-                f"{where}: group {group.number} where group {len(journal.groups)} was expected."
+                f"{where}: group {record.number} where group {len(journal.groups)} was expected."
             )
-        journal.groups.append(group)
+        journal.groups.append(record)
+
+
+def _parse_line(text: bytes, is_first: bool, where: str) -> WriterInfo | GroupRecord | int:
+    found = parse_object(text, where)
+    if is_first:
+        return _parse_info(found, where)
+    return take_count(found, "total", where) if "total" in found else _parse_group(found, where)
 
 
 def _parse_info(found: Mapping[str, Any], where: str) -> WriterInfo:
@@ -243,7 +259,7 @@ def _parse_group(found: Mapping[str, Any], where: str) -> GroupRecord:
 def _parse_range(found: Any, where: str) -> tuple[int, int]:
     if isinstance(found, list) and len(found) == 2 and all(type(n) is int for n in found):
         start, stop = found
-        if 0 <= start < stop < 1 << 62:
+        if 0 <= start < stop < MOST_IDS:
             return start, stop
     raise ArchiveFormatError(f"{where}: samples must be ranges [start, stop].")
 

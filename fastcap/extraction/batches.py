@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from fastcap.archive.layout import MOST_RANKS
 from fastcap.errors import ArgumentError, ResultError
 from fastcap.extraction.signals import leave_signals_to_parent
 from fastcap.model.forward import count_rows
@@ -115,6 +116,8 @@ def make_share(rank: int, world_size: int) -> Share:
         ArgumentError, ArgumentTypeError: Numbers out of range.
     """
     rank = as_count("rank", rank, at_least=0)
+    if rank >= MOST_RANKS:
+        raise ArgumentError(f"rank must be below {MOST_RANKS}; got {rank}.")
     world_size = as_count("world_size", world_size)
     if rank >= world_size:
         raise ArgumentError(

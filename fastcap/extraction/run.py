@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import nn
 from fastcap.archive.files import LocalFiles
 from fastcap.archive.layout import StreamSpec
 from fastcap.archive.limits import GROUP_SECS, GroupLimits
-from fastcap.archive.meta import new_meta
+from fastcap.archive.meta import check_readable, new_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
 from fastcap.consumers.archive import ArchiveResult, OnCommit
@@ -170,6 +170,7 @@ def extract(
     there = open_earlier(root, config, creator, share.rank)
     if there is not None and there.is_complete:
         return there
+    check_readable(new_meta(_named(request.site_names, columns), None, 1, config, creator))
     batches = Batches(dataset, grid, share, there, num_workers, collate_fn)
 
     def open_writer(streams: tuple[StreamSpec, ...], checksums: Executor) -> Writer:
@@ -190,6 +191,14 @@ def extract(
         interruption.end(root, n_before + result.n_committed, grid.n_samples)
     batches.check_any()
     return Archive(root, LocalFiles())
+
+
+def _named(sites: Iterable[str], columns: Iterable[str]) -> Iterator[StreamSpec]:
+    """Streams of which only the names are known, since no pass has run."""
+    for name in sites:
+        yield StreamSpec(name, "site", "U8", ())
+    for key in dict.fromkeys(columns):
+        yield StreamSpec(f"label:{key}", "label", "U8", ())
 
 
 def _run(
