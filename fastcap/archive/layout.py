@@ -33,6 +33,7 @@ OFFSETS = ":offsets"
 META = "meta.json"
 JOURNAL = "journal.jsonl"
 UNFINISHED = ".tmp"
+ORPHAN = ".orphan"
 
 MOST_RANKS = 10**10
 WRITER_NAME = re.compile(r"w-[0-9]{5,10}-[0-9]{1,10}-[0-9a-f]{8}")
@@ -158,7 +159,7 @@ def shard_tensors(
     return [*values, *offsets, TensorSpec(SAMPLES, "I64", (n_samples,))]
 
 
-def shard_metadata(archive: str, group: int) -> dict[str, str]:
+def shard_metadata(archive: str, group: int | str) -> dict[str, str]:
     """What the header of a shard says of the whole."""
     return {"format": f"fastcap {FORMAT}", "archive": archive, "group": str(group)}
 

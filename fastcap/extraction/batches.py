@@ -239,6 +239,23 @@ class Batches:
                 "short batch for each: use num_workers=1."
             )
 
+    @property
+    def n_samples(self) -> int | None:
+        """Samples of the whole run, all processes together; `None` while that is not known."""
+        return self._grid.n_samples
+
+    def missing(self, archive: Earlier) -> Iterator[range]:
+        """Which samples of this process are not in an archive, once all of its batches have run."""
+        n_samples = self._grid.n_samples if self.n_total is None else self.n_total
+        assert n_samples is not None
+        if self._share.is_whole and archive.has(0, n_samples):
+            return
+        size = self._grid.batch_size
+        for number in range(-(-n_samples // size)):
+            wanted = range(number * size, min((number + 1) * size, n_samples))
+            if self._share.has(number) and not archive.has(wanted.start, wanted.stop):
+                yield wanted
+
     def check_any(self) -> None:
         """A share without a batch has nothing to show for itself.
 

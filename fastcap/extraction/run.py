@@ -187,10 +187,30 @@ def extract(
         evaluation_mode(model),
     ):
         _run(request, batches, result, interruption, report)
-    if n_before + result.n_committed != grid.n_samples:
-        interruption.end(root, n_before + result.n_committed, grid.n_samples)
+    return _end(root, there is not None or result.n_committed > 0, batches, interruption)
+
+
+def _end(root: Path, has_begun: bool, batches: Batches, interruption: Interruption) -> Archive:
+    """The archive, if all batches of this process are in it: so its files say, and no counter.
+
+    Raises:
+        ArchiveError: Somebody else has changed its files.
+        KeyboardInterrupt, SystemExit: A signal has ended the run before its end.
+    """
+    archive = Archive(root, LocalFiles()) if has_begun else None
+    n_saved = 0 if archive is None else len(archive)
+    if n_saved != batches.n_samples:
+        interruption.end(root, n_saved, batches.n_samples)
     batches.check_any()
-    return Archive(root, LocalFiles())
+    assert archive is not None, "what has run is committed"
+    for wanted in batches.missing(archive):
+        raise ArchiveError(
+            f"{archive.path} has lost samples {wanted.start} to {wanted.stop - 1}, which were "
+            "committed: its files were changed while this ran, such as a journal that was removed "
+            "or cut. To have back what is whole: fastcap repair. To extract what is missing: run "
+            "the same again."
+        )
+    return archive
 
 
 def _named(sites: Iterable[str], columns: Iterable[str]) -> Iterator[StreamSpec]:

@@ -230,7 +230,15 @@ MUTANTS = (
     ),
     _mutant(
         "removing what no journal names",
-        ("fastcap.archive.recovery:clean", "files.remove(leftover.path)", "pass"),
+        ("fastcap.archive.recovery:_clear", "files.remove(leftover.path)", "pass"),
+    ),
+    _mutant(
+        "setting aside whole shards that no journal names",
+        (
+            "fastcap.archive.recovery:_clear",
+            "files.rename(leftover.path, orphan_path(leftover.path))",
+            "pass",
+        ),
     ),
     _mutant(
         "syncing the lines of others before they are believed",
