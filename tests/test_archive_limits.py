@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcap
-from fastcap.archive import journal, layout, meta, recovery
+from fastcap.archive import journal, layout, meta, parsing, recovery
 from fastcap.archive.files import LocalFiles
 from fastcap.archive.layout import StreamSpec
 from fastcap.archive.limits import GroupLimits
@@ -107,6 +107,7 @@ LIMITS: dict[str, tuple[Callable[[int], Asked], int, int]] = {
     "meta": (lambda n: Asked(config="x" * n), 1000, 2000),
     "header": (lambda n: Asked(name="x" * n), 3000, 10_000),
     "line": (lambda n: Asked(ids=range(0, 2 * n, 2)), 500, 1500),
+    "value": (lambda n: Asked(ids=range(0, 2 * n, 2)), 50, 500),
     "journal": (lambda n: Asked(n_groups=n), 2, 8),
 }
 """By name: what is asked for, something that is taken, and something more that is refused."""
@@ -121,6 +122,7 @@ def test_a_limit_is_one_for_the_writer_and_for_the_reader(
         (meta, "HEADER_LIMIT", 8192),
         (layout, "HEADER_LIMIT", 8192),
         (journal, "LINE_LIMIT", 8000),
+        (parsing, "VALUE_LIMIT", 300),
         (journal, "JOURNAL_LIMIT", 1200),
         (recovery, "JOURNAL_LIMIT", 1200),
     ):

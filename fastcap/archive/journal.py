@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,34 +168,53 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def parse_journal(content: bytes, where: str) -> Journal:
+def parse_journal(blocks: Iterable[bytes | memoryview], where: str) -> Journal:
     """The longest run of valid lines.
+
+    Args:
+        blocks: The file's bytes, in order; no more than a line and a block is kept of them.
+        where: What errors call the file.
 
     Raises:
         ArchiveFormatError: A line whose checksum holds says something impossible, so that it is
             not a torn write but another program's, or a newer version's.
     """
     journal = Journal()
-    begin = 0
-    while (end := content.find(b"\n", begin, begin + LINE_LIMIT)) >= 0:
-        text = _checked(content[begin:end])
-        if text is None:
+    for begin, line in _split(blocks):
+        text = None if line is None else _checked(line)
+        if not journal.is_torn and line is not None and text is not None:
+            _add(journal, text, f"{where}, byte {begin}")
+            journal.n_bytes = begin + len(line) + 1
+        elif text is not None:
+            journal.is_damaged = True
             break
-        _add(journal, text, f"{where}, byte {begin}")
-        begin = end + 1
-    journal.n_bytes = begin
-    journal.is_torn = begin < len(content)
-    journal.is_damaged = _has_line(content, begin)
+        journal.is_torn |= text is None
     return journal
 
 
-def _has_line(content: bytes, begin: int) -> bool:
-    """Whether a line whose checksum holds begins somewhere behind a line feed."""
-    while (begin := content.find(b"\n", begin) + 1) > 0:
-        end = content.find(b"\n", begin, begin + LINE_LIMIT)
-        if end >= 0 and _checked(content[begin:end]) is not None:
-            return True
-    return False
+def _split(blocks: Iterable[bytes | memoryview]) -> Iterator[tuple[int, bytes | None]]:
+    """Where each piece begins that a line feed ends, and what is before it.
+
+    `None` stands for a piece that nothing ends, and for one that is longer than any line. Nothing
+    is read behind that: a file may claim gigabytes that no disk holds.
+    """
+    begin = n_bytes = 0
+    parts: list[bytes] = []
+    for block in blocks:
+        content, first = bytes(block), 0
+        while first < len(content):
+            end = content.find(b"\n", first) + 1
+            parts.append(content[first : end or None])
+            n_bytes += len(parts[-1])
+            first += len(parts[-1])
+            if n_bytes > LINE_LIMIT:
+                yield begin, None
+                return
+            if end:
+                yield begin, b"".join(parts)[:-1]
+                begin, n_bytes, parts = begin + n_bytes, 0, []
+    if n_bytes:
+        yield begin, None
 
 
 def _checked(line: bytes) -> bytes | None:

@@ -7,6 +7,7 @@ this machine, since it was started.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +107,8 @@ def scan(root: Path, files: Files, is_settled: bool = False) -> Scan:
         ]
     except ArchiveError:
         raise
+    except MemoryError:
+        raise ArchiveError(f"The journals of {root} take more memory than there is.") from None
     except OSError as error:
         path = error.filename or root
         raise ArchiveError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -156,20 +159,27 @@ def _scan_writer(directory: Path, meta: Meta, files: Files, is_settled: bool) ->
 
 
 def _read_journal(path: Path, meta: Meta, files: Files, is_settled: bool) -> Journal:
-    n_bytes = JOURNAL_LIMIT + 1
-    if is_settled:
-        n_bytes = min(n_bytes, files.size(path))  # its writer may live, and go on
-        files.settle(path)
-    content = files.read(path, n_bytes)
-    if len(content) > JOURNAL_LIMIT:
+    n_bytes = files.size(path)  # its writer may live, and go on
+    if n_bytes > JOURNAL_LIMIT:
         raise ArchiveFormatError(f"{path} is larger than any that fastcap writes.")
-    journal = parse_journal(content, str(path))
+    if is_settled:
+        files.settle(path)
+    journal = parse_journal(_first(files.blocks(path), n_bytes), str(path))
     if journal.info is not None and journal.info.archive != meta.archive:
         raise ArchiveFormatError(
             f"{path} belongs to another archive than {path.parent.parent / META}. Move "
             f"{path.parent} out of it."
         )
     return journal
+
+
+def _first(blocks: Iterable[memoryview], n_bytes: int) -> Iterator[memoryview]:
+    """No more than so many bytes."""
+    for block in blocks:
+        yield block[:n_bytes]
+        n_bytes -= len(block)
+        if n_bytes <= 0:
+            return
 
 
 def _is_live(is_locked: bool | None, journal: Journal, files: Files) -> bool | None:

@@ -253,8 +253,8 @@ MUTANTS = (
         "reading no further than what was synced",
         (
             "fastcap.archive.recovery:_read_journal",
-            "n_bytes = min(n_bytes, files.size(path))",
-            "pass",
+            "n_bytes = files.size(path)",
+            "n_bytes = JOURNAL_LIMIT",
         ),
         shown_by="one stream, one file, one commit",
         closer=Depth(power_seeds=0, error_seeds=0, deaths=24, second_share=0),
