@@ -7,11 +7,9 @@ import errno
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from fastcap.archive.files import Files, WritableFile
 from fastcap.archive.groups import Group
@@ -130,7 +128,8 @@ class _Shard:
         group = self._group
         for spec in self._specs:
             if spec.is_ragged:
-                self.append(_int64([0, *accumulate(group.lengths[spec.name])]))
+                for offsets in _offsets(group.lengths[spec.name]):
+                    self.append(offsets)
         for ids in _ids(group.samples.pairs, str(self.path)):
             self.append(ids)
         tensors = shard_tensors(self._specs, group.samples.n_samples, group.rows())
@@ -199,6 +198,11 @@ def _ids(pairs: Iterable[tuple[int, int]], where: str) -> Iterator[memoryview]:
     yield memoryview(block).cast("B")
 
 
-def _int64(values: Iterable[int]) -> memoryview:
-    tensor: Tensor = torch.tensor(list(values), dtype=torch.int64, device="cpu")
-    return tensor.numpy().data.cast("B")
+def _offsets(lengths: array[int]) -> Iterator[memoryview]:
+    """Where the rows of each sample begin, and where the last end, in blocks."""
+    edges = np.zeros(1, np.int64)
+    for first in range(0, len(lengths), BLOCK_IDS):
+        block = np.asarray(lengths[first : first + BLOCK_IDS], np.int64)
+        following = edges[-1] + np.cumsum(block)
+        edges = following if first else np.concatenate([edges, following])
+        yield edges.data.cast("B")

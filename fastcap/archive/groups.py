@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -52,7 +53,7 @@ class Group:
             for index, spec in enumerate(meta.streams)
         }
         self.samples = Ranges()
-        self.lengths: dict[str, list[int]] = {s.name: [] for s in meta.streams if s.is_ragged}
+        self.lengths = {s.name: array("q") for s in meta.streams if s.is_ragged}
         self._started = started
         self._reserved = Ranges()
 
