@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fastcap.model.forward import forget_compiled, has_compiled
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -15,3 +17,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    """What one test compiled is not the next one's affair."""
+    yield
+    if has_compiled():
+        forget_compiled()

@@ -37,7 +37,6 @@ from fastcap.devices.cpu import SynchronousDevice
 
 N_SITES = 32
 SHAPE = (1, 1, 64)  # a step of decoding
-PASSES_PER_TURN = 1  # of one way, before the next: longer turns are interrupted more often
 BASELINE, EMPTY = "baseline", "empty hook"
 
 
@@ -82,10 +81,6 @@ Step = Callable[[Tensor], Any]
 """One pass."""
 
 
-def baseline() -> Step:
-    return Row()
-
-
 def plain(read: Callable[[Tensor], Any]) -> Step:
     """Hooks as one writes them by hand: each puts what it read into a dict."""
     model, found = Row(), {}
@@ -105,22 +100,26 @@ def empty() -> Step:
     return model
 
 
-def real_device(_: torch.device) -> None:
-    """Nothing in the device's place."""
-
-
 def store(
-    device: Callable[[torch.device], SynchronousDevice | None] = SynchronousDevice,
+    place: str = "cpu",
+    transfer: type[SynchronousDevice] | None = None,
     n_sites: int = N_SITES,
     is_read: bool = False,
-    place: str = "cpu",
     **options: Any,
 ) -> Step:
-    """A store; whether every value is asked for after every pass."""
+    """Passes with a store.
+
+    Args:
+        place: Where the values are.
+        transfer: What takes the place of the device there.
+        n_sites: How many of the sites are captured.
+        is_read: Whether every value is asked for after every pass.
+        options: Of the store.
+    """
     model = Row()
     found = ActivationStore(model, model.sites[:n_sites], **options)
     found.enable()
-    with devices.substitute(device):
+    with devices.substitute(transfer or (lambda _: None)):
         model(torch.zeros(SHAPE, device=place))  # opens the device
 
     def step(acts: Tensor) -> None:
@@ -132,30 +131,27 @@ def store(
     return step
 
 
-WAYS: Mapping[str, Callable[[], Step]] = {
-    BASELINE: baseline,
-    EMPTY: empty,
-    "hook with .detach().cpu()": partial(plain, lambda acts: acts.detach().cpu()),
-    "hook with .detach().clone()": partial(plain, lambda acts: acts.detach().clone()),
-    "store, one site only": partial(store, n_sites=1),
-    "store": store,
-    "store, last position": partial(store, positions=-1),
-    "store, staged, free": partial(store, FreeStaging),
-    "store, staged": partial(store, Staging),
-    "store, staged, last position": partial(store, Staging, positions=-1),
-    "store, staged, every value read": partial(store, Staging, is_read=True),
-}
+def ways_on(place: str) -> dict[str, Callable[[], Step]]:
+    """What makes a step of each way; on the CPU also the transfer of accelerators."""
+    found: dict[str, Callable[[], Step]] = {
+        BASELINE: Row,
+        EMPTY: empty,
+        "hook with .detach().cpu()": partial(plain, lambda acts: acts.detach().cpu()),
+        "hook with .detach().clone()": partial(plain, lambda acts: acts.detach().clone()),
+        "store, one site only": partial(store, place, n_sites=1),
+        "store": partial(store, place),
+        "store, last position": partial(store, place, positions=-1),
+    }
+    if place != "cpu":
+        return found | {"store, every value read": partial(store, place, is_read=True)}
+    return found | {
+        "store, staged, free": partial(store, place, FreeStaging),
+        "store, staged": partial(store, place, Staging),
+        "store, staged, last position": partial(store, place, Staging, positions=-1),
+        "store, staged, every value read": partial(store, place, Staging, is_read=True),
+    }
 
-_cuda_store = partial(store, real_device, place="cuda")
-CUDA_WAYS: Mapping[str, Callable[[], Step]] = {
-    BASELINE: baseline,
-    EMPTY: empty,
-    "hook with .detach().cpu()": WAYS["hook with .detach().cpu()"],
-    "store, one site only": partial(_cuda_store, n_sites=1),
-    "store": _cuda_store,
-    "store, last position": partial(_cuda_store, positions=-1),
-    "store, every value read": partial(_cuda_store, is_read=True),
-}
+
 FREE_DRIVER = {"STANDIN_CUDA_MODE": "free", "STANDIN_CUDA_OPERATORS": "0"}
 STANDIN = "stand-in runtime: no GPU was used, and the driver costs nothing"
 
@@ -181,7 +177,7 @@ class Cost:
 def measure(n_rounds: int, place: str = "cpu") -> dict[str, Cost]:
     """Every way's cost; rounds of all ways in turn, each starting with another."""
     is_cpu = place == "cpu"
-    steps = {name: make() for name, make in (WAYS if is_cpu else CUDA_WAYS).items()}
+    steps = {name: make() for name, make in ways_on(place).items()}
     acts = torch.zeros(SHAPE, device=place)
     clock = time.perf_counter if is_cpu else time.thread_time  # which leaves host workers out
     micros: dict[str, list[float]] = {name: [] for name in steps}
@@ -200,11 +196,12 @@ def measure(n_rounds: int, place: str = "cpu") -> dict[str, Cost]:
 
 
 def _time(step: Step, acts: Tensor, clock: Callable[[], float]) -> float:
-    """Microseconds of one pass, divided by the sites that a pass has."""
+    """Microseconds of one pass, divided by the sites that a pass has. Of one pass before the next
+    way's: longer turns are interrupted more often.
+    """
     started = clock()
-    for _ in range(PASSES_PER_TURN):
-        step(acts)
-    return (clock() - started) / PASSES_PER_TURN / N_SITES * 1e6
+    step(acts)
+    return (clock() - started) / N_SITES * 1e6
 
 
 def _cost(micros: Mapping[str, Sequence[float]], name: str) -> Cost:

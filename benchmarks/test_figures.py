@@ -19,6 +19,8 @@ from benchmarks.figures import catalogue, drawings, peers, suite, text
 from benchmarks.figures.catalogue import BLOCKS, IN_SUMMARY, KINDS, Place, write_block
 from benchmarks.figures.results import FigureError, Kind, Result, credit, newest, read
 from benchmarks.peers.questions import TINY_SHAPE
+from benchmarks.peers.ways import NNSIGHT
+from fastcap.bench import Ratio
 
 main = import_module("benchmarks.figures.__main__")
 IMAGES = "docs/images"
@@ -140,12 +142,12 @@ def test_only_what_stands_between_markers_is_written() -> None:
 
 
 def test_what_was_not_measured_says_how_to(tmp_path: Path) -> None:
-    for name in set(BLOCKS) - {"summary", "gaps"}:
+    for name in set(BLOCKS) - {"summary"}:
         assert write_block(Place(tmp_path, ""), name).startswith("Not measured yet: `")
     put(tmp_path, committed(catalogue.SUITE))
-    listed = catalogue.gaps(Place(tmp_path, ""))
-    assert "make bench-peers" in listed
-    assert listed.count("\n* ") == len(IN_SUMMARY) - 1
+    summary = write_block(Place(tmp_path, ""), "summary")
+    assert "Not measured yet: `make bench-peers`" in summary
+    assert summary.count("Not measured yet") == len(IN_SUMMARY) - 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_what_was_not_measured_says_how_to(tmp_path: Path) -> None:
 def test_a_difference_is_said_only_where_the_interval_shows_one(
     low: float, high: float, said: str
 ) -> None:
-    assert text.comparison({"mean": 1.0, "low": low, "high": high}, "a", "b") == said
+    assert text.comparison(Ratio(1.0, low, high, ()), "a", "b") == said
 
 
 def test_the_suite_shows_ratios_floors_and_what_differs(tmp_path: Path) -> None:
@@ -182,19 +184,28 @@ def test_the_suite_shows_ratios_floors_and_what_differs(tmp_path: Path) -> None:
     [each] = [each for each in suite.workloads(result) if each.name == "tiny-last"]
     floors = content["floors"]
     of_copy = of_tiny["captured_bytes"] / 1e9 / floors["cold_gb_per_sec"]
-    floor = each.floor()
-    assert floor is not None
-    assert floor.secs == pytest.approx(each.median("baseline") + of_copy)
+    base_secs = each.overhead.median_secs("baseline")
+    assert each.floor().secs == pytest.approx(base_secs + of_copy)
 
 
 def test_bars_are_judged_by_intervals_and_by_the_better_way_to_collect(tmp_path: Path) -> None:
     content = committed(catalogue.PEERS)
     residual = content["questions"][0]
-    residual["fastcap_to_peer"]["nnsight"]["high"] = peers.TIME_BAR + 0.001
-    residual["peak_added_bytes"]["fastcap"]["rows"] = 170_000_000
-    residual["peak_added_bytes"]["nnsight"] = {"rows": 160_000_000, "lists": 235_000_000}
-    residual["peak_added_bytes"]["sae-lens"] = {"rows": 200_000_000, "lists": 235_000_000}
-    residual["peak_added_bytes"]["transformer-lens"] = {"rows": 171_000_000}
+    of_nnsight = residual["comparisons"][0]
+    assert NNSIGHT in of_nnsight
+    of_nnsight["fastcap"] = [1.1 * secs for secs in of_nnsight[NNSIGHT]]
+    added = {
+        "baseline": {"rows": 0},
+        "fastcap": {"rows": 170},
+        "nnsight": {"rows": 160, "lists": 235},
+        "transformer-lens": {"rows": 171},
+        "sae-lens": {"rows": 200, "lists": 235},
+    }
+    for way, of_way in added.items():
+        for collector, megabytes in of_way.items():
+            peak = {"host_bytes": megabytes * 10**6, "before_bytes": 0}
+            residual["peaks"][way][collector] = peak
+    del residual["peaks"]["transformer-lens"]["lists"]
     residual["values"]["fastcap"]["n_different"] = 1
     result = put(tmp_path, content)
     page = peers.block(result)
@@ -213,7 +224,7 @@ def test_a_run_without_memory_figures_says_so(tmp_path: Path) -> None:
     content = committed(catalogue.ACCEPTANCE)
     content["workloads"]["acceptance"]["peak_added_bytes"] = {}
     put(tmp_path, content)
-    assert "not measured" in write_block(Place(tmp_path, ""), "acceptance")
+    assert "not measured" in write_block(Place(tmp_path, ""), "one large result")
     assert "results to the peak" not in catalogue.summary(Place(tmp_path, ""))
 
 
@@ -245,7 +256,7 @@ def test_a_run_writes_pages_and_pictures_until_nothing_is_stale(
     assert "(../benchmarks/results/imports" in (project / "docs/performance.md").read_text()
     monkeypatch.setattr(drawings, "save", lambda figure, result, path: None)
     content = committed(catalogue.PEERS)
-    content["questions"][0]["fastcap_to_peer"]["nnsight"]["mean"] = 0.5
+    content["questions"][0]["comparisons"][0]["nnsight"][0] = 0.5
     put(project / RESULTS, content)
     assert list(main.stale_pages(project)) == list(main.PAGES)
     assert list(main.stale_pictures(project)) == [f"{IMAGES}/peers.svg"]
@@ -295,7 +306,7 @@ def test_one_wide_interval_does_not_hide_the_others() -> None:
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    ratios = [{"mean": 1.1, "low": 0.01, "high": 200.0}, {"mean": 1.2, "low": 1.1, "high": 1.3}]
+    ratios = [Ratio(1.1, 0.01, 200.0, ()), Ratio(1.2, 1.1, 1.3, ())]
     drawings.ratio_axis(axes, ratios)
     low, high = axes.get_xlim()
     assert 0.5 < low < 1.0

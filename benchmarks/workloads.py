@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ class Workload:
         dtype: Of the model, and so of the result.
         positions: The token that is wanted of each sample, or a slice of them; `None` for all.
         device: Where the model is.
+        make: Makes the model, the same each time.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Workload:
     dtype: torch.dtype = torch.float32
     positions: int | slice | None = None
     device: str = "cpu"
+    make: Callable[[ModelShape, torch.dtype, str], nn.Module] = build_model
 
     @property
     def result_bytes(self) -> int:
@@ -52,9 +54,12 @@ class Workload:
         n_values = self.n_samples * n_tokens * self.shape.width * len(self.sites)
         return n_values * self.dtype.itemsize
 
-    def build(self) -> Case:
-        """The same model and token ids for the same workload, in every process."""
-        model = build_model(self.shape, self.dtype, self.device)
+    def build(self, model: nn.Module | None = None) -> Case:
+        """The same model and token ids for the same workload, in every process; `model` is one that
+        `make` has made already.
+        """
+        if model is None:
+            model = self.make(self.shape, self.dtype, self.device)
         generator = torch.Generator().manual_seed(1)
         size = (self.n_samples, self.n_tokens)
         input_ids = torch.randint(self.shape.vocab_size, size, generator=generator)

@@ -53,7 +53,8 @@ class ActivationStore:
             or a callable that takes the arguments of the model call, such as
             `lambda ids: ids != 0`. By default the `attention_mask` the model is called with.
         calls: `"last"` keeps the last call of each module; `"all"` keeps every call until `clear`,
-            including loops, shared modules and the steps of `generate()`: see `calls`.
+            including loops, shared modules and the steps of `generate()`: see `calls`. By default
+            the last, with a warning if a pass has others.
         zero_copy: Lend values out of pinned slots where they fill at least half of one, instead of
             copying them; the slot is reused when the tensor and all views of it are gone.
         staging_bytes: Staging memory on the accelerator, in bytes.
@@ -83,7 +84,7 @@ class ActivationStore:
         dtype: torch.dtype | None = None,
         seq_dim: int | None = None,
         mask: MaskOf = None,
-        calls: str = "last",
+        calls: str | None = None,
         zero_copy: bool = False,
         staging_bytes: int | None = None,
         pinned_bytes: int | None = None,
@@ -103,7 +104,7 @@ class ActivationStore:
             pinned_bytes=pinned_bytes,
         )
         self._zero_copy = zero_copy
-        self._latest = Pass(keeps_all=self._request.keeps_all)
+        self._latest = Pass(keeps_all=bool(self._request.keeps_all))
         self._engine: Engine | None = None
         self._past = Statistics()
         self._bound: list[str] | None = None  # the sites of the last `enable`
@@ -153,12 +154,14 @@ class ActivationStore:
         )
 
     def _begin_pass(self) -> None:
-        self._latest.number += 1
+        self._latest.counts.begin()
 
     def _end_pass(self) -> None:
         engine = self._engine  # another thread may be disabling it
         if engine is not None:
             engine.report_unfired()
+            if self._request.keeps_all is None:
+                engine.report_repeated(self._latest)
 
     def _retrace(self) -> None:
         # R14: graphs compiled before the hooks exist skip them, some only for some input shapes.
@@ -258,8 +261,7 @@ class ActivationStore:
         0 is the latest pass. A larger number means that the site has not fired since. Passes are
         calls of the model itself, not of its submodules.
         """
-        captured_in = self._latest.captured_in.get(name.removesuffix(":output"))
-        return None if captured_in is None else self._latest.number - captured_in
+        return self._latest.counts.age(name.removesuffix(":output"))
 
     def lengths(self, name: str) -> tuple[int, ...] | None:
         """With `positions="unpadded"`, the number of rows of each sample in a site's value.

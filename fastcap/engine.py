@@ -21,11 +21,12 @@ from torch.utils.hooks import RemovableHandle
 
 from fastcap.devices import open_device
 from fastcap.host_memory import HostBuffers
+from fastcap.model.call_counts import CallCounts
 from fastcap.model.early_stop import CallsSeen
-from fastcap.model.hooks import attach, detach, modes_are_on, modes_off
-from fastcap.model.parts import check_capturable, describe_miss, is_fake, take_part
+from fastcap.model.hooks import attach, calls_on_stack, detach, modes_are_on, modes_off
+from fastcap.model.parts import as_capturable, describe_miss, is_fake, take_part
 from fastcap.model.sites import BoundSite
-from fastcap.model.unfired import explain_unfired
+from fastcap.model.unfired import describe_repeated, explain_unfired
 from fastcap.records import Statistics
 from fastcap.selection.per_sample import Rows, RowSource
 from fastcap.selection.reading import SiteReader
@@ -58,21 +59,17 @@ class Pass:
     Attributes:
         captures: The last capture of each site, in the order sites first fired.
         earlier: The captures before it, where they are kept.
-        n_calls: How often each site has captured.
-        number: Passes over the root module that have begun, where they are counted.
-        captured_in: The `number` of the last capture of each site.
+        counts: How often sites have fired.
     """
 
     __slots__ = (
         "_lock",
         "_superseded",
         "calls_seen",
-        "captured_in",
         "captures",
+        "counts",
         "earlier",
         "keeps_all",
-        "n_calls",
-        "number",
         "place",
         "rows",
     )
@@ -86,9 +83,7 @@ class Pass:
     ) -> None:
         self.captures: dict[str, tuple[Transfer, Capture]] = {}
         self.earlier: dict[str, list[tuple[Transfer, Capture]]] = {}
-        self.n_calls: dict[str, int] = {}
-        self.captured_in: dict[str, int] = {}
-        self.number = 0
+        self.counts = CallCounts()
         self.place = place
         self.calls_seen = calls_seen
         self.keeps_all = keeps_all
@@ -152,8 +147,7 @@ class Pass:
         with self._lock:
             previous = self.captures.get(site)
             self.captures[site] = (transfer, capture)
-            self.n_calls[site] = self.n_calls.get(site, 0) + 1
-            self.captured_in[site] = self.number
+            self.counts.note(site)
             if previous is not None and self.keeps_all:
                 self.earlier.setdefault(site, []).append(previous)
                 return None
@@ -176,8 +170,9 @@ class Pass:
     def clear(self) -> None:
         with self._lock:
             dropped = [found for site in self.captures for found in self._calls(site)]
-            for kept in (self.captures, self.earlier, self.n_calls, self.captured_in):
-                kept.clear()
+            self.captures.clear()
+            self.earlier.clear()
+            self.counts.clear()
         for transfer, capture in dropped:
             transfer.drop(capture)
 
@@ -236,9 +231,11 @@ class Engine:
         self._transfers: dict[torch.device, Transfer] = {}
         self._transfers_lock = threading.Lock()
         self._fired: set[int] = set()
+        self._n_turns: dict[int, int] = {}
         self._closed = Statistics()
         self._n_reads_before = 0 if rows is None else rows.n_mask_reads
         self._reported: set[str] = set()
+        self._settled = {site.name for site in self._sites if site.call is not None}
         self.handles: list[RemovableHandle] = []
         weakref.finalize(self, _orphans.put, self._transfers).atexit = False
 
@@ -266,6 +263,19 @@ class Engine:
         if current is None or (current.calls_seen is not None and current.calls_seen.is_stopped):
             return
         site = self._sites[index]
+        if site.call is None or self._is_wanted(current, index, site):
+            self._take(current, site, index, output)
+        if current.calls_seen is not None:
+            current.calls_seen.note(index)
+
+    def _is_wanted(self, current: Pass, index: int, site: Site) -> bool:
+        """Whether this call of a module is the one that the site's name asks for."""
+        is_alone = current is self._always and not calls_on_stack(self._model)
+        call_index = current.counts.next_call(index, is_alone)
+        self._n_turns[index] = max(call_index + 1, self._n_turns.get(index, 0))
+        return site.takes(call_index)
+
+    def _take(self, current: Pass, site: Site, index: int, output: Any) -> None:
         value = take_part(output, site)
         if value is None:
             self._report(site, describe_miss(output, site))
@@ -277,11 +287,9 @@ class Engine:
         else:
             self._capture(current, site, index, value)
         self._fired.add(index)
-        if current.calls_seen is not None:
-            current.calls_seen.note(index)
 
     def _capture(self, current: Pass, site: Site, index: int, value: Tensor) -> None:
-        check_capturable(value, site)
+        value = as_capturable(value, site)
         transfer = self._transfer(value.device)
         transfer.refuse_graphs()  # before anything is read, uploaded, waited for or allocated
         value, lengths = self._read(value, site, current.rows, transfer.device)
@@ -314,9 +322,18 @@ class Engine:
             if index not in self._fired and bound.site.name not in self._reported:
                 hooks = bound.module._forward_hooks, bound.module._forward_pre_hooks
                 is_hooked = any(handle.id in each for each in hooks)
-                self._report(bound.site, explain_unfired(self._model, bound, is_hooked))
+                n_calls = self._n_turns.get(index, 0)
+                self._report(bound.site, explain_unfired(self._model, bound, is_hooked, n_calls))
 
-    # Lanes
+    def report_repeated(self, finished: Pass) -> None:
+        """A pass is over: say once of which sites only the last of several calls is kept."""
+        repeats = finished.counts.n_repeats.copy()
+        found = {name: n for name, n in repeats.items() if name not in self._settled}
+        if found:
+            self._settled |= found.keys()
+            warn(describe_repeated(found))
+
+    # Transfers
 
     def _transfer(self, torch_device: torch.device) -> Transfer:
         return self._transfers.get(torch_device) or self._open_transfer(torch_device)

@@ -11,10 +11,11 @@ code that catches `ValueError` or `KeyError` keeps working:
     ├── SelectionError (ValueError)          the selection does not fit this value
     │   ├── PositionError (IndexError)       a position out of range
     │   └── CastError (TypeError)            a dtype that cannot hold the values
-    ├── UnsupportedTensorError (TypeError)   nested, sparse, quantised, meta, functorch tensors
+    ├── UnsupportedTensorError (TypeError)   sparse, quantised, meta, functorch tensors
     ├── UnsupportedModuleError (RuntimeError)  TorchScript, which runs no hooks
     ├── BatchError (TypeError)               a batch the model cannot be called with
-    │   └── MissingInputError (KeyError)     a batch without an input that was asked for
+    │   ├── MissingInputError (KeyError)     a batch without an input that was asked for
+    │   └── CollationError (RuntimeError)    samples that cannot be stacked into a batch
     ├── ResultError (RuntimeError)           values that do not fit into one result
     ├── DeviceError (RuntimeError)           the model and `device` disagree, or a stream is busy
     │   └── DeviceMemoryError                staging does not fit on the accelerator
@@ -43,6 +44,7 @@ __all__ = [
     "ArgumentTypeError",
     "BatchError",
     "CastError",
+    "CollationError",
     "DeviceError",
     "DeviceMemoryError",
     "FastcapError",
@@ -100,7 +102,7 @@ class CastError(SelectionError, TypeError):
 
 
 class UnsupportedTensorError(FastcapError, TypeError):
-    """A site produced a tensor whose bytes cannot be copied as they are."""
+    """A tensor whose bytes cannot be copied as they are, such as a sparse one or a `DTensor`."""
 
 
 class UnsupportedModuleError(FastcapError, RuntimeError):
@@ -116,6 +118,10 @@ class MissingInputError(BatchError, KeyError):
 
     # KeyError prints the repr of its argument, quotes and escapes included.
     __str__ = Exception.__str__
+
+
+class CollationError(BatchError, RuntimeError):
+    """Samples cannot be stacked into a batch; names the sample, its key and a way out."""
 
 
 class ResultError(FastcapError, RuntimeError):

@@ -42,6 +42,12 @@ def format_secs(secs: float) -> str:
     return f"{days:.1f} days" if days < 100 else f"{days:,.0f} days"
 
 
+def a_kind(kind: type) -> str:
+    """A class by its name, with its article: `a_kind(int) == "an int"`."""
+    name = kind.__name__
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def in_one_line(error: Exception) -> str:
     """The class and the text of an error."""
     text = " ".join(str(error).split()).removesuffix(".")

@@ -68,7 +68,8 @@ class BatchRecords(Mapping[str, Tensor]):
     """The records of one pass: a mapping from site to tensor, in the order of the sites.
 
     Attributes:
-        batch: The batch as it came from the caller's iterable.
+        batch: The batch as it came from the caller's iterable; a copy of it where the iterable has
+            filled its memory again since.
         pass_index: The index of the pass, from 0.
         samples: The samples of this batch, numbered over the whole iteration.
         records: The same tensors as `Record` objects; with `calls="all"`, earlier calls too.

@@ -46,6 +46,7 @@ class ReferenceStore:
         self.selection = selection or Selection()
         self.activations: dict[str, Tensor] = {}
         self.calls: dict[str, list[Tensor]] = {}
+        self.n_turns: dict[str, int] = {}
         self.of_batch: Tensor | None = None
         self._of_call: Tensor | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -54,6 +55,8 @@ class ReferenceStore:
         if self.selection.needs_mask:
             hook = self.model.register_forward_pre_hook(self._read_mask, with_kwargs=True)
             self._handles.append(hook)
+        if any(site.call is not None for site in self.sites):
+            self._handles.append(self.model.register_forward_pre_hook(self._begin))
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for site in self.sites:
             module = modules[site.module]
@@ -94,8 +97,12 @@ class ReferenceStore:
 
         return hook
 
+    def _begin(self, model: nn.Module, args: Any) -> None:
+        self.n_turns = {}
+
     def _keep(self, site: Site, value: Tensor | None) -> None:
-        if value is not None:
+        turn = self.n_turns[site.name] = self.n_turns.get(site.name, -1) + 1
+        if value is not None and site.call in (None, -1, turn):
             of_samples = self._of_call if self.of_batch is None else self.of_batch
             acts = take_selection(value, self.selection, of_samples)
             self.activations[site.name] = acts
@@ -152,12 +159,16 @@ def follow(value: Any, steps: Iterable[Step]) -> Tensor | None:
 
 
 def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | None = None) -> Tensor:
-    """Positions, then `reduce`, then `dtype`, then a contiguous clone on the CPU.
+    """Positions, then `reduce`, then a contiguous clone on the CPU.
+
+    `dtype` narrows before the clone and widens after it: a host and a GPU that convert the same NaN
+    make different NaNs of it, so where it is converted is part of the question.
 
     `of_samples` is the mask, or the positions of each sample, if the selection asks for such.
     """
     with torch.no_grad(), torch.inference_mode(False):
         value = value.detach()
+        value = torch.nested.to_padded_tensor(value, 0) if value.is_nested else value
         dim = 1 if selection.seq_dim is None else selection.seq_dim
         if selection.by_sample is not None:
             of_samples = torch.tensor(selection.by_sample)
@@ -175,10 +186,12 @@ def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | Non
         value = value.view(dtype) if value.dtype == torch.int8 else value
         if callable(selection.reduce):
             value = selection.reduce(value)
-        if selection.dtype is not None:
-            value = value.to(selection.dtype)
         value = value.resolve_conj().resolve_neg()
-        return torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value)
+        wanted = selection.dtype or value.dtype
+        if wanted.itemsize <= value.dtype.itemsize:
+            value = value.to(wanted)
+        on_host = torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value)
+        return on_host.to(wanted)
 
 
 def take_of_samples(value: Tensor, dim: int, selection: Selection, of_samples: Tensor) -> Tensor:

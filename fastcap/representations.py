@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from fastcap.consumers.memory import MemoryResult
 from fastcap.consumers.out import check_out
 from fastcap.devices import open_device
 from fastcap.errors import ArgumentError
+from fastcap.formatting import counted
 from fastcap.model.early_stop import StopAfter
 from fastcap.model.forward import Forward, evaluation_mode
 from fastcap.model.sites import Sites, either_name
 from fastcap.progress import Progress, open_progress
-from fastcap.request import as_dataset, length_of, request_run
+from fastcap.request import request_run
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import UNPADDED, Positions, Reduce, as_count
+from fastcap.spec import BATCH_SIZE, UNPADDED, Positions, Reduce, as_count
 from fastcap.streaming import Stream
 from fastcap.warn import warn
+
+if TYPE_CHECKING:
+    from fastcap.batching.collation import Batched
 
 PREFETCH = 1
 
@@ -31,7 +34,7 @@ def extract_representations(
     dataset: Any,
     layers: Sites | None = None,
     device: torch.device | str | int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     max_samples: int | None = None,
     *,
     sites: Sites | None = None,
@@ -58,7 +61,10 @@ def extract_representations(
 
     Args:
         model: Any module, on `device`.
-        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`.
+        dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`; or a dict
+            of columns, such as a tokenizer returns, whose rows are the samples. A
+            `DataLoader` is run as it is: its batches, workers and `collate_fn`; if it shuffles,
+            rows are in the order in which it gives samples, with a warning.
         layers: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; see `docs/concepts.md`.
         device: Where batches are moved; by default the device of the model's parameters.
@@ -88,7 +94,8 @@ def extract_representations(
         progress: `True` for a progress bar on a terminal or in a notebook, or a callable that takes
             the number of samples done and the number expected (`None` if unknown).
         num_workers: Data-loading processes, as in `torch.utils.data.DataLoader`.
-        collate_fn: Makes a batch of samples, as in `torch.utils.data.DataLoader`.
+        collate_fn: Makes a batch of samples, as in `torch.utils.data.DataLoader`. If it drops
+            some, the result has fewer rows, with a warning.
         check_memory: Whether to refuse a result that cannot fit in available memory.
         out: Where to write the result: a contiguous CPU tensor of shape `(n_samples, ...)` or with
             more rows per site, in the dtype delivered. Reusing it saves the first touch of fresh
@@ -124,7 +131,10 @@ def extract_representations(
         >>> acts["1"].shape
         torch.Size([5, 3, 2])
     """
-    num_workers = as_count("num_workers", num_workers, at_least=0)
+    # Loads torch.utils.data, which takes as long as the rest of fastcap.
+    from fastcap.batching.source import make_source
+
+    source = make_source(dataset, batch_size, num_workers, collate_fn)
     request = request_run(
         model,
         either_name(layers, sites),
@@ -146,22 +156,17 @@ def extract_representations(
             "samples. Receive it batch by batch with fastcap.stream(), or select one row per "
             "sample (positions='last', reduce='mean')."
         )
-    loader: DataLoader[Any] = DataLoader(
-        as_dataset(dataset, num_workers),
-        batch_size=as_count("batch_size", batch_size),
-        shuffle=False,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-    )
+    source.warn_of_other_order()
     max_samples = None if max_samples is None else as_count("max_samples", max_samples)
-    result = MemoryResult(length_of(dataset), max_samples, check_memory)
+    result = MemoryResult(source.n_samples, max_samples, check_memory)
+    batches = source.batches()
     if out is not None:
         checked = check_out(out, request.site_names, result.n_expected)
         result.write_into(checked, open_device(request.call.device).reaches)
     with (
         open_progress(progress, result.n_expected) as advance,
         evaluation_mode(model),
-        Stream(_until_full(loader, result), request, PREFETCH, result) as run,
+        Stream(_until_full(batches, result), request, PREFETCH, result, batches.count) as run,
     ):
         for records in run:
             advance(min(records.samples.stop, result.n_done))
@@ -172,8 +177,16 @@ def extract_representations(
     return {name: acts[name] for name in request.site_names if name in acts}
 
 
-def _until_full(loader: Iterable[Any], result: MemoryResult) -> Iterable[Any]:
-    for batch in loader:
+def _until_full(batches: Batched, result: MemoryResult) -> Iterable[Any]:
+    is_told = False
+    for batch in batches:
+        if not is_told and (is_told := batches.lacks_samples(batch)):
+            n_samples = counted(batches.n_made_of or 0, "sample")
+            warn(
+                f"{n_samples} became a batch of {batches.count(batch)}: rows of the result are "
+                "those of the batches, and are not numbered as the samples. Let collate_fn keep "
+                "every sample, as one row."
+            )
         yield batch
         if result.is_full:
             return

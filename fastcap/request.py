@@ -6,13 +6,11 @@ means the same, and is refused with the same words, wherever it can be given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from fastcap.engine import Engine, Pass
 from fastcap.errors import ArgumentError, ArgumentTypeError
@@ -34,7 +32,8 @@ class CaptureRequest:
         selection: What is taken there.
         rows: Where passes learn what to take of each sample.
         limits: How much memory transfers may use.
-        keeps_all: Whether earlier calls of a site are kept beside the last.
+        keeps_all: Whether earlier calls of a site are kept beside the last; `None` where nothing
+            says, which keeps the last and tells of others.
         zero_copy: Whether values may be lent out of slots.
     """
 
@@ -43,7 +42,7 @@ class CaptureRequest:
     selection: Selection
     rows: RowSource
     limits: Limits
-    keeps_all: bool
+    keeps_all: bool | None
     zero_copy: bool
 
     def engine(self, bound: Sequence[BoundSite], always: Pass | None = None) -> Engine:
@@ -80,7 +79,7 @@ def request_capture(
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
     mask: MaskOf = None,
-    calls: str = "last",
+    calls: str | None = None,
     zero_copy: bool = False,
     staging_bytes: int | None = None,
     pinned_bytes: int | None = None,
@@ -90,6 +89,8 @@ def request_capture(
     Raises:
         ArgumentTypeError, ArgumentError, SiteNotFoundError: As the store says.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module; got {model!r}.")
     names = as_site_names(sites, model)
     selection = make_selection(positions, reduce, dtype, seq_dim)
     if selection.batch_key is not None:
@@ -121,7 +122,7 @@ def request_run(
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    calls: str = "last",
+    calls: str | None = None,
     stop_after_last_site: StopAfter = False,
     zero_copy: bool = False,
     staging_bytes: int | None = None,
@@ -154,44 +155,4 @@ def request_run(
         call=call,
         early_stop=EarlyStop(model, [each.site.name for each in bound], stop_after_last_site),
         rows=RowSource(selection, mask_of_batch=mask),
-    )
-
-
-def length_of(dataset: Any) -> int | None:
-    """Samples of a dataset; `None` where it does not say."""
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None
-
-
-class _Iterated(IterableDataset[Any]):
-    """A generator, or anything else that can only be iterated, as `DataLoader` wants it."""
-
-    def __init__(self, samples: Iterable[Any]) -> None:
-        self._samples = samples
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._samples)
-
-
-def as_dataset(dataset: Any, num_workers: int) -> Any:
-    """What a `DataLoader` accepts: the dataset, or something that iterates over it.
-
-    Raises:
-        ArgumentError: Several workers would give every sample of it.
-        ArgumentTypeError: It is no dataset.
-    """
-    if isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__"):
-        return dataset
-    if isinstance(dataset, Iterable):
-        if num_workers > 1:
-            raise ArgumentError(
-                f"Each of {num_workers} workers would give every sample of a "
-                f"{type(dataset).__name__}, which can only be iterated. Pass num_workers=1, a "
-                "list, or an IterableDataset that shares its samples out among workers."
-            )
-        return _Iterated(dataset)
-    raise ArgumentTypeError(
-        f"dataset must be a dataset or a list of samples; got {type(dataset).__name__}."
     )

@@ -28,6 +28,7 @@ from fastcap.errors import (
     UnsupportedTensorError,
 )
 from fastcap.formatting import format_bytes
+from fastcap.spec import as_path
 from fastcap.warn import warn
 
 NUMPY_DTYPES = frozenset(
@@ -75,7 +76,7 @@ def save_activations(
         raise ArgumentTypeError(
             f"activations must be a dict of tensors by name; got {type(activations).__name__}."
         )
-    path = _with_suffix(Path(path))
+    path = _with_suffix(as_path("path", path))
     tensors = {_checked_name(name): _as_cpu(name, value) for name, value in activations.items()}
     if dtype is not None:
         if not isinstance(dtype, torch.dtype):
@@ -114,7 +115,7 @@ def load_activations(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         >>> fastcap.load_activations(path)["layers.0"].shape
         torch.Size([2, 3])
     """
-    path = _with_suffix(Path(path))
+    path = _with_suffix(as_path("path", path))
     read = _read_safetensors if _is_safetensors(path) else _read_npz
     try:
         path.open("rb").close()  # libraries say less of a file that cannot be opened
@@ -262,6 +263,12 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     except SafetensorError as error:
         full = "No space left" in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+    except KeyError as error:  # what the library says of a dtype that the format does not have
+        name, value = next((n, v) for n, v in tensors.items() if v.dtype in error.args)
+        raise UnsupportedTensorError(
+            f"Cannot save {name!r}: .safetensors has no {value.dtype}. Save to .npz, or pass "
+            "dtype= with one that it has."
+        ) from error
     path.chmod(mode)
 
 
@@ -271,10 +278,10 @@ def _n_bytes(values: Mapping[str, Any]) -> int:
 
 def _write_whole(path: Path, write: Callable[[Path], None], n_bytes: int) -> None:
     """Write a temporary file beside `path`, sync it, rename it into place and sync the folder."""
-    temporary = path.with_name(f".fastcap-{uuid.uuid4().hex}.tmp")
     with _explained(path, n_bytes):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        temporary = path.with_name(f".fastcap-{uuid.uuid4().hex}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)

@@ -7,9 +7,11 @@ the oracle (`fastcap.reference`) share these values and no code that answers the
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -31,12 +33,19 @@ Reduce: TypeAlias = Callable[[Tensor], Tensor] | Literal["mean"] | None
 
 LAST, UNPADDED, MEAN = "last", "unpadded", "mean"
 
+BATCH_SIZE = 32
+"""Samples per pass where nothing says."""
+
 REGEX = "re:"
 """What a site name begins with that is a regular expression."""
 
 PLANNED = frozenset({"grad_output", "grad_input", "attention_weights", "query", "key", "value"})
 """Parts that have a name and no code yet."""
 
+LAST_CALL = -1
+"""The index by which the last of a module's calls is asked for, as it is where none is given."""
+
+_CALL = re.compile(r"(?P<module>.*)@(?P<call>\d+|-1)", re.DOTALL)
 _PART = re.compile(r"(?P<side>[A-Za-z_]+)(?P<steps>.*)", re.DOTALL)
 _STEP = re.compile(r"\.(?P<attribute>[A-Za-z_]\w*)|\[(?P<index>\d+)\]|\[(?P<key>[^\]]+)\]")
 
@@ -50,16 +59,23 @@ class Site:
         module: The module's path, `""` for the root; until sites are bound, perhaps a pattern.
         steps: The way from the module's output or input to the value; empty for the default.
         side: Whether the value is of the module's output or of its input.
+        call: Which of the module's calls in a pass, from 0; `LAST_CALL` for the last; `None` where
+            the name does not say, which keeps what the run keeps.
     """
 
     name: str
     module: str
     steps: tuple[Step, ...] = ()
     side: Side = "output"
+    call: int | None = None
+
+    def takes(self, call_index: int) -> bool:
+        """Whether a call of the module may be the one that is wanted."""
+        return self.call is None or self.call in (call_index, LAST_CALL)
 
     @property
     def part(self) -> str:
-        """What follows the module's path in the name, such as `:output[1]`; `""` for the output."""
+        """What follows the module's path in the name, such as `@0:output[1]`; `""` for nothing."""
         return self.name[len(self.module) :]
 
     def at(self, path: str) -> Site:
@@ -68,17 +84,19 @@ class Site:
 
 
 def parse_site(text: str) -> Site:
-    """Read `module.path[:part]`: `:output` or `:input`, then any number of `[1]`, `[key]`, `.name`.
+    """Read `module.path[@call][:part]`: `:output` or `:input`, then steps `[1]`, `[key]`, `.name`.
 
     What comes before the part is taken as it is, patterns and regular expressions included. A
     regular expression may contain colons: the part is what follows one and reads as a part up to
     the end.
 
     Examples:
-        >>> parse_site("layers.0:output[1]")
-        Site(name='layers.0:output[1]', module='layers.0', steps=(('index', 1),), side='output')
+        >>> parse_site("layers.0:output[1]").steps
+        (('index', 1),)
         >>> parse_site("layers.0.mlp:output").name
         'layers.0.mlp'
+        >>> parse_site("relu@0").module, parse_site("relu@0").call
+        ('relu', 0)
 
     Raises:
         ArgumentError: The text after the colon is not a part that exists.
@@ -96,17 +114,27 @@ def parse_site(text: str) -> Site:
         if match["side"] in PLANNED:
             raise ArgumentError(error)
         side: Side = "input" if match["side"] == "input" else "output"
-        module = text[: colon.start()]
-        name = module if side == "output" and not steps else text
-        return Site(name, module, steps, side)
+        before = text[: colon.start()]
+        name = before if side == "output" and not steps else text
+        return Site(name, *_read_call(before, steps, side))
     if ":" not in text or is_regex:
-        return Site(text, text)
+        return Site(text, *_read_call(text))
     raise ArgumentError(
         error
         or f"Site {text!r}: what follows the colon is not a part that can be captured. Parts start "
         "with ':output' or ':input' and go on with '[1]', '[key]' or '.name', such as "
         "'layers.0.attention:output[1]'."
     )
+
+
+def _read_call(
+    text: str, steps: tuple[Step, ...] = (), side: Side = "output"
+) -> tuple[str, tuple[Step, ...], Side, int | None]:
+    """What follows the name in a `Site`, whose module may be followed by `@` and a call."""
+    match = _CALL.fullmatch(text)
+    if match is None:
+        return text, steps, side, None
+    return match["module"], steps, side, int(match["call"])
 
 
 def _why_no_part(text: str, side: str, rest: str) -> str:
@@ -276,12 +304,14 @@ def _as_int(name: str, value: object) -> int:
     )
 
 
-def as_keeps_all(calls: object) -> bool:
-    """Whether `calls` asks for every call of a module and not for the last.
+def as_keeps_all(calls: object) -> bool | None:
+    """Whether `calls` asks for every call of a module or for the last; `None` where nothing does.
 
     Raises:
         ArgumentError: Neither `"last"` nor `"all"`.
     """
+    if calls is None:
+        return None
     if calls not in ("last", "all"):
         raise ArgumentError(
             f"calls must be 'last' (the last call of each module) or 'all'; got {calls!r}."
@@ -300,3 +330,24 @@ def as_count(name: str, value: object, at_least: int = 1) -> int:
     if count < at_least:
         raise ArgumentError(f"{name} must be at least {at_least}; got {count}.")
     return count
+
+
+def as_path(name: str, value: object) -> Path:
+    """Check that an argument is a path, and return it.
+
+    Raises:
+        ArgumentTypeError: Neither a string nor a path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ArgumentTypeError(f"{name} must be a path, as a string or Path; got {value!r}.")
+    return Path(value)
+
+
+def as_callable(name: str, value: object, does: str) -> None:
+    """Check that an argument that may be `None` can be called; `does` is what it is for.
+
+    Raises:
+        ArgumentTypeError: It cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise ArgumentTypeError(f"{name} must be a callable {does}; got {value!r}.")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 
+from fastcap.batching.reuse import Held, Holder
 from fastcap.consumers.base import Consumer
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from fastcap.formatting import html_text
 from fastcap.model.early_stop import CallsSeen, StopAfter
-from fastcap.model.forward import Forward, count_rows, evaluation_mode, uncompiled
+from fastcap.model.forward import Forward, evaluation_mode, uncompiled
 from fastcap.model.hooks import detach
+from fastcap.model.rows import count_rows
 from fastcap.model.sites import Sites
 from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.request import RunRequest, request_run
@@ -24,11 +26,14 @@ from fastcap.selection.per_sample import MaskOfBatch
 from fastcap.spec import Positions, Reduce, as_count
 from fastcap.warn import warn
 
+CountSamples = Callable[[Any], int | None]
+"""Samples in a batch, if that can be told."""
+
 
 class _Finished(NamedTuple):
     """A pass that has run, and whose records are on their way."""
 
-    batch: Any
+    held: Held
     pass_index: int
     samples: range
     captured: Pass
@@ -47,8 +52,11 @@ class Stream(Iterator[BatchRecords]):
         request: RunRequest,
         prefetch: int,
         consumer: Consumer | None = None,
+        count: CountSamples = count_rows,
     ) -> None:
+        self._count = count
         self._batches = iter(batches)
+        self._holder = Holder(batches, 0 if consumer is not None else prefetch)
         self._engine = engine = request.engine(request.bound)
         self._call = request.call
         self._model = request.model
@@ -56,7 +64,8 @@ class Stream(Iterator[BatchRecords]):
         self._zero_copy = request.zero_copy
         self._consumer = consumer
         self._early_stop = request.early_stop
-        self._keeps_all = request.keeps_all
+        self._keeps_all = bool(request.keeps_all)
+        self._tells_of_calls = request.keeps_all is None
         self._running: deque[_Finished] = deque()
         self._postponed: Exception | None = None
         self._n_passes = 0
@@ -88,8 +97,9 @@ class Stream(Iterator[BatchRecords]):
         except Exception as error:  # noqa: BLE001 - raised unchanged, after delivery
             self._end_after_delivery(error)
             return
+        held = self._holder.hold(batch, [finished.held for finished in self._running])
         try:
-            self._running.append(self._run(batch))
+            self._running.append(self._run(batch, held))
         except Exception as error:  # noqa: BLE001 - raised unchanged, after delivery
             self._end_after_delivery(error)
 
@@ -114,9 +124,9 @@ class Stream(Iterator[BatchRecords]):
         self._postponed = error
         self._engine.detach()
 
-    def _run(self, batch: Any) -> _Finished:
+    def _run(self, batch: Any, held: Held) -> _Finished:
         prepared = self._call.prepare(batch)
-        n_rows = count_rows(prepared)
+        n_rows = self._count(prepared)
         place = None
         if self._consumer is not None:
             if n_rows is None:
@@ -138,8 +148,10 @@ class Stream(Iterator[BatchRecords]):
             captured.clear()  # a failed pass is not delivered
             raise
         self._engine.report_unfired()
+        if self._tells_of_calls:
+            self._engine.report_repeated(captured)
         samples = range(self._n_samples, self._n_samples + (n_rows or 0))
-        finished = _Finished(batch, self._n_passes, samples, captured)
+        finished = _Finished(held, self._n_passes, samples, captured)
         self._n_passes += 1
         self._n_samples = samples.stop
         return finished
@@ -172,10 +184,10 @@ class Stream(Iterator[BatchRecords]):
         captured = finished.captured
         records: list[Record] = []
         if self._consumer is not None:
-            return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
+            return BatchRecords(finished.held.batch, finished.pass_index, finished.samples, records)
         for site in self._engine.site_names:
             kept = captured.calls(site)
-            first = captured.n_calls.get(site, 0) - len(kept)
+            first = captured.counts.n_calls.get(site, 0) - len(kept)
             for call_index, (transfer, capture) in enumerate(kept, first):
                 tensor = transfer.result(capture, lend=self._zero_copy)
                 assert tensor is not None  # this pass's captures are nobody else's to drop
@@ -189,7 +201,7 @@ class Stream(Iterator[BatchRecords]):
                         capture.lengths,
                     )
                 )
-        return BatchRecords(finished.batch, finished.pass_index, finished.samples, records)
+        return BatchRecords(finished.held.batch, finished.pass_index, finished.samples, records)
 
     def statistics(self) -> Statistics:
         """What capturing has cost so far."""
@@ -232,7 +244,7 @@ def stream(
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    calls: str = "last",
+    calls: str | None = None,
     stop_after_last_site: StopAfter = False,
     zero_copy: bool = False,
     staging_bytes: int | None = None,
@@ -267,7 +279,8 @@ def stream(
             of several tensors, the name of each.
         forward: `forward(model, batch)` replaces the model call; batch tensors are on `device`.
         calls: `"last"` keeps the last call of a module that is called several times per pass;
-            `"all"` keeps every call: `records.calls(site)`.
+            `"all"` keeps every call: `records.calls(site)`. By default the last, with a warning if
+            there are others.
         stop_after_last_site: Whether to end each pass once every site has fired as often as in the
             first pass, which runs whole. `"once"` if each site fires once per pass; the first pass
             then ends early too. Only for models that call the same modules in every pass.
@@ -318,6 +331,10 @@ def stream(
     )
     if consumer is not None:
         _check_consumer(consumer, request)
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise ArgumentTypeError(
+            f"batches must be an iterable, such as a DataLoader; got {type(batches).__name__}."
+        )
     return Stream(batches, request, as_count("prefetch", prefetch, at_least=0), consumer)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from tests.support.killing import Kill, hunt, passes_in_order
+from tests.support.judging import JUDGES
+from tests.support.killing import SCHEDULES_PER_PROGRAM, Kill, hunt, passes_in_order
 from tests.support.mutants import MUTANTS, Mutant, deletions
 
 PAGE = Path(__file__).parent.parent / "docs/exactness.md"
@@ -32,12 +33,21 @@ def look(number: int, n_programs: int) -> tuple[Kill, bool]:
     mutant = all_mutants()[number]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kill = hunt(mutant, n_programs, stop_at_first=False)
+        kill = hunt(mutant, range(n_programs), stop_at_first=False)
         return kill, mutant.scenario is None and passes_in_order(mutant, N_IN_ORDER)
 
 
 def all_mutants() -> list[Mutant]:
     return [*sorted(MUTANTS, key=lambda mutant: int(mutant.rule[1:])), *deletions()]
+
+
+def seeds_for(mutant: Mutant, n_programs: int) -> list[int]:
+    """All seeds, from the program on that saw the mutant when the page was written."""
+    start = f"| {mutant.rule} | {mutant.drops} "
+    line = next((line for line in PAGE.read_text().splitlines() if line.startswith(start)), "")
+    schedules = [int(number) for number in re.findall(rf"\b(?:{'|'.join(JUDGES)}) (\d+)", line)]
+    first = (min(schedules, default=1) - 1) // SCHEDULES_PER_PROGRAM % n_programs
+    return [*range(first, n_programs), *range(first)]
 
 
 def row(mutant: Mutant, kill: Kill, in_order: bool) -> str:

@@ -89,6 +89,7 @@ def play_some(seeds: Iterable[int], n_schedules: int) -> Tally:
     seeds = list(seeds)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Nothing is captured")
+        warnings.filterwarnings("ignore", message="A pass calls these")
         failure = search(seeds, max(0, n_schedules - len(EXTREMES)), heed)
         tally.failure = failure.report() if failure else None
     tally.n_programs = len(seeds)
@@ -141,6 +142,7 @@ def replay(seed: int, kind: str, schedule_seed: int) -> int:
     schedule = Schedule(kind, schedule_seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Nothing is captured")
+        warnings.filterwarnings("ignore", message="A pass calls these")
         verdict = play(draw_any(seed), schedule, is_watched(seed))
     if not verdict:
         sys.stdout.write("Nothing was found.\n")

@@ -23,7 +23,7 @@ LEVELS = [
     {"devices", "reference", "saving"},
     {"model", "transfer"},
     {"fingerprint", "selection"},
-    {"archive", "engine"},
+    {"archive", "batching", "engine"},
     {"consumers", "request"},
     {"activations", "streaming"},
     {"planning", "representations"},

@@ -83,6 +83,13 @@ def in_info(key: str, value: Any) -> Callable[[Tampered], object]:
     return lambda tampered: tampered.lines[0].__setitem__(key, value)
 
 
+def nested(depth: int) -> Any:
+    found: Any = {}
+    for _ in range(depth):
+        found = {"": found}
+    return found
+
+
 OTHER_STREAMS = "journal.jsonl: group 0 does not hold the streams of meta.json."
 RANGES = "LINE: samples must be ranges [start, stop]."
 
@@ -100,6 +107,8 @@ RANGES = "LINE: samples must be ranges [start, stop]."
         ),
         (in_info("rank", -1), "LINE: 'rank' is -1, which is out of range."),
         (in_info("machine", None), "LINE: 'machine' must be str; it is None."),
+        (in_info("check", nested(65)), "LINE: 'check' is nested deeper than 64 levels."),
+        (in_info("creator", nested(65)), "LINE: 'creator' is nested deeper than 64 levels."),
         (in_group("group", 1), "LINE: group 1 where group 0 was expected."),
         (in_group("group", 2**64), f"LINE: 'group' is {2**64}, which is out of range."),
         (in_group("samples", [[0, 0]]), RANGES),

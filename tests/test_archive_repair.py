@@ -17,7 +17,7 @@ from fastcap.archive.repair import repair, repair_archive
 from fastcap.archive.verification import UNLISTED
 from fastcap.archive.writer import Writer
 from fastcap.cli.app import make_app
-from fastcap.errors import ArchiveError, FastcapWarning
+from fastcap.errors import ArchiveError, ArgumentTypeError, FastcapWarning
 from tests.support.archives import append, check_values, make_meta, write, write_archive
 from tests.support.datasets import TokenStream, make_samples
 from tests.support.extracting import extract
@@ -107,6 +107,19 @@ def test_the_next_run_keeps_them_and_says_so(how: str, tmp_path: Path) -> None:
     assert {each.why_not for each in repair(root)} <= {"their samples are in the archive"}
     assert open_archive(root).verify() == []
     assert {path.read_bytes() for path in root.glob("w-*/*.safetensors*")} == kept
+
+
+def test_a_folder_is_a_path_and_what_was_repaired_is_named_from_the_root(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ArgumentTypeError, match="folder must be a path"):
+        repair(3)  # type: ignore[arg-type]
+    damage(root, "a bit of the last line")
+    monkeypatch.chdir(root.parent)
+    assert all(path.is_absolute() for each in repair(root.name) for path in each.paths)
+    damage(root, "a bit of the last line")
+    done = CliRunner().invoke(make_app(), ["repair", root.name])
+    assert done.output.startswith("Adopted w-")
 
 
 def test_what_was_set_aside_can_be_adopted_later(root: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+import threading
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastcap
+from fastcap import FastcapWarning, reference
 from fastcap.devices.simulated import Schedule, SimulatedDevice
 from fastcap.errors import ArgumentError
 from tests.support.errors import message_of
@@ -76,9 +81,9 @@ def test_calls_of_several_passes_are_kept_until_clear() -> None:
         must_equal({"layer": want[number]}, {"layer": got})
 
 
-def test_the_last_call_alone_is_kept_by_default_and_the_others_are_counted() -> None:
+def test_the_last_call_alone_is_kept_and_the_others_are_counted() -> None:
     model = Looped()
-    with fastcap.ActivationStore(model, ["layer"]) as store:
+    with fastcap.ActivationStore(model, ["layer"], calls="last") as store:
         model(IDS)
         [only] = store.calls("layer")
         assert store.get("layer") is only
@@ -133,12 +138,130 @@ def test_calls_must_be_last_or_all() -> None:
     )
 
 
+# Sites of one call
+
+
+def run_all(model: Looped, sites: list[str], **options: Any) -> dict[str, list[Tensor]]:
+    """The values of two passes, by every way of running them."""
+    samples = [{"input_ids": ids} for ids in torch.cat([IDS, IDS + 1])]
+    found = [fastcap.extract_representations(model, samples, sites, "cpu", 2, **options)]
+    streamed = list(fastcap.stream(model, [IDS, IDS + 1], sites, **options))
+    found.append({site: torch.cat([each[site] for each in streamed]) for site in sites})
+    with tempfile.TemporaryDirectory() as folder:
+        archive = fastcap.extract(model, samples, sites, folder, batch_size=2, **options)
+        found.append({site: archive[site][:].clone() for site in archive.sites})
+    with fastcap.ActivationStore(model, sites) as store:
+        passes = [(model(ids), store.activations)[1] for ids in (IDS, IDS + 1)]
+    found.append({site: torch.cat([each[site] for each in passes]) for site in sites})
+    return {site: [each[site] for each in found] for site in sites}
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("call", [0, 1, 2, -1])
+def test_a_site_may_be_one_of_the_calls(call: int, stops: bool) -> None:
+    model, site = Looped(), f"layer@{call}"
+    wanted = torch.cat([every_call(model, ids)[call] for ids in (IDS, IDS + 1)])
+    options = {"stop_after_last_site": True} if stops else {}
+    samples = [{"input_ids": ids} for ids in torch.cat([IDS, IDS + 1])]
+    found = fastcap.extract_representations(model, samples, [site], "cpu", 2, **options)  # type: ignore[arg-type]
+
+    must_equal({site: wanted}, found)
+    for value in [] if stops else run_all(model, [site, "embedding"])[site]:
+        must_equal({site: wanted}, {site: value})
+    batches = [{"input_ids": IDS}, {"input_ids": IDS + 1}]
+    by_oracle = reference.extract(model, batches, [site], lambda model, b: model(b["input_ids"]))
+    must_equal({site: wanted}, by_oracle)
+
+
+def test_one_calls_parts_inputs_and_patterns_are_sites_too() -> None:
+    model = Looped()
+    sites = ["layer@1:input", "layer@1:output", "s*@0", "re:^emb.*$@0"]
+    with fastcap.ActivationStore(model, sites) as store:
+        model(IDS)
+    first, second, third = every_call(model)
+    must_equal(
+        {
+            "embedding@0": model.embedding(IDS).detach(),
+            "layer@1:input": first,
+            "layer@1": second,
+            "sometimes@0": model.sometimes(third).detach(),
+        },
+        store.activations,
+    )
+
+
+def test_a_module_called_on_its_own_begins_anew() -> None:
+    model = Looped()
+    with fastcap.ActivationStore(model, ["layer@0"]) as store:
+        for number in range(3):
+            model.layer(torch.full((1, 4), float(number)))
+        wanted = model.layer(torch.full((1, 4), 2.0)).detach()
+        must_equal({"layer@0": wanted}, store.activations)
+
+
+def test_a_call_that_is_not_made_is_said_with_how_many_there_are() -> None:
+    with pytest.warns(FastcapWarning, match=r"'layer@3': .* called 3 times .* last is @2"):
+        assert dict(next(fastcap.stream(Looped(), [IDS], ["layer@3"]))) == {}
+    planned = fastcap.plan(Looped(), IDS, ["layer@3", "layer@1"], n_samples=2)
+    assert "called 3 times" in str(planned)
+
+
+# What is said of calls that are not kept
+
+SAID = (
+    "A pass calls these more than once, and only the last call is kept: 'layer' (3 calls). "
+    "'layer@0' is the first call, and 'layer@-1' says that the last is meant; fastcap.stream() "
+    "and ActivationStore keep every call with calls='all'."
+)
+
+
+def test_calls_that_are_not_kept_are_told_once() -> None:
+    model, samples = Looped(), [{"input_ids": ids} for ids in IDS]
+    with pytest.warns(FastcapWarning) as warned:
+        found = fastcap.extract_representations(model, samples, ["layer"], "cpu", 1)
+    assert [str(each.message) for each in warned] == [SAID]
+    must_equal({"layer": every_call(model)[-1]}, found)
+
+    with pytest.warns(FastcapWarning) as warned:
+        list(fastcap.stream(model, [IDS] * 3, ["layer", "embedding"]))
+    assert [str(each.message) for each in warned] == [SAID]
+
+    store = fastcap.ActivationStore(model, ["layer"])
+    store.enable()
+    with pytest.warns(FastcapWarning) as warned:
+        model(IDS)
+    model(IDS)
+    store.disable()
+    assert [str(each.message) for each in warned] == [SAID]
+
+
+def test_nothing_is_said_where_calls_are_of_passes_of_their_own() -> None:
+    model = Looped(1)
+    with fastcap.ActivationStore(model, ["layer"]) as store:
+        for _ in range(2):
+            model(IDS)
+            model.layer(torch.ones(1, 4))
+            model.layer(torch.ones(1, 4))
+        threads = [threading.Thread(target=model, args=(IDS,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert store.age("layer") == 0
+
+
+def test_of_many_sites_five_are_named() -> None:
+    model = nn.Sequential(*[nn.Identity()] * 8)
+    with pytest.warns(FastcapWarning, match=r"'4' \(8 calls\) and 3 more\. '0@0' is"):
+        next(fastcap.stream(model, [torch.ones(1, 1)], [str(number) for number in range(8)]))
+
+
 # Values of older passes
 
 
 def test_a_value_of_an_older_pass_has_an_age() -> None:
     model = Looped()
-    with fastcap.ActivationStore(model, ["layer", "sometimes"]) as store:
+    with fastcap.ActivationStore(model, ["layer", "sometimes"], calls="last") as store:
         assert store.age("sometimes") is None
         model(IDS)
         assert (store.age("layer"), store.age("sometimes")) == (0, 0)
@@ -185,14 +308,14 @@ class Nested(nn.Module):
 
 def test_a_call_of_the_model_within_a_call_is_no_pass_of_its_own() -> None:
     model = Nested()
-    with fastcap.ActivationStore(model, ["first", "last"]) as store:
+    with fastcap.ActivationStore(model, ["first", "last"], calls="last") as store:
         model(torch.ones(1, 2))
         assert (store.age("first"), store.age("last")) == (0, 0)
 
 
 def test_a_pass_that_an_interrupt_ended_leaves_the_count_right() -> None:
     model = Looped()
-    with fastcap.ActivationStore(model, ["embedding", "layer"]) as store:
+    with fastcap.ActivationStore(model, ["embedding", "layer"], calls="last") as store:
         handle = model.layer.register_forward_pre_hook(_interrupt)
         with pytest.raises(KeyboardInterrupt):
             model(IDS)

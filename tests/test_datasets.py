@@ -18,6 +18,7 @@ from fastcap import FastcapWarning
 from fastcap.cli.opening import open_dataset, vocabulary_size
 from fastcap.datasets import ColumnCollator, LineFile, TokenFile
 from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
+from fastcap.huggingface import read_texts
 from tests.support.errors import message_of
 
 IDS = np.arange(24).reshape(6, 4)
@@ -119,6 +120,49 @@ def test_empty_files_are_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         TokenFile(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    "name", ["x.csv", "x.json", "x.jsonl.gz", "x.parquet", "x.pt", "x.arrow", "x.npz", "train"]
+)
+def test_bytes_of_another_format_are_never_taken_as_ids(tmp_path: Path, name: str) -> None:
+    path = raw(tmp_path / name, IDS, "uint16")
+    assert refused(path, context_length=4, dtype="uint16") == (
+        f"{path} ends in {path.suffix!r}. Token ids are read from .npy, and raw ones from .bin; "
+        "texts from .txt and .jsonl. Convert the file, or open it yourself and pass a dataset. Raw "
+        "ids under another name: rename or link it to .bin."
+    )
+
+
+def test_other_files_that_are_called_bin_are_known_by_how_they_begin(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    torch.save({"input_ids": torch.arange(8)}, path)
+    found = [refused(path, context_length=4, dtype="uint16")]
+    with path.open("wb") as file:
+        np.save(file, IDS)
+    found += [refused(path, context_length=4, dtype="uint16")]
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, 24
+    path.write_bytes(header.tobytes() + IDS.astype("<u2").tobytes())
+    found += [refused(path, context_length=4, dtype="uint16")]
+    what = ["a zip file, as torch.save() writes it", "a .npy file"]
+    what += ["tokens behind a header of 1,024 bytes, as llm.c writes them"]
+    for kind, message in zip(what, found, strict=True):
+        assert message == (
+            f"{path} is {kind}, and not raw token ids. Save them with numpy.save() to a .npy file."
+        )
+
+
+def test_suffixes_in_capitals_are_the_same_suffixes(tmp_path: Path) -> None:
+    npy(tmp_path / "a.npy", IDS).rename(tmp_path / "a.NPY")
+    assert len(open_dataset(str(tmp_path / "a.NPY"))) == 6
+    raw(tmp_path / "a.BIN", IDS, "uint16")
+    options: dict[str, Any] = {"context_length": 4, "token_dtype": "uint16"}
+    assert len(open_dataset(str(tmp_path / "a.BIN"), **options)) == 6
+    (tmp_path / "a.JSONL").write_text('{"text": "One."}\n')
+    assert open_dataset(str(tmp_path / "a.JSONL"))[0] == {"text": "One."}
+    (tmp_path / "a.TXT").write_text("One.\n")
+    assert open_dataset(str(tmp_path / "a.TXT"))[0] == {"text": "One."}
 
 
 def test_arrays_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -290,13 +334,13 @@ def test_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "differently. Put them into two files."
     )
     assert bad(path, good + b'{"text": "two", "label": "b"}', columns=["label"]) == (
-        f"{path}, line 2, 'label': 'b' is a str, and it was a int before. A column holds "
+        f"{path}, line 2, 'label': 'b' is a str, and it was an int before. A column holds "
         "64-bit numbers or texts, the same in every line."
     )
     for value in ("9223372036854775808", "null", "[1]"):
         line = f'{{"text": "two", "label": {value}}}'.encode()
         message = bad(path, good + line, columns=["label"])
-        assert message.startswith(f"{path}, line 2, 'label': {value.replace('null', 'None')} is a ")
+        assert message.startswith(f"{path}, line 2, 'label': {value.replace('null', 'None')} is a")
     assert bad(path, good + b"\xff\n").startswith(f"{path}, line 2 is not UTF-8: ")
 
 
@@ -397,7 +441,7 @@ NUMBER = 3
 def test_a_name_is_a_file_or_an_import_path(tmp_path: Path) -> None:
     tokens = npy(tmp_path / "a.npy", IDS)
     texts = jsonl(tmp_path / "a.jsonl", {"text": "one", "y": 1})
-    ids = raw(tmp_path / "a.tokens", IDS, "uint32")
+    ids = raw(tmp_path / "tokens.bin", IDS, "uint32")
     assert isinstance(open_dataset(str(tokens)), TokenFile)
     assert len(open_dataset(str(ids), context_length=12, token_dtype="uint32")) == 2
     assert open_dataset(str(texts), columns=["y"])[0]["y"] == 1
@@ -416,7 +460,7 @@ def test_names_of_nothing_and_options_that_do_not_fit_are_refused(tmp_path: Path
     assert refuse("nothing.npy") == f"--data 'nothing.npy' does not exist. {hint}"
     assert refuse(tmp_path) == f"--data {str(tmp_path)!r} is a folder. {hint}"
     assert refuse(f"{HERE}:NUMBER") == (
-        f"--data '{HERE}:NUMBER' gives a int, and a dataset can be indexed or iterated. Name a "
+        f"--data '{HERE}:NUMBER' gives an int, and a dataset can be indexed or iterated. Name a "
         "dataset, a list, or a function without arguments that returns one."
     )
     texts = jsonl(tmp_path / "a.jsonl", {"text": "one"})
@@ -441,3 +485,24 @@ class WithEmbedding(nn.Module):
 def test_the_vocabulary_is_known_where_a_model_says_it() -> None:
     assert vocabulary_size(WithEmbedding()) == 11
     assert vocabulary_size(nn.Linear(1, 1)) is None
+
+
+def test_readers_of_texts_agree_on_what_a_line_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("loading 10%\rloading 100%\nsecond\x0b\u2028line\r\nthird\n".encode())
+    expected = ["loading 10%\rloading 100%", "second\x0b\u2028line", "third"]
+    assert list(read_texts(path)) == expected
+    assert [sample["text"] for sample in map(LineFile(path).__getitem__, range(3))] == expected
+
+
+def test_half_a_character_is_found_before_a_run_begins(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "One."}\n{"text": "Tw\\ud83d"}\n')
+    message = message_of(ArgumentError, lambda: LineFile(path))
+    assert message.startswith(
+        f"{path}, line 2, 'text': character 2 is half of a surrogate pair, '\\ud83d', and not a "
+        "character."
+    )
+    path.write_text('{"text": [{"role": "user", "content": "\\udc00"}]}\n')
+    message = message_of(ArgumentError, lambda: LineFile(path))
+    assert message.startswith(f"{path}, line 1, 'text', message 0: character 0 is half")

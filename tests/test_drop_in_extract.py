@@ -143,6 +143,7 @@ def test_values_are_those_of_the_moment_the_hook_fired() -> None:
     assert problems(WritesInPlace(), ["linear", "embedding", ""]) == []
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_the_last_call_of_a_shared_module_is_kept_under_each_name_asked() -> None:
     assert problems(SharedWeights(), ["second", "first"]) == []
 

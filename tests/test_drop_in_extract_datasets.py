@@ -223,7 +223,7 @@ def test_batches_keep_the_length_of_their_own_when_the_selection_makes_rows_alik
     assert found["norm"].shape == (5, 16)
 
 
-def test_a_batch_without_samples_adds_no_rows() -> None:
+def test_a_batch_without_samples_adds_no_rows_and_it_is_said() -> None:
     model, samples = LanguageModel(), make_samples(4)
 
     def collate(batch: list[Sample]) -> Sample:
@@ -231,7 +231,9 @@ def test_a_batch_without_samples_adds_no_rows() -> None:
         kept = [row for row in ids if not torch.equal(row, samples[2]["input_ids"])]
         return {"input_ids": torch.stack(kept) if kept else torch.zeros(0, 5, dtype=torch.int64)}
 
-    found = extract_representations(model, samples, ["norm"], "cpu", 1, collate_fn=collate)
+    with pytest.warns(FastcapWarning, match="1 sample became a batch of 0") as said:
+        found = extract_representations(model, samples, ["norm"], "cpu", 1, collate_fn=collate)
 
+    assert [warning.filename for warning in said] == [__file__]
     kept = [samples[0], samples[1], samples[3]]
     assert differences(expected(model, kept, ["norm"], 1), found) == []

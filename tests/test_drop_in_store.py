@@ -224,6 +224,7 @@ def test_every_name_in_layer_names_can_be_read_as_it_was_given() -> None:
     assert all(store.get(name) is not None for name in store.layer_names)
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_every_alias_of_a_shared_module_is_a_name_and_the_key_is_the_one_asked() -> None:
     model = SharedWeights()
     assert "second" not in dict(model.named_modules())
@@ -370,6 +371,7 @@ def test_leaving_the_context_with_an_error_removes_the_hooks() -> None:
     assert hooks_on(model) == 0
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_two_stores_on_one_model_do_not_see_each_other() -> None:
     model = LanguageModel()
     names = ["layers.0", "norm"]

@@ -49,6 +49,7 @@ def test_disabling_inside_a_pass_keeps_what_was_captured_and_stops() -> None:
     assert differences(oracle.activations, store.activations) == []
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_enabling_inside_a_pass_captures_the_rest_of_it() -> None:
     model = LanguageModel()
     store = ActivationStore(model, NAMES)
@@ -73,6 +74,7 @@ def test_clearing_inside_a_pass_forgets_what_came_before() -> None:
     assert differences(oracle.activations, store.activations) == []
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_another_pass_of_the_same_model_inside_a_pass_is_captured_as_the_oracle_does() -> None:
     model = LanguageModel()
     with ReferenceStore(model, NAMES) as oracle, ActivationStore(model, NAMES) as store:
@@ -137,6 +139,7 @@ class Twice(nn.Module):
         return output
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_a_module_that_calls_itself_keeps_its_last_and_outermost_call() -> None:
     model = Twice()
     acts = torch.randn(4, 4)

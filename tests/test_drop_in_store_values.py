@@ -135,6 +135,7 @@ def test_get_inside_a_pass_gives_the_new_value() -> None:
     assert seen[0] is store.get("layers.0")
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_the_last_call_of_a_pass_wins() -> None:
     model = SharedWeights()
 
@@ -175,6 +176,7 @@ def test_clear_forgets_the_values_and_keeps_the_hooks() -> None:
         assert store.get("norm") is not None
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_values_captured_before_an_error_are_readable_and_the_next_pass_is_exact() -> None:
     model = FailsAt(RuntimeError("in the middle"))
     names = ["before", "after"]

@@ -158,6 +158,7 @@ class Shared(nn.Module):
         return result
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_a_site_that_fires_several_times_stops_the_pass_at_the_last() -> None:
     model = Shared()
     expected = list(reference.stream(model, batches(), ["layer"], call_model))

@@ -37,6 +37,7 @@ BUILT_IN = {
     "UnsupportedModuleError": RuntimeError,
     "BatchError": TypeError,
     "MissingInputError": KeyError,
+    "CollationError": RuntimeError,
     "ResultError": RuntimeError,
     "DeviceError": RuntimeError,
     "DeviceMemoryError": RuntimeError,
@@ -225,7 +226,7 @@ def test_samples_of_different_lengths_in_one_batch_fail_as_they_do_in_a_data_loa
     model = LanguageModel()
     samples = [{"input_ids": make_ids(1, n)[0]} for n in (4, 5)]
 
-    with pytest.raises(RuntimeError, match="equal size"):
+    with pytest.raises(RuntimeError, match="sample 1 has shape"):
         extract(model, samples, ["norm"], "cpu", positions=-1)
     assert hooks_on(model) == 0
 

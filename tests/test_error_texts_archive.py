@@ -278,7 +278,9 @@ def test_a_collate_fn_that_makes_more_rows_than_samples(tmp_path: Path) -> None:
 
 
 class SharedOut(TokenStream):
-    """Every worker gives samples of its own."""
+    """Every worker gives samples of its own, and says that their order is one for all."""
+
+    has_fixed_order = True
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -303,8 +305,8 @@ def test_a_site_whose_first_dimension_is_not_the_batch(tmp_path: Path) -> None:
 
 ADVICE = (
     "Samples of an archive need one shape and dtype: pad all to one length, select what has one "
-    "shape (positions=-1, reduce='mean'), keep the real tokens of each (positions='unpadded'), or "
-    "ask for a dtype=."
+    "shape (positions='last', reduce='mean'), keep the real tokens of each "
+    "(positions='unpadded'), or ask for a dtype=."
 )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import fastcap
 from fastcap import ActivationStore, extract_representations, stream
 from fastcap.errors import (
     ArgumentError,
@@ -97,15 +99,15 @@ def test_a_module_called_on_its_own_has_no_mask() -> None:
     ("mask", "what"),
     [
         (torch.zeros(3, 1, 5, 5), "a 4-dimensional tensor of shape (3, 1, 5, 5)"),
-        (MASK.float(), "a torch.float32 tensor of shape (3, 5)"),
+        (MASK.to(torch.complex64), "a torch.complex64 tensor of shape (3, 5)"),
         ({"full_attention": MASK}, "a dict"),
     ],
-    ids=["4-D", "float", "dict"],
+    ids=["4-D", "complex", "dict"],
 )
 def test_a_mask_of_another_kind_is_refused_with_what_it_is(mask: Any, what: str) -> None:
     text = (
         f"The attention mask is {what}; which tokens are real is read from a (batch, sequence) "
-        "tensor of zeros and ones, ints or bools. Give one with mask=."
+        "tensor of zeros and ones. Give one with mask=."
     )
     assert said_of_mask(mask) == text
     if isinstance(mask, Tensor):
@@ -115,9 +117,9 @@ def test_a_mask_of_another_kind_is_refused_with_what_it_is(mask: Any, what: str)
         )
 
 
-@pytest.mark.parametrize("value", [2, -1])
-def test_a_mask_with_other_values_is_refused(value: int) -> None:
-    mask = MASK.clone()
+@pytest.mark.parametrize("value", [2, -1, 0.5, float("-inf"), float("nan")])
+def test_a_mask_with_other_values_is_refused(value: float) -> None:
+    mask = MASK.to(torch.tensor(value).dtype, copy=True)
     mask[1, 1] = value
     assert said_of_mask(mask) == (
         "The attention mask has values other than 0 and 1. Which tokens are real is read from a "
@@ -317,6 +319,52 @@ def test_a_key_that_holds_no_positions_is_refused_with_what_it_holds(value: Any,
         f"positions='at': the batch has {what} there. It needs a tensor of ints, (batch,) for one "
         "position per sample or (batch, n_positions)."
     )
+
+
+# Positions that are padding in a sample
+
+
+@pytest.mark.parametrize(("positions", "found"), [(-1, -1), (3, 3), ([0, 4], 4)], ids=str)
+@pytest.mark.parametrize("kind", ["stream", "extract_representations", "extract"])
+def test_a_position_that_is_padding_in_a_sample_is_refused(
+    tmp_path: Path, kind: str, positions: Any, found: int
+) -> None:
+    model = LanguageModel()
+    rows = [{"input_ids": ids, "attention_mask": real} for ids, real in zip(IDS, MASK, strict=True)]
+    options: dict[str, Any] = {"positions": positions, "model_inputs": ["attention_mask"]}
+
+    def run() -> object:
+        if kind == "stream":
+            batch = {"input_ids": IDS, "attention_mask": MASK}
+            return list(stream(model, [batch], ["norm"], **options))
+        if kind == "extract":
+            return fastcap.extract(model, rows, ["norm"], tmp_path / "acts", **options)
+        return fastcap.extract_representations(model, rows, ["norm"], "cpu", **options)
+
+    assert message_of(SelectionError, run) == (
+        f"positions={tuple(positions) if isinstance(positions, list) else positions}: position "
+        f"{found} is padding in sample {int(MASK[:, found].argmin())} of the batch (its "
+        "attention_mask is 0 there). positions='last' takes each sample's last real token, and a "
+        "slice takes padding as it is."
+    )
+    assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("positions", [0, slice(-2, None), [0]], ids=str)
+def test_positions_that_are_real_in_every_sample_and_slices_are_taken(positions: Any) -> None:
+    model, batch = LanguageModel(), {"input_ids": IDS, "attention_mask": MASK}
+    options: dict[str, Any] = {"positions": positions, "model_inputs": ["attention_mask"]}
+    [records] = stream(model, [batch], ["norm"], **options)
+    [whole] = stream(model, [batch], ["norm"], model_inputs=["attention_mask"])
+    assert torch.equal(records["norm"], whole["norm"][:, positions])
+
+
+def test_the_last_position_of_texts_that_are_padded_on_the_left_is_taken() -> None:
+    model, batch = LanguageModel(), {"input_ids": IDS, "attention_mask": MASK.flip(1)}
+    options: dict[str, Any] = {"model_inputs": ["attention_mask"]}
+    [records] = stream(model, [batch], ["norm"], positions=-1, **options)
+    [last] = stream(model, [batch], ["norm"], positions="last", **options)
+    assert torch.equal(records["norm"], last["norm"])
 
 
 # Rows that are not samples

@@ -255,3 +255,13 @@ def test_an_interrupt_while_saving_leaves_nothing_behind(
         save_activations(ACTS, tmp_path / "acts.npz")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dtype_that_safetensors_does_not_have(tmp_path: Path) -> None:
+    acts = {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.complex128)}
+    path = tmp_path / "acts.safetensors"
+    assert message_of(UnsupportedTensorError, lambda: save_activations(acts, path)) == (
+        "Cannot save 'b': .safetensors has no torch.complex128. Save to .npz, or pass dtype= with "
+        "one that it has."
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -89,15 +89,14 @@ def test_a_guessed_dimension_is_not_held_against_inputs_that_are_no_token_ids() 
 
 @pytest.mark.parametrize(
     ("reduce", "kind"),
-    [(lambda acts: None, "NoneType"), (lambda acts: acts.max(dim=1), "max"), (len, "int")],
+    [(lambda acts: None, "a NoneType"), (lambda acts: acts.max(dim=1), "a max"), (len, "an int")],
     ids=["None", "max", "len"],
 )
 def test_a_reduce_that_returns_no_tensor_is_refused_with_what_it_returned(
     reduce: Any, kind: str
 ) -> None:
     assert refused(SelectionError, LanguageModel(), "norm", reduce=reduce) == (
-        f"reduce returned a {kind} for site 'norm' (input shape (3, 5, 16)); it must return a "
-        "tensor."
+        f"reduce returned {kind} for site 'norm' (input shape (3, 5, 16)); it must return a tensor."
     )
 
 
@@ -175,8 +174,8 @@ def test_batches_of_different_lengths_are_refused_with_both_shapes_and_three_way
     assert message_of(ResultError, run) == (
         "Site 'norm' produced rows of shape (6, 16) in batch 1 and (4, 16) before. Rows of one "
         "result need one shape: pad all samples to one length, or select what has one shape in "
-        "every batch (positions=-1, reduce=lambda acts: acts.mean(dim=1)), or receive batches as "
-        "they are with fastcap.stream()."
+        "every batch (positions='last', reduce='mean'), or receive batches as they are with "
+        "fastcap.stream()."
     )
     assert hooks_on(model) == 0
     assert run(positions=-1)["norm"].shape == (4, 16)
@@ -257,20 +256,7 @@ class Wrapping(Tensor):
         raise NotImplementedError
 
 
-def _jagged(acts: Tensor) -> Tensor:
-    nested: Tensor = torch.nested.nested_tensor([acts[0], acts[1, :2]], layout=torch.jagged)
-    return nested
-
-
 ODD_TENSORS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "jagged": (
-        _jagged,
-        "a nested tensor; pad it (torch.nested.to_padded_tensor) or capture before nesting",
-    ),
-    "nested": (
-        lambda acts: torch.nested.nested_tensor([acts[0], acts[1, :2]]),
-        "a nested tensor; pad it (torch.nested.to_padded_tensor) or capture before nesting",
-    ),
     "sparse": (
         lambda acts: acts[0].to_sparse(),
         "a sparse tensor (torch.sparse_coo); capture a module that returns a dense one",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastcap
 from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice
 from fastcap.reference import differences
 from tests.support.datasets import Tokens, TokenStream, make_samples
-from tests.support.extracting import SITES, check, extract, groups_of, masked_samples
+from tests.support.extracting import SITES, check, extract, groups_of, masked_samples, samples_for
 from tests.support.models import LanguageModel, SharedWeights, TupleBlock, WritesInPlace, hooks_on
 from tests.support.runs import running_on
 
@@ -43,8 +44,9 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_every_selection_equals_the_oracle(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = LanguageModel().to(dtype)
-    archive = extract(model, SAMPLES, tmp_path / "acts", **MASKED, **SELECTIONS[name])
-    check(archive, model, SAMPLES, 3, **SELECTIONS[name])
+    samples = samples_for(SELECTIONS[name], SAMPLES)
+    archive = extract(model, samples, tmp_path / "acts", **MASKED, **SELECTIONS[name])
+    check(archive, model, samples, 3, **SELECTIONS[name])
     assert hooks_on(model) == 0
 
 
@@ -131,6 +133,7 @@ def test_the_result_is_what_extract_representations_returns(tmp_path: Path) -> N
         assert differences(wanted, {site: archive[site][:] for site in archive.sites}) == []
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 @pytest.mark.parametrize(
     ("model", "sites"),
     [
@@ -242,3 +245,23 @@ def test_small_budgets_cut_records_into_pieces_and_wrap_slots_round(tmp_path: Pa
             )
         n_copies.append(device.counters.copies)
     assert n_copies[0] > 5 * n_copies[1]
+
+
+def test_a_relative_folder_is_where_it_was_when_the_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaves(LanguageModel):
+        def forward(self, input_ids: Tensor, attention_mask: Any = None) -> Tensor:
+            os.chdir(elsewhere)
+            return super().forward(input_ids, attention_mask)
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    archive = fastcap.extract(Leaves(), make_samples(5), ["norm"], "acts", batch_size=2)
+    assert len(archive["norm"][:]) == 5
+    assert list(elsewhere.iterdir()) == []
+    monkeypatch.chdir(tmp_path)
+    again = fastcap.open_archive("acts")
+    monkeypatch.chdir(elsewhere)
+    assert len(again["norm"][:]) == 5

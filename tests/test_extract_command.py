@@ -19,6 +19,8 @@ from typer.testing import CliRunner, Result
 import fastcap
 from fastcap import cli, reference
 from fastcap.cli import app
+from fastcap.cli.locate import load_model
+from fastcap.devices.accelerator import own_device
 from fastcap.huggingface import Collator, load
 from fastcap.spec import make_selection
 from tests.support.datasets import make_ids
@@ -203,6 +205,9 @@ def test_the_same_command_again_does_nothing_and_another_one_is_refused(
     assert again.exit_code == 0
     assert again.stdout.startswith(f"{out} has 10 of 10 samples of 1 site")
     assert again.stderr == ""
+    unchecked = extract(tokens, out, "--check", "fingerprint")
+    assert unchecked.stdout == again.stdout
+    assert "check='all'" in extract(tokens, out, "--check", "all").stderr
     other = extract(tokens, out, "--positions", "-1")
     assert other.exit_code == 1
     assert "selection: positions: asked -1, " in other.stderr
@@ -225,6 +230,37 @@ def test_ranks_share_the_work_and_torchrun_says_who_they_are(
     archive = fastcap.open_archive(out)
     assert torch.equal(archive["norm"][:], expected())
     assert [writer.directory.name[:7] for writer in archive.writers] == ["w-00000", "w-00001"]
+
+
+def test_a_share_of_the_samples_is_said_at_the_start(
+    tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "its share" not in extract(tokens, tmp_path / "whole").stderr
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert extract(tokens, tmp_path / "acts", "--device", "cpu").stderr.startswith(
+        "Process 1 of 4 on cpu: extracts its share of the samples, not all. --rank and "
+        "--world-size, or RANK and WORLD_SIZE of the environment, say so.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "local_rank", "taken"),
+    [
+        ("cuda", "1", "cuda:1"),
+        ("cuda", "0", "cuda:0"),
+        ("cuda", "2", "cuda"),  # CUDA_VISIBLE_DEVICES shows each process its own device only
+        ("cuda", "", "cuda"),
+        ("cuda:0", "1", "cuda:0"),
+        ("cpu", "1", "cpu"),
+    ],
+)
+def test_each_process_of_a_machine_takes_its_own_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, local_rank: str, taken: str
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert own_device(device, local_rank) == taken
 
 
 @pytest.mark.parametrize(
@@ -408,3 +444,12 @@ def test_what_is_no_archive_is_one_line(tmp_path: Path) -> None:
     result = invoke("inspect", str(tmp_path))
     assert result.exit_code == 1
     assert result.stderr == f"fastcap: {tmp_path} is not an archive: it has no meta.json.\n"
+
+
+@pytest.mark.parametrize("name", ["AutoConfig", "pipeline", "no_such_class", "__version__"])
+def test_a_configuration_names_model_classes_and_nothing_else(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"architectures": [name]}))
+    assert type(load_model(str(folder), with_weights=True)).__name__ == "LlamaModel"
+    assert type(load_model(str(folder), with_weights=False)).__name__ == "LlamaModel"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from fastcap.fingerprint import (
     describe_creator,
@@ -251,6 +252,42 @@ def test_odd_tensors_are_described_as_far_as_they_can_be() -> None:
     assert tensors["meta"] == "float32 2"
 
 
+class Packed(nn.Parameter):
+    """Bytes of its own under another class, as quantised weights often are."""
+
+    def __new__(cls, data: Tensor) -> Any:
+        return torch.Tensor._make_subclass(cls, data, False)
+
+
+def wrapped(data: Tensor) -> Any:
+    """Two tensors behind one that has no bytes."""
+    return TwoTensor(data, data * 2)  # type: ignore[no-untyped-call]
+
+
+def nested(data: Tensor) -> Any:
+    return TwoTensor(wrapped(data), wrapped(data + 1))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("make", [Packed, wrapped, nested])
+def test_weights_inside_tensor_subclasses_are_told_apart(make: Callable[[Tensor], Any]) -> None:
+    described, values = [], []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model = nn.Linear(4, 4, bias=False)
+        made = make(model.weight.data)
+        model.weight = made if make is Packed else nn.Parameter(made, requires_grad=False)
+        described.append(describe_model(model)["tensors"]["weight"])
+        values.append(describe(make(torch.randn(3))))
+    assert described[0] == described[1] != described[2]
+    assert values[0] == values[1] != values[2]
+
+
+def test_of_a_tensor_that_is_spread_over_processes_no_bytes_are_compared() -> None:
+    spread = wrapped(torch.ones(2))
+    spread.device_mesh = "of two processes"
+    assert describe(spread) == "float32 2"
+
+
 # Datasets
 
 
@@ -366,6 +403,94 @@ def test_what_holds_itself_has_an_end() -> None:
     endless: list[Any] = []
     endless.append(endless)
     assert json.dumps(describe(endless)).count("[") == 7
+
+
+FACTOR = 1.0
+WEIGHTS = {"direction": torch.ones(3)}
+SAE = nn.Linear(3, 3)
+N_CALLS = 0
+MANY = list(range(2000))
+PROMPT = "a" * 2000
+mean = 1.0
+
+
+def helper(acts: Tensor) -> Tensor:
+    return acts * FACTOR
+
+
+def reads_a_number(acts: Tensor) -> Tensor:
+    return acts * FACTOR
+
+
+def reads_a_tensor(acts: Tensor) -> Tensor:
+    return acts @ WEIGHTS["direction"]
+
+
+def reads_a_module(acts: Tensor) -> Any:
+    return SAE(acts)
+
+
+def reads_by_a_helper(acts: Tensor) -> Tensor:
+    return helper(acts)
+
+
+def reads_in_a_comprehension(acts: Tensor) -> list[Any]:
+    return [each * FACTOR for each in acts]
+
+
+def counts(acts: Tensor) -> Tensor:
+    global N_CALLS
+    N_CALLS += 1
+    return acts.mean(dim=MANY[1])
+
+
+def even(n: int) -> bool:
+    return n == 0 or odd(n - 1)
+
+
+def odd(n: int) -> bool:
+    return n != 0 and even(n - 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "value"),
+    [
+        (reads_a_number, "FACTOR", 2.0),
+        (reads_by_a_helper, "FACTOR", 2.0),
+        (reads_by_a_helper, "helper", abs),
+        (reads_in_a_comprehension, "FACTOR", 2.0),
+        (lambda acts: acts * FACTOR, "FACTOR", 2.0),
+        (lambda acts: (acts, PROMPT), "PROMPT", "b" * 2000),
+        (functools.partial(reads_a_number), "FACTOR", 2.0),
+        (reads_a_tensor, "WEIGHTS", {"direction": torch.zeros(3)}),
+        (reads_a_module, "SAE", nn.Linear(3, 3, bias=False)),
+    ],
+)
+def test_globals_that_a_function_reads_are_part_of_it(
+    function: Any, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = describe(function)
+    assert before == describe(function) == json.loads(json.dumps(before))
+    monkeypatch.setitem(globals(), name, value)
+    assert describe(function) != before
+
+
+def test_what_a_function_writes_and_what_only_shares_a_name_is_not_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = describe(counts)
+    for name, value in (("N_CALLS", 5), ("mean", 2.0), ("MANY", list(range(3000)))):
+        monkeypatch.setitem(globals(), name, value)
+        assert describe(counts) == before
+
+
+def test_functions_that_call_one_another_have_an_end() -> None:
+    assert describe(even)["globals"]["odd"]["globals"] == {"even": f"{__name__}.even"}
+
+
+def test_what_functions_of_libraries_and_of_fastcap_read_is_not_looked_at() -> None:
+    for function in (json.loads, torch.nn.functional.softmax, describe):
+        assert "globals" not in describe(function)
 
 
 def test_a_function_made_by_exec_has_no_source_and_is_told_by_its_code() -> None:

@@ -28,7 +28,10 @@ from tests.support.soak import play
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, none is here"),
-    pytest.mark.filterwarnings("ignore:Nothing is captured:fastcap.FastcapWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Nothing is captured:fastcap.FastcapWarning",
+        "ignore:A pass calls these:fastcap.FastcapWarning",
+    ),
 ]
 
 CYCLES = 20_000_000  # about 10 ms: many times any operation here

@@ -64,18 +64,19 @@ def test_three_lines_from_a_folder_to_activations(folder: Path) -> None:
 @pytest.mark.parametrize("make_model", MODELS)
 def test_every_value_is_the_oracles(make_model: Callable[[], Any], side: str) -> None:
     model, tokenizer = make_model(), make_tokenizer()
+    positions: Any = -1 if side == "left" else slice(-1, None)  # which may be padding
     found = extract(
         model,
         TEXTS,
         ["residual", "mlp"],
         tokenizer=tokenizer,
-        positions=-1,
+        positions=positions,
         batch_size=2,
         padding_side=side,
     )
     batches = Collator(model, tokenizer, padding_side=side).batches(TEXTS, batch_size=2)
     names = [*sites(model, "residual"), *sites(model, "mlp")]
-    selection = make_selection(-1, None, None, None)
+    selection = make_selection(positions, None, None, None)
     expected = reference.extract(
         model, list(batches), names, lambda m, batch: m(**batch), selection=selection
     )

@@ -119,6 +119,8 @@ def test_a_model_with_a_head_has_the_same_sites_below_its_prefix() -> None:
 
 
 def test_an_encoder_and_a_decoder_are_two_stacks() -> None:
+    import transformers
+
     t5 = make_t5()
     blocks = ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]
     assert sites(t5, "residual") == blocks
@@ -131,6 +133,9 @@ def test_an_encoder_and_a_decoder_are_two_stacks() -> None:
         "decoder.block.0.layer.2.DenseReluDense",
     ]
     assert sites(t5.get_encoder(), "residual", blocks=0) == ["block.0"]
+    whole = transformers.BartForConditionalGeneration(make_bart().config)
+    assert sites(whole, "mlp", blocks=0, within="encoder") == ["model.encoder.layers.0.fc2"]
+    assert sites(whole, "mlp", blocks=0, within="model.decoder") == ["model.decoder.layers.0.fc2"]
     assert sites(make_bart(), "mlp", blocks=0) == ["encoder.layers.0.fc2", "decoder.layers.0.fc2"]
 
 

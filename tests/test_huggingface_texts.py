@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ from tests.support.errors import message_of
 from tests.support.huggingface import (
     CHATS,
     N_POSITIONS,
+    SIZES,
+    SPECIAL_IDS,
     TEXTS,
+    VOCABULARY_SIZE,
+    config,
+    make,
     make_bert,
     make_gpt2,
     make_llama,
@@ -252,6 +258,49 @@ def test_a_model_that_counts_distances_takes_any_length() -> None:
     collator = Collator(make_t5().get_encoder(), make_tokenizer(), padding_side="left")
     assert collator.model_inputs == ["attention_mask"]
     assert collator(["one " * 600])["input_ids"].shape == (1, 601)
+
+
+COMPUTED: dict[str, Callable[[], Any]] = {
+    "rotary": make_llama,
+    "rotary encoder": lambda: make(
+        config("Esm", **SIZES, position_embedding_type="rotary", pad_token_id=2, mask_token_id=1)
+    ),
+    "relative": lambda: make(
+        config(
+            "DebertaV2",
+            **SIZES,
+            relative_attention=True,
+            position_biased_input=False,
+            pos_att_type=["c2p"],
+            position_buckets=4,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_models_without_a_table_of_positions_go_beyond_their_length_when_asked(kind: str) -> None:
+    model, tokenizer = COMPUTED[kind](), make_tokenizer()
+    text, n_tokens = "one two " * N_POSITIONS, 2 * N_POSITIONS + 1
+    message = message_of(BatchError, lambda: Collator(model, tokenizer)([text]))
+    assert message.endswith(
+        f"Model is configured for {N_POSITIONS}: {text[:40]!r}... Cut texts with "
+        f"max_tokens={N_POSITIONS}, or split them. Its positions are computed: "
+        f"max_tokens={n_tokens} goes beyond."
+    )
+    batch = Collator(model, tokenizer, max_tokens=n_tokens)([text])
+    assert batch["input_ids"].shape == (1, n_tokens)
+    with torch.no_grad():
+        assert model(**batch).last_hidden_state.isfinite().all()
+
+
+def test_a_table_that_is_no_embedding_bounds_the_texts_too() -> None:
+    sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4}
+    model = make(config("GPTJ", **sizes, vocab_size=VOCABULARY_SIZE, **SPECIAL_IDS))
+    assert (
+        message_of(ArgumentError, lambda: Collator(model, make_tokenizer(), max_tokens=33))
+        == "max_tokens=33, but GPTJModel has 32 positions. Pass at most max_tokens=32."
+    )
 
 
 def test_max_tokens_lies_between_the_special_tokens_and_the_positions() -> None:

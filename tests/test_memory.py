@@ -164,6 +164,14 @@ def test_staging_holds_two_of_the_largest_record() -> None:
     assert budget == Budget(64 * MiB, 32, budget.n_slots)
 
 
+@pytest.mark.parametrize("n_bytes", [5 * MiB, 12 * MiB, 16 * MiB, 64 * MiB])
+def test_slots_are_no_larger_than_the_records_to_be_lent_out_of_them(n_bytes: int) -> None:
+    limits = Limits(lends=True)
+    budget = plan_budget(limits, 100 * GiB, 100 * GiB, 12 * n_bytes, n_bytes)
+    assert n_bytes <= budget.chunk_bytes <= 2 * n_bytes
+    assert budget.n_slots >= 3 * 12 + budget.n_chunks  # one record in each
+
+
 def test_memory_is_halved_down_to_one_chunk_of_a_megabyte() -> None:
     sizes = []
     budget: Budget | None = Budget(8 * MiB, 4, 6)

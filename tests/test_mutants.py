@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 import fastcap
-from tests.mutants import BLOCK, PAGE, all_mutants
+from tests.mutants import BLOCK, PAGE, all_mutants, seeds_for
 from tests.support.killing import hunt
 from tests.support.mutants import MUTANTS, Mutant
 from tests.support.mutation import Change, source_of
 from tests.support.mutation import find_function as find
 
-pytestmark = pytest.mark.filterwarnings("ignore:Nothing is captured:fastcap.FastcapWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Nothing is captured:fastcap.FastcapWarning",
+    "ignore:A pass calls these:fastcap.FastcapWarning",
+)
 
 N_PROGRAMS = 100  # ten schedules each
 RULE = re.compile(r"\bR(\d+)\b")
@@ -28,7 +31,7 @@ def identify(mutant: Mutant) -> str:
 
 @pytest.mark.parametrize("mutant", [m for m in all_mutants() if not m.survives], ids=identify)
 def test_a_broken_engine_is_seen(mutant: Mutant) -> None:
-    kill = hunt(mutant, N_PROGRAMS)
+    kill = hunt(mutant, seeds_for(mutant, N_PROGRAMS))
     assert kill.is_dead, f"{kill.n_schedules} schedules, and no judge saw it"
 
 
@@ -51,6 +54,12 @@ def test_a_change_that_does_not_fit_the_source_is_an_error() -> None:
     change = Change(MUTANTS[0].changes[0].target, "no such line", "pass")
     with pytest.raises(LookupError, match="no such line"), change.applied():
         pass
+
+
+def test_a_hunt_begins_where_the_page_says_and_leaves_nothing_out() -> None:
+    late = next(m for m in MUTANTS if m.drops == "a flush marks one of the streams that packed")
+    assert seeds_for(late, N_PROGRAMS)[0] > 0
+    assert sorted(seeds_for(late, N_PROGRAMS)) == list(range(N_PROGRAMS))
 
 
 def test_survivors_have_a_reason() -> None:

@@ -183,6 +183,7 @@ class Twice(nn.Module):
         return value
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 @pytest.mark.parametrize("memory", ["", "plain", "pinned"])
 @pytest.mark.parametrize("staging_bytes", [1 << 15, 1 << 16])  # a chunk holds one call, or several
 @pytest.mark.parametrize(
@@ -271,6 +272,7 @@ def lanes_of(model: TwoDevices) -> Iterator[None]:
         yield
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 @pytest.mark.parametrize("memory", ["", "plain", "pinned"])
 @pytest.mark.parametrize(
     "kinds", ["late early", "late cpu", "cpu late", "late cpu late", "late late cpu"]

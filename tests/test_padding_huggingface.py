@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 import fastcap
-from fastcap import reference
+from fastcap import FastcapWarning, reference
 from fastcap.devices.simulated import Schedule, SimulatedDevice
+from fastcap.huggingface import Collator
 from fastcap.reference import differences
 from fastcap.spec import make_selection
+from tests.support.huggingface import config, make, make_tokenizer
 from tests.support.runs import running_on
 from tests.test_huggingface_models import MODELS, ids
 
@@ -98,3 +101,16 @@ def test_the_store_reads_the_mask_of_the_call(make: Any, sites: list[str]) -> No
         model(tokens, attention_mask=mask)
     assert differences(oracle.activations, store.activations) == []
     assert store.activations[sites[0]].shape == (N_SAMPLES, 16)
+
+
+def test_a_model_that_takes_no_mask_is_said_to_see_padding_once() -> None:
+    model = make(config("FNet", vocab_size=24, hidden_size=16, num_hidden_layers=1))
+    collator = Collator(model, make_tokenizer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collator(["one two", "two one"])
+    with pytest.warns(FastcapWarning, match="FNetModel names no attention_mask"):
+        collator(["one two", "two"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collator(["one two", "two"])

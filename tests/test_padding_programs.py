@@ -39,6 +39,7 @@ def draw_batch(draw: random.Random) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.tensor(mask), "at": at}
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 @pytest.mark.parametrize("schedule", [*EXTREMES, "random"])
 @pytest.mark.parametrize("seed", range(15))
 def test_random_streams_with_padding_equal_the_oracle(schedule: str, seed: int) -> None:

@@ -51,7 +51,11 @@ def open_store(model: nn.Module, **options: Any) -> fastcap.ActivationStore:
 # A store
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.bfloat16],
+    ids=str,
+)
 @pytest.mark.parametrize("by_name", [True, False])
 def test_the_mask_of_the_call_by_name_or_by_position(dtype: torch.dtype, by_name: bool) -> None:
     model, ids, mask = LanguageModel(), make_ids(3), MASK.to(dtype)
@@ -132,6 +136,7 @@ class Reenters(LanguageModel):
         return super().forward(input_ids, attention_mask)
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 @pytest.mark.parametrize("interrupts", [False, True])
 def test_a_call_within_a_call_has_its_own_mask(interrupts: bool) -> None:
     model, ids = Reenters(), make_ids(3)
@@ -214,7 +219,10 @@ def test_tuples_and_forward_give_the_mask_through_the_call() -> None:
     expected = list(
         reference.stream(model, tuples, ["norm"], lambda m, b: m(*b), make_selection(**selection))
     )
-    by_tuple = [dict(r) for r in fastcap.stream(model, tuples, ["norm"], **selection)]
+    names = ["input_ids", "attention_mask"]
+    by_tuple = [
+        dict(r) for r in fastcap.stream(model, tuples, ["norm"], model_inputs=names, **selection)
+    ]
     by_forward = [
         dict(r)
         for r in fastcap.stream(

@@ -131,7 +131,7 @@ The run: 7 min, 1.43 times the passes alone; consumer is the bound.
 The model has no data, so its forward pass is not measured.
 
 Does not fit: 4.4 TB of host memory, and there is 64 GB.
-  slice: positions=-1 takes 1.07 GB, fits
+  slice: one position ('last', or -1 without padding) takes 1.07 GB, fits
   cast: dtype=torch.bfloat16 takes 2.2 TB, still does not fit
   fewer: 29 of 2,048 samples fit
   archive: 4.4 TB on disk instead (fastcap.extract), still does not fit

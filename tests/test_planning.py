@@ -44,7 +44,7 @@ def make_model() -> nn.Module:
 
 def batch_of(n_samples: int) -> dict[str, Tensor]:
     mask = torch.ones(n_samples, N_TOKENS, dtype=torch.int64)
-    mask[:, :2] = 0
+    mask[:, [1, 3]] = 0  # what positions select is real
     return {
         "input_ids": make_ids(n_samples, N_TOKENS),
         "attention_mask": mask,
@@ -357,6 +357,19 @@ def test_an_archive_holds_what_was_planned(tmp_path: Path, positions: Any) -> No
     assert 4096 <= on_disk - found.memory.archive_bytes < 4096 + 100  # the header of one file
     row = found.compare(archive, 0.5).rows[0]
     assert (row.name, row.planned, row.found) == ("disk", found.memory.archive_bytes, on_disk)
+
+
+def test_a_pass_that_compares_values_is_said_where_an_archive_is_there(tmp_path: Path) -> None:
+    model, folder = make_model(), tmp_path / "acts"
+    options: dict[str, Any] = {"n_samples": 10, "into": "archive", "folder": folder}
+    assert fastcap.plan(model, ids_of(4), "norm", **options).assumed == ()
+    samples = [{"input_ids": ids} for ids in make_ids(10, 6)]
+    fastcap.extract(model, samples, "norm", folder, batch_size=4)
+    [said] = fastcap.plan(model, ids_of(4), "norm", **options).assumed
+    assert said.startswith(f"{folder} has an archive.")
+    assert "one more, which compares values" in said
+    others = {**options, "into": "memory"}
+    assert fastcap.plan(model, ids_of(4), "norm", **others).assumed == ()
 
 
 def test_records_under_way_to_a_loop_take_what_was_planned() -> None:

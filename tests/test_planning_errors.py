@@ -16,6 +16,7 @@ from fastcap.errors import (
     ArchiveError,
     ArgumentError,
     ArgumentTypeError,
+    BatchError,
     DeviceError,
     FastcapError,
     ResultError,
@@ -274,12 +275,13 @@ def test_a_device_without_a_link_that_is_not_here_cannot_be_measured_either() ->
 
 def test_a_sample_that_may_be_meant_for_a_batch_is_said_to_be() -> None:
     model, ids = nn.Embedding(10, 4), torch.zeros(32, dtype=torch.int64)
-    for example in (ids, {"input_ids": ids}):
-        [doubt] = fastcap.plan(model, example, "", n_samples=200).assumed
-        assert doubt == (
-            "The example's token ids have one dimension: they are taken for 32 samples. If they "
-            "are one, give them as a batch: input_ids[None]."
-        )
+    [doubt] = fastcap.plan(model, ids, "", n_samples=200).assumed
+    assert doubt == (
+        "The example's token ids have one dimension: they are taken for 32 samples. If they "
+        "are one, give them as a batch: input_ids[None]."
+    )
+    with pytest.raises(BatchError, match=r"for one sample, ids\[None\]"):
+        fastcap.plan(model, {"input_ids": ids}, "", n_samples=200)
     found = fastcap.plan(model, {"input_ids": ids[None]}, "", n_samples=200)
     assert (found.assumed, found.total_bytes) == ((), 200 * 32 * 4 * 4)
 
@@ -356,7 +358,7 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_does_not_fit_into_memory_can_be_sliced_cast_or_put_elsewhere(advised: Any) -> None:
     assert advised(60_000) == (
         "Does not fit: 102 kB of host memory, and there is 60 kB.",
-        "slice: positions=-1 takes 12.8 kB, fits",
+        "slice: one position ('last', or -1 without padding) takes 12.8 kB, fits",
         "cast: dtype=torch.bfloat16 takes 51.2 kB, fits",
         "fewer: 58 of 100 samples fit",
         "archive: 102 kB on disk instead (fastcap.extract), free space not known",
@@ -376,7 +378,7 @@ def test_what_is_sliced_and_narrow_already_is_not_advised_again(advised: Any) ->
 def test_a_disk_that_is_too_small_gets_advice_too(advised: Any) -> None:
     assert advised(10**9, 60_000, into="archive") == (
         "Does not fit: 110 kB on disk, and there is 60 kB.",
-        "slice: positions=-1 takes 12.8 kB, fits",
+        "slice: one position ('last', or -1 without padding) takes 12.8 kB, fits",
         "cast: dtype=torch.bfloat16 takes 51.2 kB, fits",
         "fewer: 54 of 100 samples fit",
     )

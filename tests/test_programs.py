@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from tests.support.judging import warm_up
 from tests.support.runs import draw_any, run_on
 
-pytestmark = pytest.mark.filterwarnings("ignore:Nothing is captured:fastcap.FastcapWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Nothing is captured:fastcap.FastcapWarning",
+    "ignore:A pass calls these:fastcap.FastcapWarning",
+)
 
 N_PROGRAMS = 600
 

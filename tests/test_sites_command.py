@@ -242,7 +242,7 @@ def test_a_function_that_fails_is_told() -> None:
 
 def test_what_is_no_model_is_refused() -> None:
     assert error_of(f"{HERE}:three") == (
-        f"MODEL '{HERE}:three' gives a int, not a torch.nn.Module. Name a module, or a function "
+        f"MODEL '{HERE}:three' gives an int, not a torch.nn.Module. Name a module, or a function "
         "without arguments that returns one."
     )
 

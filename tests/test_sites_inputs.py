@@ -167,6 +167,7 @@ def test_streams_and_selections_of_inputs_equal_the_oracle(
     assert differences(want, found) == []
 
 
+@pytest.mark.filterwarnings("ignore:A pass calls these")
 def test_the_last_call_of_a_shared_module_wins() -> None:
     linear = nn.Linear(4, 4)
     model = nn.Sequential(linear, nn.ReLU(), linear)

@@ -23,7 +23,10 @@ from tests.support.programs import BUDGETS, MODES, Program, Step, draw_program
 from tests.support.runs import StoreRun, call_model, must_equal, running_on
 from tests.support.scripted import LEAVES, ScriptedModel, TableModel, World
 
-pytestmark = pytest.mark.filterwarnings("ignore:Nothing is captured:fastcap.FastcapWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Nothing is captured:fastcap.FastcapWarning",
+    "ignore:A pass calls these:fastcap.FastcapWarning",
+)
 
 seeds = st.integers(0, 1 << 16)
 N_STORES = 2

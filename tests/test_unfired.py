@@ -14,6 +14,7 @@ from fastcap import FastcapWarning
 from fastcap.errors import UnsupportedModuleError
 from fastcap.reference import ReferenceStore, differences
 from tests.support.errors import message_of
+from tests.support.huggingface import make_llama
 
 ACTS = torch.ones(2, 3, 4)
 
@@ -43,8 +44,9 @@ def test_a_module_that_is_never_reached() -> None:
     assert said_in_passes(Branching(), ["not_taken"]) == [
         (
             "Nothing is captured at site 'not_taken': the forward pass never called the module. A "
-            "branch not taken, an expert that got no token, or a weight that is used without its "
-            "module; capture a module around it."
+            "branch not taken, an expert that got no token, a weight that is used without its "
+            "module, or its forward() called directly, which runs no hooks; capture a module "
+            "around it."
         )
     ]
 
@@ -160,7 +162,7 @@ def test_an_output_that_is_no_tensor_is_reported_by_its_type_and_not_again() -> 
 
     assert said_in_passes(Model(), ["odd"]) == [
         (
-            "Nothing is captured at site 'odd': its forward returned a int, not a tensor. Capture "
+            "Nothing is captured at site 'odd': its forward returned an int, not a tensor. Capture "
             "a submodule."
         )
     ]
@@ -281,3 +283,57 @@ def test_a_store_that_is_gone_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(ACTS)
+
+
+class Direct(nn.Module):
+    """Calls the forward of its child, past the child's hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(4, 4)
+
+    def forward(self, acts: Tensor) -> Tensor:
+        found: Tensor = self.child.forward(acts)
+        return found
+
+
+def test_a_forward_that_is_called_directly_is_among_the_reasons() -> None:
+    model = Direct()
+    with (
+        pytest.warns(FastcapWarning, match=r"or its forward\(\) called directly"),
+        fastcap.ActivationStore(model, ["child"]) as store,
+    ):
+        model(ACTS)
+    assert store.activations == {}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_weights_that_sdpa_does_not_have_are_named(implementation: str) -> None:
+    model = make_llama(attn_implementation=implementation)
+    store = fastcap.ActivationStore(model, ["layers.0.self_attn:output[1]"])
+    if implementation == "eager":
+        with store:
+            model(torch.ones(2, 3, dtype=torch.int64))
+        assert store["layers.0.self_attn:output[1]"].shape == (2, 2, 3, 3)
+        return
+    said = "load the model with attn_implementation='eager'"
+    with pytest.warns(FastcapWarning, match=said), store:
+        model(torch.ones(2, 3, dtype=torch.int64))
+
+
+def test_a_multihead_attention_without_its_weights_says_how_to_have_them() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, acts: Tensor) -> Tensor:
+            found: Tensor = self.attention(acts, acts, acts, need_weights=False)[0]
+            return found
+
+    model = Attends().eval()
+    with (
+        pytest.warns(FastcapWarning, match="nn.MultiheadAttention with need_weights=True"),
+        fastcap.ActivationStore(model, ["attention:output[1]"]),
+    ):
+        model(torch.ones(2, 3, 4))

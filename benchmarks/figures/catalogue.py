@@ -93,34 +93,11 @@ def summary(place: Place) -> str:
     return bullets(lines)
 
 
-def gaps(place: Place) -> str:
-    """Which kinds have no result file."""
-    missing = [kind for kind in IN_SUMMARY if newest(place.results, kind) is None]
-    if not missing:
-        return "Every kind of figure on this page has been measured on a CPU."
-    lines = bullets(f"{kind.title}: `{kind.command}`" for kind in missing)
-    return f"Kinds of figures on this page that have no result file yet:\n\n{lines}"
-
-
-_RENDERED: Mapping[str, tuple[Kind, Render]] = {
-    "acceptance": (ACCEPTANCE, suite.acceptance),
-    "acceptance, in short": (ACCEPTANCE, suite.acceptance_in_short),
-    "suite": (SUITE, suite.block),
-    "peers": (PEERS, peers.block),
-    "peers, in short": (PEERS, peers.in_short),
-    "hooks": (HOOKS, small.hooks),
-    "floors": (ACCEPTANCE, small.floors),
-    "copies": (COPIES, small.copies),
-    "scaling": (SCALING, small.scaling),
-    "archive": (ARCHIVE, small.archive),
-    "early stop": (EARLY_STOP, small.early_stop),
-    "virtual": (VIRTUAL, small.virtual),
-    "imports": (IMPORTS, small.imports),
-}
 BLOCKS: Mapping[str, Block] = {
     "summary": summary,
-    **{name: partial(with_credit, *of_kind) for name, of_kind in _RENDERED.items()},
-    "gaps": gaps,
+    **{kind.title: partial(with_credit, kind, kind.block) for kind in KINDS},
+    "floors": partial(with_credit, ACCEPTANCE, small.floors),
+    "other libraries, in short": partial(with_credit, PEERS, peers.in_short),
 }
 
 PICTURES: Mapping[str, tuple[Kind, Callable[[Result], Figure]]] = {

@@ -5,15 +5,15 @@ Shape and fill tell ways apart, so that no colour is needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.figures import peers, small
 from benchmarks.figures.peers import Answered
 from benchmarks.figures.results import Result
 from benchmarks.figures.suite import Measured, workloads
+from fastcap.bench import Ratio
 from fastcap.bench.ways import BASELINE, FASTCAP, HOOK
 
 if TYPE_CHECKING:
@@ -31,22 +31,29 @@ TICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """How one way is drawn."""
 
     label: str
     shape: str
     fill: str
 
-    def draw(self, axes: Axes, y: float, ratio: Mapping[str, float]) -> Any:
-        """A mean with its interval."""
-        mean = ratio["mean"]
-        bars = [[mean - ratio["low"]], [ratio["high"] - mean]]
-        style: dict[str, Any] = {"markersize": 5, "elinewidth": 0.9, "capsize": 2}
-        return axes.errorbar(
-            mean, y, xerr=bars, fmt=self.shape, color="black", markerfacecolor=self.fill, **style
-        )
+
+def draw_ratios(
+    axes: Axes, mark: Mark, ys: Sequence[float], ratios: Sequence[Ratio], vertical: bool = False
+) -> None:
+    """Means with their intervals, along one axis or the other."""
+    means = [ratio.mean for ratio in ratios]
+    bars = [
+        [ratio.mean - ratio.low for ratio in ratios],
+        [ratio.high - ratio.mean for ratio in ratios],
+    ]
+    style: dict[str, Any] = {"fmt": mark.shape, "markerfacecolor": mark.fill, "label": mark.label}
+    style |= {"markersize": 5, "elinewidth": 0.9, "capsize": 2, "color": "black"}
+    if vertical:
+        axes.errorbar(ys, means, yerr=bars, **style)
+    else:
+        axes.errorbar(means, ys, xerr=bars, **style)
 
 
 WAYS = {
@@ -60,6 +67,11 @@ PEERS = {
     "nnsight": Mark(peers.NAMES["nnsight"], "o", "white"),
     "transformer-lens": Mark(peers.NAMES["transformer-lens"], "^", "white"),
     "sae-lens": Mark(peers.NAMES["sae-lens"], "D", "white"),
+}
+
+BASES = {
+    BASELINE: Mark("baseline = 1", "o-", "black"),
+    HOOK: Mark("synchronous hook = 1", "s--", "white"),
 }
 
 
@@ -85,13 +97,13 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def ratio_axis(axes: Axes, ratios: Sequence[Mapping[str, float]], *others: float) -> None:
+def ratio_axis(axes: Axes, ratios: Sequence[Ratio], *others: float) -> None:
     """A logarithmic axis that shows all intervals, unless they are much wider than the figures."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    means = [1.0, *others, *(ratio["mean"] for ratio in ratios)]
-    low = max(min([*means, *(ratio["low"] for ratio in ratios)]), min(means) / 1.5)
-    high = min(max([*means, *(ratio["high"] for ratio in ratios)]), max(means) * 1.5)
+    means = [1.0, *others, *(ratio.mean for ratio in ratios)]
+    low = max(min([*means, *(ratio.low for ratio in ratios)]), min(means) / 1.5)
+    high = min(max([*means, *(ratio.high for ratio in ratios)]), max(means) * 1.5)
     room = (high / low) ** 0.04
     axes.set_xscale("log")
     axes.set_xlim(low / room, high * room)
@@ -133,18 +145,16 @@ def overhead(result: Result) -> Figure:
 
 
 def _overheads(axes: Axes, group: Sequence[Measured]) -> None:
-    ways = [way for way in WAYS if any(way in each.secs for each in group)]
-    shown, floors = [], []
-    for row, each in enumerate(group):
-        for index, way in enumerate(ways):
-            y = row + SPREAD * (index / max(len(ways) - 1, 1) - 0.5)
-            if way in each.secs:
-                shown.append(each.to_baseline(way))
-                drawn = WAYS[way].draw(axes, y, shown[-1])
-                drawn.set_label(WAYS[way].label if row == 0 else "_")
-            if way == FASTCAP and (floor := each.floor_to_baseline()) is not None:
-                floors.append(floor)
-                axes.plot([floor], [y], **TICK)
+    ways = [way for way in WAYS if any(way in each.ways for each in group)]
+    shown, floors = [], [each.floor_to_baseline() for each in group]
+    for index, way in enumerate(ways):
+        offset = SPREAD * (index / max(len(ways) - 1, 1) - 0.5)
+        rows = [row for row, each in enumerate(group) if way in each.ways]
+        ratios = [group[row].to_baseline(way) for row in rows]
+        draw_ratios(axes, WAYS[way], [row + offset for row in rows], ratios)
+        shown += ratios
+        if way == FASTCAP:
+            axes.plot(floors, [row + offset for row in range(len(group))], **TICK)
     rows_of(axes, [each.name for each in group])
     ratio_axis(axes, shown, *floors)
     axes.set_xlabel("time, baseline = 1 (bars: 95 % interval)")
@@ -173,9 +183,9 @@ def beside_peers(result: Result) -> Figure:
 
 
 def _times(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
-    ratios = [each.fields["ratios_to_baseline"][way] for way in ways]
+    ratios = [each.ratio(way, BASELINE) for way in ways]
     for row, (way, ratio) in enumerate(zip(ways, ratios, strict=True)):
-        PEERS[way].draw(axes, row, ratio)
+        draw_ratios(axes, PEERS[way], [row], [ratio])
     floor = each.floor_secs()
     floors = [] if floor is None else [floor / each.median(BASELINE)]
     axes.plot(floors, [ways.index(FASTCAP)] * len(floors), **TICK)
@@ -211,33 +221,18 @@ def _memory(axes: Axes, each: Answered, ways: Sequence[str]) -> None:
 def growth(result: Result) -> Figure:
     """A panel per series of the scaling benchmark."""
     figure = _figure(10, 3.6)
-    ratios_of = result.content["ratios"]
-    panels = figure.subplots(1, len(ratios_of), sharey=True)
-    styles = {BASELINE: ("o-", "black", "black"), HOOK: ("s--", "0.45", "white")}
-    labels = {BASELINE: "baseline = 1", HOOK: "synchronous hook = 1"}
-    for panel, (series, points) in zip(panels, ratios_of.items(), strict=True):
+    series = result.content["ratios"]
+    panels = figure.subplots(1, len(series), sharey=True)
+    for panel, (name, points) in zip(panels, series.items(), strict=True):
         sizes = [int(size) for size in points]
-        for shift, (base, (line, color, fill)) in enumerate(styles.items()):
-            ratios = [ratios[base] for ratios in points.values()]
-            means = [ratio["mean"] for ratio in ratios]
-            bars = [
-                [ratio["mean"] - ratio["low"] for ratio in ratios],
-                [ratio["high"] - ratio["mean"] for ratio in ratios],
-            ]
-            panel.errorbar(
-                [size * (1 + 0.04 * shift) for size in sizes],  # so that bars do not hide bars
-                means,
-                yerr=bars,
-                fmt=line,
-                color=color,
-                markerfacecolor=fill,
-                capsize=3,
-                label=labels[base],
-            )
+        for shift, (base, mark) in enumerate(BASES.items()):
+            xs = [size * (1 + 0.04 * shift) for size in sizes]  # so that bars do not hide bars
+            ratios = [Ratio(**of_base[base]) for of_base in points.values()]
+            draw_ratios(panel, mark, xs, ratios, vertical=True)
         panel.axhline(1, color="black", linewidth=0.6)
         panel.set_xscale("log", base=2)
         panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.set_xlabel(small.AXES[series])
+        panel.set_xlabel(small.AXES[name])
     panels[0].set_ylabel("fastcap's time, as a multiple")
     panels[0].legend(frameon=False)
     figure.suptitle(

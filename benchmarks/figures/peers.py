@@ -8,15 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.figures.results import Result
-from benchmarks.figures.text import bullets, interval, paragraphs, signed, table
+from benchmarks.figures.text import bullets, paragraphs, signed, table
 from benchmarks.peers.questions import GPT2
-from benchmarks.peers.ways import BASELINE, FASTCAP, PEERS
+from benchmarks.peers.ways import BASELINE, FASTCAP, NNSIGHT, PEERS, SAE_LENS, TRANSFORMER_LENS
 from fastcap.bench.equality import Difference
 from fastcap.bench.floors import Floors
+from fastcap.bench.timing import Ratio, paired_ratio
 from fastcap.formatting import format_bytes
 
 PICTURE = "peers.svg"
-NAMES = {"nnsight": "nnsight", "transformer-lens": "TransformerLens", "sae-lens": "SAELens"}
+NAMES = {NNSIGHT: "nnsight", TRANSFORMER_LENS: "TransformerLens", SAE_LENS: "SAELens"}
 TIME_BAR = 1.03
 """The most that the upper end of the interval of fastcap's time over a peer's may be."""
 
@@ -33,22 +34,36 @@ class Answered:
     def __init__(self, fields: Mapping[str, Any], floors: Floors) -> None:
         self.fields, self._floors = fields, floors
         self.name, self.what = str(fields["name"]), str(fields["what"])
-        self.peers = list(fields["fastcap_to_peer"])
         self._comparisons: list[dict[str, list[float]]] = fields["comparisons"]
         self.ways = list(dict.fromkeys(way for each in self._comparisons for way in each))
+        self.peers = [way for way in self.ways if way in PEERS]
         self.values = {way: Difference(**found) for way, found in fields["values"].items()}
 
-    def to_peer(self, peer: str) -> Mapping[str, float]:
+    def secs(self, way: str, beside: str) -> list[float]:
+        """Of the rounds of every process that ran both."""
+        both = [each for each in self._comparisons if way in each and beside in each]
+        return [secs for each in both for secs in each[way]]
+
+    def ratio(self, way: str, base: str) -> Ratio:
+        return paired_ratio(self.secs(way, base), self.secs(base, way))
+
+    def to_peer(self, peer: str) -> Ratio:
         """The time of fastcap, the peer's = 1."""
-        ratio: Mapping[str, float] = self.fields["fastcap_to_peer"][peer]
-        return ratio
+        return self.ratio(FASTCAP, peer)
 
     def added(self, way: str) -> dict[str, int]:
-        """Peak memory added, in bytes, by how batches are collected; empty if not measured."""
-        return {} if way == BASELINE else dict(self.fields["peak_added_bytes"].get(way, {}))
+        """What capturing adds to the peak of the same run without, in bytes, by how batches are
+        collected; empty if not measured.
+        """
+        peaks = self.fields["peaks"]
+        return {
+            collector: _growth(peak) - _growth(peaks[BASELINE]["rows"])
+            for collector, peak in peaks.get(way, {}).items()
+            if way != BASELINE
+        }
 
     def meets_time_bar(self, peer: str) -> bool:
-        return self.to_peer(peer)["high"] <= TIME_BAR
+        return self.to_peer(peer).high <= TIME_BAR
 
     def meets_memory_bar(self, peer: str) -> bool | None:
         """Less than the peer however it collects; `None` where memory was not measured."""
@@ -64,7 +79,7 @@ class Answered:
 
     def median(self, way: str) -> float:
         """Over the rounds of every process that ran this way."""
-        return statistics.median(secs for each in self._comparisons for secs in each.get(way, ()))
+        return statistics.median(self.secs(way, way))
 
     def missed(self) -> Iterator[str]:
         """Bars that are missed, in words."""
@@ -72,11 +87,15 @@ class Answered:
             yield f"{self.name}: fastcap's values are not the oracle's: {self.values[FASTCAP]}"
         for peer in self.peers:
             if not self.meets_time_bar(peer):
-                ratio = interval(self.to_peer(peer))
+                ratio = self.to_peer(peer)
                 yield f"{self.name}: fastcap takes {ratio} times as long as {NAMES[peer]}"
             if self.meets_memory_bar(peer) is False:
                 own, theirs = (_peak(self, way) for way in (FASTCAP, peer))
                 yield f"{self.name}: fastcap adds {own} to the peak, {NAMES[peer]} {theirs}"
+
+
+def _growth(peak: Mapping[str, int]) -> int:
+    return peak["host_bytes"] - peak["before_bytes"]
 
 
 def questions(result: Result) -> list[Answered]:
@@ -123,7 +142,7 @@ def _version(result: Result, name: str) -> str:
 
 
 def _time_cell(each: Answered, peer: str) -> str:
-    return interval(each.to_peer(peer)) if peer in each.peers else _absence(each, peer)
+    return str(each.to_peer(peer)) if peer in each.peers else _absence(each, peer)
 
 
 def _memory_cell(each: Answered, peer: str) -> str:
@@ -213,8 +232,8 @@ def _rows(each: Answered) -> Iterator[tuple[str, ...]]:
         yield (
             NAMES.get(way, way),
             f"{each.median(way):.3f}",
-            "1" if way == BASELINE else interval(each.fields["ratios_to_baseline"][way]),
-            interval(each.to_peer(way)) if is_peer else "",
+            "1" if way == BASELINE else str(each.ratio(way, BASELINE)),
+            str(each.to_peer(way)) if is_peer else "",
             _met(each.meets_time_bar(way)) if is_peer else "",
             _peak(each, way),
             _met(each.meets_memory_bar(way)) if is_peer else "",

@@ -6,10 +6,12 @@ Of each a block, which says all, and a brief, which is its line in the summary.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.figures.results import Result
-from benchmarks.figures.text import folded, interval, paragraphs, power_of_two, table
+from benchmarks.figures.text import folded, paragraphs, power_of_two, table
+from fastcap.bench import Ratio
 from fastcap.bench.ways import BASELINE, HOOK
 from fastcap.formatting import format_bytes
 
@@ -136,7 +138,7 @@ def scaling(result: Result) -> str:
         "fastcap's time, synchronous hook = 1",
     )
     rows = [
-        (AXES[series], size, interval(ratios[BASELINE]), interval(ratios[HOOK]))
+        (AXES[series], size, str(Ratio(**ratios[BASELINE])), str(Ratio(**ratios[HOOK])))
         for series, points in result.content["ratios"].items()
         for size, ratios in points.items()
     ]
@@ -175,7 +177,7 @@ def archive(result: Result) -> str:
     rows = []
     for way, name in ARCHIVE_NAMES.items():
         secs = statistics.median(content["secs"][way])
-        ratio = "1" if way == PLAIN else interval(content[f"{way} to plain write"])
+        ratio = "1" if way == PLAIN else _to_plain(content, way)
         rows.append((name, f"{secs:.2f}", f"{content['bytes'] / secs / GB:.2f}", ratio))
     memory = [
         tuple(format_bytes(of[field]) for field in ("bytes", "growth_bytes", "slot_bytes"))
@@ -191,9 +193,13 @@ def archive(result: Result) -> str:
     )
 
 
+def _to_plain(content: Mapping[str, Any], way: str) -> str:
+    return str(Ratio(**content[f"{way} to {PLAIN}"]))
+
+
 def archive_brief(result: Result) -> str:
     content = result.content
-    ratios = [interval(content[f"{way} to plain write"]) for way in (ARCHIVE, SAVEZ)]
+    ratios = [_to_plain(content, way) for way in (ARCHIVE, SAVEZ)]
     said = (
         f"An archive takes {ratios[0]} times as long as a plain loop of `write` of the same bytes, "
         f"`np.savez` {ratios[1]}."
@@ -223,7 +229,7 @@ def early_stop(result: Result) -> str:
 def early_stop_brief(result: Result) -> str:
     content = result.content
     return (
-        f"Passes that end after their last site take {interval(content['ratio'])} of the time of "
+        f"Passes that end after their last site take {Ratio(**content['ratio'])} of the time of "
         "whole ones; the floor, the share of multiplications before the site, is "
         f"{content['floor']:.3f}."
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.figures.results import Result
-from benchmarks.figures.text import comparison, folded, interval, paragraphs, table, verdict
+from benchmarks.figures.text import comparison, folded, paragraphs, table, verdict
 from benchmarks.workloads import ACCEPTANCE, GPT2_SIZED
+from fastcap.bench import Overhead, Ratio
 from fastcap.bench.floors import Floors, Prediction, predict, predict_archive
-from fastcap.bench.report import brief as ratio_fields
-from fastcap.bench.timing import paired_ratio
 from fastcap.bench.ways import ARCHIVE, BASELINE, FASTCAP, HOOK
 from fastcap.formatting import format_bytes
 
@@ -33,40 +31,51 @@ def has_acceptance(result: Result) -> bool:
 
 
 class Measured:
-    """One workload's figures."""
+    """One workload's figures.
+
+    Attributes:
+        name: The workload.
+        fields: What the result file has of it.
+        overhead: The part of it that `fastcap.bench` wrote.
+    """
 
     def __init__(self, name: str, fields: Mapping[str, Any], floors: Floors) -> None:
         self.name, self.fields, self._floors = name, fields, floors
-        self.secs: Mapping[str, list[float]] = fields["secs"]
+        self.overhead = Overhead(
+            secs=fields["secs"],
+            n_mismatches=fields["mismatches"],
+            problems=fields["problems"],
+            captured_bytes=fields["captured_bytes"],
+            n_passes=fields["passes"],
+            n_samples=fields["samples"],
+            sites=fields["sites"],
+        )
 
-    def median(self, way: str) -> float:
-        return statistics.median(self.secs[way])
+    @property
+    def ways(self) -> list[str]:
+        return list(self.overhead.secs)
 
-    def ms_per_pass(self, way: str) -> float:
-        return 1e3 * self.median(way) / int(self.fields["passes"])
+    def ms_per_pass(self, way: str) -> str:
+        return f"{1e3 * self.overhead.median_secs(way) / self.overhead.n_passes:.3f}"
 
-    def to_baseline(self, way: str) -> Mapping[str, float]:
-        ratios: Mapping[str, Mapping[str, float]] = self.fields["ratios_to_baseline"]
-        return ratios[way]
+    def to_baseline(self, way: str) -> Ratio:
+        return self.overhead.ratio(way, BASELINE)
 
-    def to_hook(self, way: str) -> dict[str, float]:
-        return ratio_fields(paired_ratio(self.secs[way], self.secs[HOOK]))
+    def to_hook(self, way: str) -> Ratio:
+        return self.overhead.ratio(way, HOOK)
 
-    def floor(self, way: str = FASTCAP) -> Prediction | None:
-        """What nothing but the floors would take; `None` for ways that have none of their own."""
-        make = {FASTCAP: predict, ARCHIVE: predict_archive}.get(way)
-        if make is None:
-            return None
-        return make(self.fields["captured_bytes"], self._floors, self.median(BASELINE))
+    def floor(self, way: str = FASTCAP) -> Prediction:
+        """What nothing but the floors would take into memory, or to an archive."""
+        make = predict_archive if way == ARCHIVE else predict
+        baseline_secs = self.overhead.median_secs(BASELINE)
+        return make(self.overhead.captured_bytes, self._floors, baseline_secs)
 
-    def floor_to_baseline(self, way: str = FASTCAP) -> float | None:
-        floor = self.floor(way)
-        return None if floor is None else floor.secs / self.median(BASELINE)
+    def floor_to_baseline(self) -> float:
+        return self.floor().secs / self.overhead.median_secs(BASELINE)
 
-    def to_floor(self, way: str) -> str:
+    def to_floor(self, way: str = FASTCAP) -> str:
         """The way's time as a multiple of its floor's."""
-        floor = self.floor(way)
-        return "" if floor is None else f"{self.median(way) / floor.secs:.3f}"
+        return f"{self.overhead.median_secs(way) / self.floor(way).secs:.3f}"
 
     @property
     def is_large(self) -> bool:
@@ -74,15 +83,18 @@ class Measured:
 
     @property
     def differing(self) -> list[str]:
-        return [way for way, number in self.fields["mismatches"].items() if number]
+        return [way for way, number in self.overhead.n_mismatches.items() if number]
 
 
 def workloads(result: Result) -> list[Measured]:
     """The large model first, otherwise in the order of the file."""
-    floors = Floors(**result.content["floors"])
-    found = [Measured(name, fields, floors) for name, fields in result.content["workloads"].items()]
-    of_grid = [each for each in found if each.name != ACCEPTANCE.name]
+    of_grid = [each for each in _all(result) if each.name != ACCEPTANCE.name]
     return sorted(of_grid, key=lambda each: not each.is_large)
+
+
+def _all(result: Result) -> list[Measured]:
+    floors, found = Floors(**result.content["floors"]), result.content["workloads"]
+    return [Measured(name, fields, floors) for name, fields in found.items()]
 
 
 def block(result: Result) -> str:
@@ -107,7 +119,7 @@ def brief(result: Result) -> str:
         values = f"values DIFFER from the oracle's: {', '.join(differing)}"
     ranges = []
     for name, is_large in (("on the model of GPT-2's size", True), ("on the small ones", False)):
-        means = [e.to_baseline(FASTCAP)["mean"] for e in found if e.is_large == is_large]
+        means = [each.to_baseline(FASTCAP).mean for each in found if each.is_large == is_large]
         if means:
             ranges.append(f"{min(means):.3f} to {max(means):.3f} {name}")
     return (
@@ -133,13 +145,13 @@ HEADER = (
 def _row(each: Measured) -> tuple[str, ...]:
     return (
         each.name,
-        format_bytes(each.fields["captured_bytes"] / each.fields["passes"]),
-        f"{each.ms_per_pass(BASELINE):.3f}",
+        format_bytes(each.overhead.captured_bytes / each.overhead.n_passes),
+        each.ms_per_pass(BASELINE),
         f"{each.floor_to_baseline():.3f}",
-        interval(each.to_baseline(HOOK)),
-        interval(each.to_baseline(FASTCAP)),
-        interval(each.to_hook(FASTCAP)),
-        each.to_floor(FASTCAP),
+        str(each.to_baseline(HOOK)),
+        str(each.to_baseline(FASTCAP)),
+        str(each.to_hook(FASTCAP)),
+        each.to_floor(),
     )
 
 
@@ -157,71 +169,71 @@ WAYS_HEADER = (
 
 def every_way(found: Iterable[Measured]) -> str:
     """A row per way of each workload."""
-    return table(WAYS_HEADER, _way_rows(found))
+    return table(WAYS_HEADER, [_way_row(each, way) for each in found for way in each.ways])
 
 
-def _way_rows(found: Iterable[Measured]) -> Iterator[tuple[str, ...]]:
-    for each in found:
-        for way in each.secs:
-            floor = each.floor(way)
-            yield (
-                each.name,
-                way,
-                f"{each.ms_per_pass(way):.3f}",
-                "1" if way == BASELINE else interval(each.to_baseline(way)),
-                "" if way in (BASELINE, HOOK) else interval(each.to_hook(way)),
-                each.to_floor(way),
-                "" if floor is None else floor.what,
-                "" if way == BASELINE else str(each.fields["mismatches"][way]),
-            )
+def _way_row(each: Measured, way: str) -> tuple[str, ...]:
+    has_floor = way in (FASTCAP, ARCHIVE)
+    return (
+        each.name,
+        way,
+        each.ms_per_pass(way),
+        "1" if way == BASELINE else str(each.to_baseline(way)),
+        "" if way in (BASELINE, HOOK) else str(each.to_hook(way)),
+        each.to_floor(way) if has_floor else "",
+        each.floor(way).what if has_floor else "",
+        "" if way == BASELINE else str(each.overhead.n_mismatches[way]),
+    )
 
 
 # One large result
 
 
-def _acceptance(result: Result) -> Measured:
-    fields, floors = result.content["workloads"][ACCEPTANCE.name], result.content["floors"]
-    return Measured(ACCEPTANCE.name, fields, Floors(**floors))
+ACCEPTANCE_HEADER = (
+    "way",
+    "median, s",
+    "time, baseline = 1",
+    "time, synchronous hook = 1",
+    "peak memory added",
+    "the same, result = 1",
+)
 
 
 def acceptance(result: Result) -> str:
     """Times, floor and memory, with what was run."""
-    header = (
-        "way",
-        "median, s",
-        "time, baseline = 1",
-        "time, synchronous hook = 1",
-        "peak memory added",
-        "the same, result = 1",
-    )
     found = _acceptance(result)
-    floor, base = found.floor(), found.median(BASELINE)
-    assert floor is not None
+    floor, base_secs = found.floor(), found.overhead.median_secs(BASELINE)
+    floor_share = f"{found.floor_to_baseline():.3f}"
     rows: list[tuple[str, ...]] = [
-        (BASELINE, f"{base:.2f}", "1", "", "", ""),
-        (f"floor: {floor.what}", f"{floor.secs:.2f}", f"{floor.secs / base:.3f}", "", "", ""),
+        (BASELINE, f"{base_secs:.2f}", "1", "", "", ""),
+        (f"floor: {floor.what}", f"{floor.secs:.2f}", floor_share, "", "", ""),
     ]
-    for way, (to_baseline, to_hook, n_bytes, share) in _columns(found).items():
-        median = f"{found.median(way):.2f}"
-        rows.append((NAMES[way], median, to_baseline, to_hook, n_bytes, share))
-    return paragraphs(_setting(result, found), table(header, rows), _reading(found))
+    for way, name in NAMES.items():
+        median = f"{found.overhead.median_secs(way):.2f}"
+        to_hook = "1" if way == HOOK else str(found.to_hook(way))
+        added = found.fields["peak_added_bytes"].get(way)
+        memory = ("not measured", "not measured")
+        if added is not None:
+            memory = (format_bytes(added), _in_results(found, way))
+        rows.append((name, median, str(found.to_baseline(way)), to_hook, *memory))
+    said = comparison(found.to_hook(FASTCAP), "fastcap", "the synchronous hook")
+    values = "Every value equalled the oracle's."
+    if found.differing:
+        values = f"Values of {', '.join(found.differing)} DIFFER from the oracle's."
+    return paragraphs(
+        _setting(result, found),
+        table(ACCEPTANCE_HEADER, rows),
+        f"{said[0].upper()}{said[1:]}. fastcap takes {found.to_floor()} times the floor "
+        f"({floor.what}). {values}",
+    )
 
 
-def acceptance_in_short(result: Result) -> str:
-    """The same in three columns."""
-    header = (
-        "",
-        "time, baseline = 1",
-        "time, synchronous hook = 1",
-        "peak memory added, result = 1",
-    )
-    found = _acceptance(result)
-    rows: list[tuple[str, ...]] = [
-        (NAMES[way], to_baseline, to_hook, share)
-        for way, (to_baseline, to_hook, _, share) in _columns(found).items()
-    ]
-    rows.append(("either, on a GPU", *["not yet measured"] * 3))
-    return paragraphs(_setting(result, found), table(header, rows), _reading(found))
+def _acceptance(result: Result) -> Measured:
+    return next(each for each in _all(result) if each.name == ACCEPTANCE.name)
+
+
+def _in_results(found: Measured, way: str) -> str:
+    return f"{found.fields['peak_added_bytes'][way] / found.overhead.captured_bytes:.2f}"
 
 
 def acceptance_brief(result: Result) -> str:
@@ -229,60 +241,26 @@ def acceptance_brief(result: Result) -> str:
     found = _acceptance(result)
     to_hook = found.to_hook(FASTCAP)
     times = (
-        f"fastcap takes {interval(found.to_baseline(FASTCAP))} times as long as the same passes "
-        f"without capture, and {interval(to_hook)} times as long as the synchronous hook "
+        f"fastcap takes {found.to_baseline(FASTCAP)} times as long as the same passes without "
+        f"capture, and {to_hook} times as long as the synchronous hook "
         f"({comparison(to_hook, 'fastcap', 'the synchronous hook')})."
     )
-    shares = _peak_shares(found)
-    if not shares:
+    if not found.fields["peak_added_bytes"]:
         return times
     return (
-        f"{times} It adds {shares[FASTCAP]:.2f} results to the peak of memory, the hook "
-        f"{shares[HOOK]:.2f}."
+        f"{times} It adds {_in_results(found, FASTCAP)} results to the peak of memory, the hook "
+        f"{_in_results(found, HOOK)}."
     )
-
-
-def _peak_shares(found: Measured) -> dict[str, float]:
-    """What capturing adds to the peak, in results; empty where it was not measured."""
-    n_bytes = found.fields["captured_bytes"]
-    return {way: added / n_bytes for way, added in found.fields["peak_added_bytes"].items()}
-
-
-def _columns(found: Measured) -> dict[str, tuple[str, str, str, str]]:
-    """By way: time to the baseline's, time to the hook's, peak memory, and that by the result's."""
-    shares = _peak_shares(found)
-    return {
-        way: (
-            interval(found.to_baseline(way)),
-            "1" if way == HOOK else interval(found.to_hook(way)),
-            format_bytes(found.fields["peak_added_bytes"][way]) if shares else "not measured",
-            f"{shares[way]:.2f}" if shares else "not measured",
-        )
-        for way in NAMES
-    }
 
 
 def _setting(result: Result, found: Measured) -> str:
     fields = found.fields
-    modules = ", ".join(f"`{site}`" for site in fields["sites"])
+    modules = ", ".join(f"`{site}`" for site in found.overhead.sites)
     return (
         f"A random-weight decoder of {fields['n_layers']} layers and width {fields['width']}, "
-        f"{fields['samples']} samples of {fields['n_tokens']} tokens, {fields['batch_size']} per "
-        f"pass; the outputs of {modules} in {fields['dtype']}: "
-        f"{format_bytes(fields['captured_bytes'])}. {result.machine.n_cores} CPU cores, "
-        f"{len(found.secs[BASELINE])} rounds in which the ways alternate batch by batch; ratios "
-        "are the geometric mean of the rounds', with its 95 % interval:"
-    )
-
-
-def _reading(found: Measured) -> str:
-    floor = found.floor()
-    assert floor is not None
-    said = comparison(found.to_hook(FASTCAP), "fastcap", "the synchronous hook")
-    values = "Every value equalled the oracle's."
-    if found.differing:
-        values = f"Values of {', '.join(found.differing)} DIFFER from the oracle's."
-    return (
-        f"{said[0].upper()}{said[1:]}. fastcap takes {found.to_floor(FASTCAP)} times the floor "
-        f"({floor.what}). {values}"
+        f"{found.overhead.n_samples} samples of {fields['n_tokens']} tokens, "
+        f"{fields['batch_size']} per pass; the outputs of {modules} in {fields['dtype']}: "
+        f"{format_bytes(found.overhead.captured_bytes)}. {result.machine.n_cores} CPU cores, "
+        f"{len(found.overhead.secs[BASELINE])} rounds in which the ways alternate batch by batch; "
+        "ratios are the geometric mean of the rounds', with its 95 % interval:"
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from fastcap.bench import Ratio
 from fastcap.formatting import format_bytes, markdown_table
 
 KiB, MiB = 1 << 10, 1 << 20
@@ -29,17 +29,12 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"* {line}" for line in lines)
 
 
-def interval(ratio: Mapping[str, Any]) -> str:
-    """`1.038 [1.021, 1.059]`: a ratio's geometric mean with its 95 % interval."""
-    return f"{ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
-
-
-def verdict(ratio: Mapping[str, Any]) -> str:
+def verdict(ratio: Ratio) -> str:
     """What an interval says about a ratio of times: `less`, `more`, or `same` if it includes 1."""
-    return "less" if ratio["high"] < 1 else "more" if ratio["low"] > 1 else "same"
+    return "less" if ratio.high < 1 else "more" if ratio.low > 1 else "same"
 
 
-def comparison(ratio: Mapping[str, Any], one: str, other: str) -> str:
+def comparison(ratio: Ratio, one: str, other: str) -> str:
     """The same in a sentence, without its full stop."""
     said = verdict(ratio)
     if said == "same":

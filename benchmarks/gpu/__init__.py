@@ -12,9 +12,8 @@ command     options, an end in time, and a report after every step
 report      what a report is made of: entries, figures, goals
 subjects    the models, with transformers or without
 grid        what is asked of which model in which ways, and what bounds a pass
-turns       one of the grid's groups, measured
+turns       one case, each way in turns with the baseline
 micro       what the design rests on, measured by itself
-loops       decoding, batches of many lengths, compiled models
 
 Needs torch and numpy; the soak and the dry run, the tests' own modules. What else is missing is
 said, and what depends on it is listed as not run.

@@ -14,11 +14,10 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import groupby
 
 from benchmarks.gpu import command, grid, micro, turns
 from benchmarks.gpu.command import Program
-from benchmarks.gpu.grid import Group
-from benchmarks.gpu.subjects import tiny
 
 LIMIT_SECS = 480.0  # nothing is begun that would end later, as far as can be told
 
@@ -30,15 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def everything(program: Program) -> None:
     """Floors, what the rest rests on, then the grid."""
-    groups = list(grid.GRID)
+    groups = [replace(g, subject=turns.subject_of(program, g.subject)) for g in grid.GRID]
     if program.is_dry:
-        groups = [replace(group, subject=tiny(group.subject), n_passes=3) for group in groups]
+        groups = [replace(group, n_passes=grid.FEWEST_PASSES) for group in groups]
     for question in micro.QUESTIONS:
         program.ask(question.title)
-    of_subjects: dict[str, list[Group]] = {}
-    for group in groups:  # those of one model together, so that each is made once
-        of_subjects.setdefault(group.subject.name, []).append(group)
-        turns.entries_of(program, group)
+    for group in groups:
+        for way in group.ways:
+            program.ask(f"{group.name}: {way}")
     program.say("floors")
     try:
         program.facts["floors"] = asdict(grid.measure_floors(program.gpu, program.scratch))
@@ -47,8 +45,8 @@ def everything(program: Program) -> None:
     program.write()
     for question in micro.QUESTIONS:
         program.measure(question.title, partial(question.run, program), question.likely_secs)
-    for of_subject in of_subjects.values():
-        turns.measure_subject(program, of_subject)
+    for _, of_model in groupby(groups, key=lambda group: group.subject):
+        turns.measure_groups(program, list(of_model))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from benchmarks import programs
 from benchmarks.checkout import RESULTS
 from benchmarks.gpu.report import FAILED, MEASURED, Entry, Figure, describe_error
-from benchmarks.gpu.toolbox import FULL, TINY, Gpu, Sizes
+from benchmarks.gpu.toolbox import Gpu
 from benchmarks.programs import Origin, refuse, say
 from fastcap.bench.report import INTERVAL
 from fastcap.formatting import markdown_table
@@ -67,29 +67,6 @@ def ending_after(limit_secs: float, grace_secs: float) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-class Clock:
-    """How much time is left of what there was."""
-
-    def __init__(self, limit_secs: float) -> None:
-        self._started = time.perf_counter()
-        self._limit_secs = limit_secs
-
-    @property
-    def spent_secs(self) -> float:
-        return time.perf_counter() - self._started
-
-    @property
-    def left_secs(self) -> float:
-        return self._limit_secs - self.spent_secs
-
-    def lacks(self, secs: float) -> str:
-        """Why something of some seconds is not begun; empty where there is time for it."""
-        left_secs = max(0.0, self.left_secs)
-        if left_secs >= secs:
-            return ""
-        return f"out of time: {left_secs:.0f} s were left, and it takes about {secs:.0f} s"
-
-
 @dataclass(slots=True)
 class Program:
     """One run of a program, step by step; the report is written after each.
@@ -97,37 +74,45 @@ class Program:
     Attributes:
         name: `bench`, `soak`, `timeline` or `peers`.
         gpu: What is measured.
-        sizes: How much is moved.
-        clock: How much time there is.
+        limit_secs: How much time there is.
         out: Where the report is written; `None` for nowhere.
         scratch: Where archives and other files are written, then removed.
         origin: Machine, code and date.
         card: The accelerator, its driver, the software, and what is missing.
-        is_dry: Whether the figures mean nothing.
         entries: Figures by question.
         facts: What else was found out, such as floors and which class a model is.
         notes: What else went wrong.
         is_complete: Whether the run came to its end.
+        only: Parts of the titles of what is asked; empty for everything.
     """
 
     name: str
     gpu: Gpu
-    sizes: Sizes
-    clock: Clock
+    limit_secs: float
     out: Path | None
     scratch: Path
     origin: Origin
     card: Mapping[str, Any]
-    is_dry: bool
     entries: list[Entry] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     is_complete: bool = False
+    only: tuple[str, ...] = ()
+    _started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether the figures mean nothing."""
+        return not self.gpu.is_real
 
     @property
     def is_right(self) -> bool:
         """Whether nothing failed, and nothing that was compared with the oracle differed."""
         return not self.notes and not any(e.status == FAILED or e.problems for e in self.entries)
+
+    @property
+    def spent_secs(self) -> float:
+        return time.perf_counter() - self._started
 
     @property
     def path(self) -> Path | None:
@@ -143,7 +128,8 @@ class Program:
             "is_right": self.is_right,
             **self.origin.fields(),
             **self.card,
-            "spent_secs": round(self.clock.spent_secs, 1),
+            "only": list(self.only),
+            "spent_secs": round(self.spent_secs, 1),
             "interval": INTERVAL,
             **self.facts,
             "notes": self.notes,
@@ -155,45 +141,49 @@ class Program:
             programs.write_json(self.path, self.document())
 
     def say(self, text: str) -> None:
-        say(f"{self.clock.spent_secs:6.1f} s  {text}")
+        say(f"{self.spent_secs:6.1f} s  {text}")
 
     def ask(self, title: str) -> Entry:
-        """The question's entry, which says that it was not reached until it is measured."""
+        """The question's entry, which says that it was not reached until it is measured; one of no
+        report, if the question is not to be asked.
+        """
+        if not self.is_asked(title):
+            return Entry(title)
         for each in self.entries:
             if each.title == title:
                 return each
         self.entries.append(Entry(title))
         return self.entries[-1]
 
+    def is_asked(self, title: str) -> bool:
+        return not self.only or any(part in title for part in self.only)
+
     def measure(
         self, title: str, run: Callable[[], Iterator[Figure]], likely_secs: float = 0.0
     ) -> None:
-        """Fill an entry, unless too little time is left."""
+        """Fill an entry, unless it is not asked for or too little time is left."""
+        if not self.is_asked(title):
+            return
         self.say(title)
-        entry, started = self.ask(title), self.clock.spent_secs
+        entry, started = self.ask(title), self.spent_secs
+        left_secs = max(0.0, self.limit_secs - started)
         try:
-            if not entry.skipped_for(self.clock.lacks(likely_secs)):
+            if left_secs < likely_secs:
+                entry.reason = f"{left_secs:.0f} s were left, and it takes about {likely_secs:.0f}"
+            else:
                 with entry.guarded():
                     for figure in run():
                         entry.figures.append(figure)
                     entry.status, entry.reason = MEASURED, ""
         finally:
-            entry.secs = self.clock.spent_secs - started
+            entry.secs = self.spent_secs - started
             self.write()
-        self.tell(entry)
-
-    def tell(self, entry: Entry) -> None:
-        lines = [*map(str, entry.figures), *entry.problems[:3]]
-        if entry.reason:
-            lines.append(f"{entry.status}: {entry.reason}")
-        for line in lines:
+        for line in (*map(str, entry.figures), *entry.problems[:3], entry.outcome):
             say(f"            {line}")
 
-    def fail(self, what: str, error: Exception) -> str:
-        """Note what failed; returns why."""
-        reason = describe_error(error)
-        self.notes.append(f"{what} failed: {reason}")
-        return reason
+    def fail(self, what: str, error: Exception) -> None:
+        """Note what failed, and why."""
+        self.notes.append(f"{what} failed: {describe_error(error)}")
 
     def ending(self) -> str:
         """What is to be read first: warnings, goals, and what was not run."""
@@ -207,7 +197,7 @@ class Program:
             lines.append(markdown_table([("goal", "where", "reached", "promised", "met"), *rows]))
         for entry in self.entries:
             if entry.status != MEASURED:
-                lines.append(f"{entry.status}: {entry.title}: {entry.reason}")
+                lines.append(f"{entry.title}: {entry.outcome}")
             if entry.problems:
                 lines.append(f"{entry.title} DIFFERS: {'; '.join(entry.problems[:3])}")
         return "\n".join(lines)
@@ -216,15 +206,17 @@ class Program:
         for entry in self.entries:
             for each in entry.figures:
                 if each.goal:
-                    is_met = "met" if each.is_as_predicted else "MISSED"
                     reached = f"{each.name} {each.shown}"
-                    yield each.goal, entry.title, reached, str(each.predicted), is_met
+                    yield each.goal, entry.title, reached, str(each.predicted), each.verdict
 
 
 def parser_of(name: str, description: str | None, limit_secs: float) -> argparse.ArgumentParser:
     """A parser of the options that every program has."""
     parser = programs.plain_parser(name, description)
     parser.add_argument("--limit-secs", type=float, default=limit_secs, help="time for everything")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="what has this in its title"
+    )
     parser.add_argument("--scratch", type=Path, help="where archives are written, then removed")
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny, on the CPU; writes with --out only"
@@ -273,10 +265,8 @@ def open_program(name: str, gpu: Gpu, options: argparse.Namespace, scratch: Path
         "limit_secs": options.limit_secs,
     }
     origin = programs.origin_of(options.commit, gpu.device)
-    sizes, clock = TINY if options.dry_run else FULL, Clock(options.limit_secs)
-    return Program(
-        name, gpu, sizes, clock, options.out, scratch, origin, card, is_dry=options.dry_run
-    )
+    only = tuple(options.only)
+    return Program(name, gpu, options.limit_secs, options.out, scratch, origin, card, only=only)
 
 
 def play(program: Program, steps: Callable[[Program], None]) -> int:
@@ -286,11 +276,11 @@ def play(program: Program, steps: Callable[[Program], None]) -> int:
         program.is_complete = True
     except ENDED as error:
         why = f"{type(error).__name__}: {error}".rstrip(": ")
-        program.notes.append(f"Ended after {program.clock.spent_secs:.0f} s. {why}")
+        program.notes.append(f"Ended after {program.spent_secs:.0f} s. {why}")
     program.write()
     say(program.ending())
     if program.path is not None:
-        say(f"Written to {program.path} after {program.clock.spent_secs:.0f} s.")
+        say(f"Written to {program.path} after {program.spent_secs:.0f} s.")
     return 0 if program.is_right and program.is_complete else 1
 
 

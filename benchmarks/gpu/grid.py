@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+import torch
 
 import fastcap
 from benchmarks.gpu.report import Range, UnavailableError
-from benchmarks.gpu.subjects import GPT2, LLAMA, THIN, Subject
-from benchmarks.gpu.toolbox import Gpu, MiB
+from benchmarks.gpu.subjects import GPT2, LLAMA, THIN
+from benchmarks.gpu.toolbox import Gpu
+from benchmarks.workloads import Workload
 from fastcap.bench import Case
 from fastcap.bench.case import Values
-from fastcap.bench.ways import Way, archived_in, in_memory
+from fastcap.bench.ways import Way, archived_in, in_memory, into_reused, lent
 from fastcap.devices import open_device
 from fastcap.errors import SaveError
 from fastcap.formatting import format_bytes
@@ -26,11 +26,11 @@ from fastcap.host_memory import available_bytes
 from fastcap.planning.machine import Machine
 from fastcap.planning.measure import measure_machine
 
-FEWEST_PASSES = 2
+FEWEST_PASSES = 3  # of which the steady state is the second
 HOST_SHARE = 7  # results, the oracle's values, slots, pinned rows and an archive's pages
-DISK_SHARE = 6  # an archive's first run is at most this part of a group's time
-SMALLEST_CHUNK, LARGEST_CHUNK = 8 * MiB, 64 * MiB
+DISK_SHARE = 6  # an archive's first run is at most this part of its time
 HOOK_SECS = 10e-6  # the goal for one site
+SCRIBBLE = 0xAB
 
 SLOTS, LOOP, FRESH = "slots", "slots, plain loop", "fresh memory"
 PINNED, ARCHIVE = "pinned result", "archive"
@@ -48,8 +48,6 @@ SHARES = {
 }
 """What was promised of the share of its bound that a way reaches, by way and bound."""
 
-Ways = Mapping[str, Way]
-
 
 @dataclass(frozen=True, slots=True)
 class Picked:
@@ -65,47 +63,46 @@ SLICE = Picked("slice 64", slice(0, 64))
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One question to one model, that every way answers in turns.
+    """One question to one model, that several ways answer.
 
     Attributes:
-        subject: The model.
+        subject: The model, and its batches.
         picked: The selection.
-        likely_secs: What it may take of the time.
         n_passes: Passes of one run: long enough that setting up is little of it, and no longer
             than its values fit in memory several times.
-        ways: The names of the grid's ways, or ways by name.
-        mark: What tells it from another group of the same model and selection.
+        likely_secs: What each way may take of the time.
+        ways: The names of the grid's ways.
     """
 
-    subject: Subject
+    subject: Workload
     picked: Picked
-    likely_secs: float
     n_passes: int
-    ways: tuple[str, ...] | Ways = OURS
-    mark: str = ""
+    likely_secs: float
+    ways: tuple[str, ...] = OURS
 
     @property
     def name(self) -> str:
-        return f"{self.subject.name}, {self.picked.name}{self.mark}"
+        return f"{self.subject.name}, {self.picked.name}"
 
     @property
     def pass_bytes(self) -> int:
-        n_tokens, positions = self.subject.n_tokens, self.picked.positions
-        n_taken = 1 if isinstance(positions, int) else n_tokens
-        if isinstance(positions, slice):
-            n_taken = len(range(n_tokens)[positions])
-        return self.subject.site_bytes * n_taken // n_tokens * self.subject.shape.n_layers
+        return self.workload(1).result_bytes
+
+    def workload(self, n_passes: int) -> Workload:
+        """The samples of fewer passes are the first of those of more."""
+        n_samples = n_passes * self.subject.batch_size
+        return replace(self.subject, n_samples=n_samples, positions=self.picked.positions)
 
 
 GRID = (
-    Group(LLAMA, ALL, 75, 4),
-    Group(LLAMA, ALL, 40, 4, (ARCHIVE,)),
-    Group(LLAMA, LAST, 25, 8, (SLOTS, FRESH, PINNED, ARCHIVE)),
-    Group(LLAMA, SLICE, 20, 8, (SLOTS, FRESH, PINNED)),
-    Group(THIN, ALL, 40, 6),
-    Group(THIN, ALL, 20, 6, (ARCHIVE,)),
-    Group(GPT2, ALL, 30, 24, (*OURS, ARCHIVE)),
-    Group(GPT2, LAST, 15, 96, (SLOTS, FRESH, PINNED, ARCHIVE)),
+    Group(LLAMA, ALL, 4, 20),
+    Group(LLAMA, ALL, 4, 40, (ARCHIVE,)),
+    Group(LLAMA, LAST, 8, 7, (SLOTS, FRESH, PINNED, ARCHIVE)),
+    Group(LLAMA, SLICE, 8, 7, (SLOTS, FRESH, PINNED)),
+    Group(THIN, ALL, 6, 10),
+    Group(THIN, ALL, 6, 20, (ARCHIVE,)),
+    Group(GPT2, ALL, 24, 6, (*OURS, ARCHIVE)),
+    Group(GPT2, LAST, 96, 4, (SLOTS, FRESH, PINNED, ARCHIVE)),
 )
 """Large archives have groups of their own: a slow disk allows them fewer passes than the others."""
 
@@ -178,60 +175,39 @@ def fitted(gpu: Gpu, group: Group, floors: Machine | None) -> int:
 # The grid's ways
 
 
-def named_ways(
-    group: Group, rows: dict[str, Tensor], counted: dict[str, Any], scratch: Path
-) -> dict[str, Way]:
-    """The group's ways by name.
-
-    Args:
-        group: Which.
-        rows: What the pinned result is written to.
-        counted: Is told what the engine counts.
-        scratch: Where archives are made.
-    """
-    if isinstance(group.ways, Mapping):
-        return dict(group.ways)
-    budget = slot_budget(group.pass_bytes, group.subject.shape.n_layers)
+def named_ways(group: Group, scratch: Path) -> dict[str, Way]:
+    """The group's ways by name, with archives in a folder."""
     found: dict[str, Way] = {
-        SLOTS: partial(lent, budget, counted),
-        LOOP: partial(lent, {}, counted),
+        SLOTS: lent_and_dropped,
+        LOOP: lent,
         FRESH: in_memory,
-        PINNED: lambda case: into_rows(rows, case),
+        PINNED: lambda case: Overwritten(into_reused(case)),
         ARCHIVE: partial(archived, scratch, group.pass_bytes),
     }
     return {name: found[name] for name in group.ways}
 
 
-def slot_budget(pass_bytes: int, n_sites: int) -> dict[str, int]:
-    """Slots for the pass that is held and the one that is under way, and chunks that records fill.
-
-    A slot is lent only for a record that fills half of it or more.
-    """
-    record_bytes = max(1, pass_bytes // n_sites)
-    chunk_bytes = min(max(1 << (record_bytes - 1).bit_length(), SMALLEST_CHUNK), LARGEST_CHUNK)
-    if record_bytes > chunk_bytes:
-        n_per_pass = n_sites * -(-record_bytes // chunk_bytes)
-    else:
-        n_per_pass = -(-n_sites // (chunk_bytes // record_bytes))
-    return {"staging_bytes": 4 * chunk_bytes, "pinned_bytes": (2 * n_per_pass + 6) * chunk_bytes}
-
-
-def lent(budget: Mapping[str, int], counted: dict[str, Any], case: Case) -> Iterator[Values]:
-    """`stream(zero_copy=True)`, with a budget or fastcap's own; counts what the engine counts."""
-    options: dict[str, Any] = {**case.calling, **case.options, **budget}
+def lent_and_dropped(case: Case) -> Iterator[Values]:
+    """`stream(zero_copy=True)`, in a loop that drops each batch before it asks for the next."""
+    options = {**case.calling, **case.options}
     with fastcap.stream(
         case.model, case.batches, case.sites, device=case.device, zero_copy=True, **options
     ) as run:
-        while (records := next(run, None)) is not None:
-            yield dict(records)
-            del records
-        counted.update(asdict(run.statistics()))
+        values: dict[str, torch.Tensor] = {}
+        for _ in case.batches:
+            values.clear()
+            values = dict(next(run))
+            yield values
 
 
-def into_rows(rows: dict[str, Tensor], case: Case) -> Values:
-    """`extract_representations(out=)`, into rows that every run is given again."""
-    in_memory(case, out=rows)
-    return rows
+class Overwritten(dict[str, torch.Tensor]):
+    """Memory that every run is given again, and that changes when a run's values are dropped: none
+    is right because an earlier one was.
+    """
+
+    def __del__(self) -> None:
+        for value in self.values():
+            value.reshape(-1).view(torch.uint8).fill_(SCRIBBLE)
 
 
 def archived(scratch: Path, pass_bytes: int, case: Case) -> Values | Iterator[Values]:

@@ -1,4 +1,4 @@
-"""What the design rests on, measured by itself: copies, pinning, packing, a hook, memory."""
+"""What the design rests on, measured by itself: copies, pinning, a hook, memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 import benchmarks.hook_cost
 from benchmarks import archive
@@ -35,7 +32,7 @@ class Question(NamedTuple):
 
 def by_size(program: Program) -> Iterator[Figure]:
     """GB/s of copies into pinned memory, queued one behind another."""
-    gpu, sizes = program.gpu, program.sizes
+    gpu, sizes = program.gpu, program.gpu.sizes
     predicted = {
         64 << 10: Range(10, 20),
         MiB: Range(40, 50),
@@ -58,7 +55,7 @@ def by_size(program: Program) -> Iterator[Figure]:
 
 def pinning(program: Program) -> Iterator[Figure]:
     """Seconds per GiB: most of what a first run costs."""
-    gpu, sizes = program.gpu, program.sizes
+    gpu, sizes = program.gpu, program.gpu.sizes
     held, secs = [], []
     for _ in range(3):  # all held, so that the slowest did not come from torch's cache
         started = time.perf_counter()
@@ -68,29 +65,9 @@ def pinning(program: Program) -> Iterator[Figure]:
     yield Figure("torch.empty(pin_memory=True)", per_gib, "s/GiB", Range(0.25, 0.5))
 
 
-def packing(program: Program) -> Iterator[Figure]:
-    """What a pack takes from the model's own stream."""
-    gpu, n_bytes, repeats = program.gpu, program.sizes.part_bytes, program.sizes.repeats
-
-    def tb_per_sec(target: Tensor, source: Tensor) -> float:
-        secs = gpu.best_secs(lambda: target.copy_(source, non_blocking=True), repeats, 10)
-        return source.nbytes / secs / 1e12
-
-    source = gpu.random(n_bytes, torch.bfloat16)
-    dense = tb_per_sec(gpu.empty(n_bytes, torch.bfloat16), source)
-    yield Figure("dense bf16, payload", dense, "TB/s", Range(1.7, 2.1))
-    wide = gpu.random(n_bytes, torch.float32)
-    narrowed = tb_per_sec(gpu.empty(n_bytes // 2, torch.bfloat16), wide)
-    yield Figure("float32 to bf16, read", narrowed, "TB/s", Range(1.3, 1.8))
-    last = source.view(8, -1, 4096)[:, -1]
-    target = gpu.empty(last.nbytes, torch.bfloat16).view(last.shape)
-    secs = gpu.best_secs(lambda: target.copy_(last, non_blocking=True), repeats, 200)
-    yield Figure("last of each sample, one pack", 1e6 * secs, "µs", Range(0, 6))
-
-
 def hook_cost(program: Program) -> Iterator[Figure]:
     """Host time per site, over a model that does nothing, so that only hooks are left."""
-    costs = benchmarks.hook_cost.measure(program.sizes.calls, program.gpu.device.type)
+    costs = benchmarks.hook_cost.measure(program.gpu.sizes.calls, program.gpu.device.type)
     empty, captured = (costs[name].over_baseline for name in ("empty hook", "store"))
     yield Figure("an empty hook", empty, "µs", Range(1, 2))
     yield Figure(HOOK, captured, "µs", Range(high=10), goal=HOOK_GOAL)
@@ -98,7 +75,7 @@ def hook_cost(program: Program) -> Iterator[Figure]:
 
 def archive_memory(program: Program) -> Iterator[Figure]:
     """Peak host memory of `extract` over N samples, and over four times as many."""
-    floors, n_bytes = program.facts.get("floors", {}), program.sizes.archive_bytes
+    floors, n_bytes = program.facts.get("floors", {}), program.gpu.sizes.archive_bytes
     if rate := floors.get("disk_bytes_per_sec"):
         n_bytes = int(min(n_bytes, rate * ARCHIVE_SECS / 6))
     grid.needs_room(program.scratch, 4 * n_bytes)
@@ -122,7 +99,6 @@ ARCHIVE_MEMORY = "an archive's memory for more samples"
 QUESTIONS = (
     Question("copies to the host by size", by_size, 3),
     Question("pinning", pinning, 5),
-    Question("packing", packing, 2),
     Question("host time of a hook", hook_cost, 4),
     Question(ARCHIVE_MEMORY, archive_memory, ARCHIVE_SECS),
 )

@@ -84,6 +84,15 @@ class Figure:
     def is_as_predicted(self) -> bool | None:
         return None if self.predicted is None else self.value in self.predicted
 
+    @property
+    def verdict(self) -> str:
+        """Whether a promise was kept: `met` or `MISSED`, or `not shown` where the interval has
+        values on both sides.
+        """
+        assert self.predicted is not None
+        ends = {end in self.predicted for end in self.interval or (self.value,)}
+        return "not shown" if len(ends) > 1 else "met" if self.is_as_predicted else "MISSED"
+
     def fields(self) -> dict[str, Any]:
         """For JSON, which has no infinity: one round gives no interval."""
         ends = [end if math.isfinite(end) else None for end in self.interval or ()]
@@ -123,11 +132,9 @@ class Entry:
         """For JSON."""
         return {**asdict(self), "figures": [figure.fields() for figure in self.figures]}
 
-    def skipped_for(self, reason: str) -> bool:
-        """Whether there is a reason not to run it, which is noted."""
-        if reason and self.reason == NOT_REACHED:
-            self.reason = reason
-        return bool(reason)
+    @property
+    def outcome(self) -> str:
+        return f"{self.status}: {self.reason}" if self.reason else self.status
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

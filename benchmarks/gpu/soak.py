@@ -14,22 +14,20 @@ be seen to be wrong, or else the programs are blind to what it leaves out, and t
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 from unittest import mock
 
-from benchmarks.checkout import PROJECT
 from benchmarks.gpu import command
 from benchmarks.gpu.command import Program as Command
 from benchmarks.gpu.report import FAILED, MEASURED, NONE, Figure, Range
 from benchmarks.gpu.toolbox import Gpu
-from benchmarks.programs import say
+from benchmarks.programs import run_child, say
 from fastcap.bench.hardware import describe_machine
 from fastcap.devices.accelerator import AcceleratorDevice
 from tests.support import soak as core
@@ -40,7 +38,6 @@ from tests.support.soak import MUTANTS, Soak
 LIMIT_SECS = 90.0
 SECS = 50.0  # of programs, in each process
 START_SECS = 35.0  # of a process: torch, a context on the GPU
-PART_SECS = 5.0
 SEEDS_APART = 100_000
 SOUND = "sound"
 RARE = {
@@ -111,12 +108,7 @@ class Naps:
 
 
 def play_engine(
-    gpu: Gpu,
-    engine: str,
-    first_seed: int,
-    secs: float,
-    n_most: int = SEEDS_APART,
-    on_part: Callable[[Soak], None] = lambda found: None,
+    gpu: Gpu, engine: str, first_seed: int, secs: float, n_most: int = SEEDS_APART
 ) -> Soak:
     """Programs on one engine, from a seed on; a broken engine's until the first that is wrong.
 
@@ -126,32 +118,21 @@ def play_engine(
         first_seed: Of the first program.
         secs: How long.
         n_most: So many programs at most.
-        on_part: Told every few seconds what was found so far.
     """
-    naps, most_wrong, found = Naps(gpu), 3 if engine == SOUND else 1, Soak()
+    naps = Naps(gpu)
     with ExitStack() as stack:
         if engine != SOUND:  # before the naps, which stand in the place of what it changes
             stack.enter_context(MUTANTS[engine].applied())
         stack.enter_context(naps.installed())
-        if gpu.device.type == "cpu":
+        if not gpu.is_real:
             stack.enter_context(mock.patch.object(core, "play", _play_on_cpu))
-        while found.secs < secs and found.programs < n_most and len(found.wrong) < most_wrong:
-            part = core.soak(
-                range(first_seed + found.programs, first_seed + n_most),
-                gpu.device.type,
-                before=naps.begin,
-                secs=min(PART_SECS, secs - found.secs),
-                most_wrong=most_wrong - len(found.wrong),
-            )
-            _add(found, part)
-            on_part(found)
-    return found
-
-
-def _add(total: Soak, part: Soak) -> None:
-    total.programs += part.programs
-    total.secs += part.secs
-    total.wrong.update(part.wrong)
+        return core.soak(
+            range(first_seed, first_seed + n_most),
+            gpu.device.type,
+            before=naps.begin,
+            secs=secs,
+            most_wrong=3 if engine == SOUND else 1,
+        )
 
 
 def _play_on_cpu(program: Program | RunProgram, place: str) -> None:
@@ -162,36 +143,14 @@ def _play_on_cpu(program: Program | RunProgram, place: str) -> None:
 # Engines side by side, each in processes of its own
 
 
-def start(engine: str, first_seed: int, secs: float) -> subprocess.Popen[str]:
-    """A process that plays one engine's programs, and says every few seconds what it found."""
-    arguments = ["--engine", engine, "--first-seed", str(first_seed), "--secs", str(secs)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gpu.soak", *arguments],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def play_in_child(engine: str, first_seed: int, secs: float, limit_secs: float) -> Soak:
+    """One engine's programs in a fresh process.
 
-
-def note_child(
-    program: Command, engine: str, total: Soak, child: subprocess.Popen[str], secs: float
-) -> None:
-    """Wait for a process; one that takes longer is ended, and what it has said counts."""
-    try:
-        said, errors = child.communicate(timeout=max(secs, 0.1))
-    except subprocess.TimeoutExpired:
-        child.kill()
-        said, errors = child.communicate()
-    try:
-        found = Soak(**json.loads(said.splitlines()[-1]))
-    except (ValueError, IndexError):
-        entry = program.ask(title_of(engine))
-        entry.status = FAILED
-        entry.reason = f"its process ended with {child.returncode}: {errors[-300:]}"
-        program.write()
-    else:
-        note(program, engine, total, found)
+    Raises:
+        RuntimeError: It failed, or took much longer; with the end of what it said.
+    """
+    arguments = ("--engine", engine, "--first-seed", str(first_seed), "--secs", str(secs))
+    return Soak(**run_child("-m", "benchmarks.gpu.soak", *arguments, limit_secs=limit_secs))
 
 
 def everything(program: Command, secs: float) -> None:
@@ -205,19 +164,18 @@ def everything(program: Command, secs: float) -> None:
         return
     n_cores = describe_machine("cpu").n_cores
     n_sound = max(1, n_cores - len(MUTANTS))
-    children = [(SOUND, start(SOUND, i * SEEDS_APART, secs)) for i in range(n_sound)]
-    children += [(engine, start(engine, 0, secs)) for engine in MUTANTS]
-    deadline = time.monotonic() + max(1.0, len(children) / n_cores) * (secs + START_SECS)
-    left = list(children)
-    try:
-        for engine, child in children:
-            note_child(program, engine, totals[engine], child, deadline - time.monotonic())
-            left.remove((engine, child))
-    finally:  # the whole run is ended, too: with what they have said
-        for _, child in left:
-            child.kill()
-        for engine, child in left:
-            note_child(program, engine, totals[engine], child, START_SECS)
+    runs = [(SOUND, i * SEEDS_APART) for i in range(n_sound)] + [(engine, 0) for engine in MUTANTS]
+    limit_secs = max(1.0, len(runs) / n_cores) * (secs + START_SECS)
+    with ThreadPoolExecutor(len(runs)) as pool:
+        engines = {pool.submit(play_in_child, *run, secs, limit_secs): run[0] for run in runs}
+        for done in as_completed(engines):
+            engine = engines[done]
+            try:
+                note(program, engine, totals[engine], done.result())
+            except RuntimeError as error:
+                entry = program.ask(title_of(engine))
+                entry.status, entry.reason = FAILED, str(error)[-300:]
+                program.write()
 
 
 def title_of(engine: str) -> str:
@@ -228,7 +186,9 @@ def title_of(engine: str) -> str:
 
 def note(program: Command, engine: str, total: Soak, found: Soak) -> None:
     """Add what one process found to its engine's entry."""
-    _add(total, found)
+    total.programs += found.programs
+    total.secs += found.secs
+    total.wrong.update(found.wrong)
     entry = program.ask(title_of(engine))
     entry.secs = total.secs
     if entry.status != FAILED:
@@ -260,14 +220,9 @@ def main(arguments: list[str] | None = None) -> int:
         return command.run("soak", options, partial(everything, secs=options.secs))
     gpu = command.open_gpu(options.dry_run)
     with gpu.running():
-        found = play_engine(
-            gpu,
-            options.engine,
-            options.first_seed,
-            options.secs,
-            on_part=lambda found: say(json.dumps(asdict(found))),
-        )
-    return int(bool(found.wrong) != (options.engine != SOUND))
+        found = play_engine(gpu, options.engine, options.first_seed, options.secs)
+    say(json.dumps(asdict(found)))
+    return 0
 
 
 if __name__ == "__main__":

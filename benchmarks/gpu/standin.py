@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.toolbox import Gpu
+from benchmarks.gpu.toolbox import TINY, Gpu
 from fastcap import devices
 from fastcap.devices.accelerator import AcceleratorDevice
 from tests.support.devices import LoggedStreams, logged_accelerator
 
-FREE_BYTES = 1 << 33
 COPY = {"cat": "gpu_memcpy", "name": "Memcpy DtoH (Device -> Pinned)", "ts": 2, "dur": 3}
 TRACE: list[dict[str, Any]] = [
     {"ph": "X", "cat": "kernel", "name": "gemm", "ts": 0, "dur": 9, "args": {"stream": 7}},
@@ -49,7 +48,8 @@ class StandInDevice(AcceleratorDevice):
 class StandIn(Gpu):
     """See the module."""
 
-    pins = False
+    is_real = False
+    sizes = TINY
 
     def __init__(self) -> None:
         super().__init__("cpu")
@@ -62,9 +62,6 @@ class StandIn(Gpu):
 
     def empty_cache(self) -> None:
         """Nothing is cached."""
-
-    def free_bytes(self) -> int:
-        return FREE_BYTES
 
     def synchronise(self) -> None:
         """Everything has run."""

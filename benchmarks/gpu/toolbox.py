@@ -53,7 +53,8 @@ TINY = Sizes(64 << 10, 64 << 10, 16 << 10, repeats=2, calls=4, steps=3, rounds=2
 class Gpu:
     """Streams, events, clocks and pinned memory of the current CUDA device."""
 
-    pins = True
+    is_real = True
+    sizes = FULL
 
     def __init__(self, device: str = "cuda") -> None:
         self.device = torch.device(device)
@@ -64,18 +65,12 @@ class Gpu:
 
     # Memory
 
-    def random(self, n_bytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    def random(self, n_bytes: int) -> Tensor:
         """Device memory whose every byte is drawn, so that no copy can be right by accident."""
-        raw = torch.randint(256, (n_bytes,), dtype=torch.uint8, device=self.device)
-        if dtype.is_floating_point:
-            raw &= 0x3F  # no NaN and no infinity in either half of an element
-        return raw.view(dtype)
+        return torch.randint(256, (n_bytes,), dtype=torch.uint8, device=self.device)
 
-    def empty(self, n_bytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        return torch.empty(n_bytes, dtype=torch.uint8, device=self.device).view(dtype)
-
-    def pinned(self, n_bytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.pins).view(dtype)
+    def pinned(self, n_bytes: int) -> Tensor:
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.is_real)
 
     def give_back_pinned(self) -> None:
         """Unpin what is free: torch keeps it otherwise, 0.4 s per GB of it are needed for this."""
@@ -84,9 +79,6 @@ class Gpu:
 
     def empty_cache(self) -> None:
         torch.cuda.empty_cache()
-
-    def free_bytes(self) -> int:
-        return int(torch.cuda.mem_get_info()[0])
 
     # Order
 
@@ -129,11 +121,6 @@ class Gpu:
             self.nap(cycles)
             found.append(self.secs(run, n_times))
         return min(found)
-
-    def best_secs(self, run: Callable[[], object], repeats: int, n_times: int = 1) -> float:
-        """The shortest of some repeats, after one that does not count."""
-        run()
-        return min(self.secs(run, n_times) for _ in range(repeats))
 
     def median_host_secs(self, run: Callable[[], object], repeats: int, n_times: int) -> float:
         """Seconds of the host for one of `n_times` runs, whatever the GPU still has to do."""

@@ -8,10 +8,7 @@ the same batches. Each peer shares a process with fastcap and with passes withou
 take turns before every forward pass.
 
 questions   what is captured, from which model and token ids
-ways        the libraries, and how captured batches become one result
-ours        the loop without capture, the oracle, fastcap
+ways        the loop without capture, fastcap, and how captured batches become one result
 theirs      each peer, used as its own documentation says
-worker      what a process does: build the model, ask the oracle, time, measure memory
-processes   those processes, each with the releases that it needs
-answers     what was measured of each question, for the result file
+worker      what a process does: time some ways, or measure one's memory
 """

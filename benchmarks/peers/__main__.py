@@ -10,26 +10,31 @@ say; 1 when fastcap's values differ from the oracle's; 2 when it cannot start.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from safetensors.torch import save_file
 
 import fastcap
-from benchmarks.checkout import RESULTS
-from benchmarks.peers.answers import Answer
-from benchmarks.peers.processes import (
-    NEWER_TRANSFORMER_LENS,
-    Place,
-    build_model,
-    peak_in_child,
-    time_in_turns,
-    write_oracles,
+from benchmarks.checkout import PROJECT, RESULTS
+from benchmarks.memory import RETURN_AT_ONCE
+from benchmarks.peers.questions import (
+    SIZES,
+    Question,
+    batches,
+    draw_token_ids,
+    read_model,
+    write_model,
 )
-from benchmarks.peers.questions import SIZES, Question
 from benchmarks.peers.ways import (
     BASELINE,
     COLLECTORS,
@@ -38,13 +43,40 @@ from benchmarks.peers.ways import (
     TRANSFORMER_LENS,
     why_not,
 )
-from benchmarks.programs import CANNOT_START, begin, finish, parser_of, refuse, say, show_round
+from benchmarks.programs import CANNOT_START, begin, finish, parser_of, refuse, run_child, say
+from fastcap import reference
 from fastcap.bench.equality import Difference
 from fastcap.bench.floors import measure_floors
 from fastcap.bench.report import INTERVAL
+from fastcap.spec import make_selection
 
 MODULES = {"nnsight": "nnsight", "transformer-lens": "transformer_lens", "sae-lens": "sae_lens"}
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "datasets", *PEERS)
+NEWER_TRANSFORMER_LENS = Path(sys.prefix) / "transformer-lens-4"
+"""Beside the release that SAELens needs, which is older."""
+
+ATTENTIONS = {"values": "sdpa", "values_to_eager": "eager"}
+"""The oracles: fields of a result file, and how the model computes attention."""
+
+# No hub, no bars.
+QUIET = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "WANDB_MODE": "disabled",
+}
+
+KEEP_FREED = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc accepts
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+"""For processes that are timed: memory that one pass gave back is not touched anew by the next.
+Left to itself, glibc returns it or not by what else lies in the heap, which is nobody's cost.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,19 +90,23 @@ def main(arguments: list[str] | None = None) -> int:
     origin = begin(options)
     if origin is None:
         return CANNOT_START
-    shape, floors = SIZES[options.size][0], measure_floors("cpu")
-    with tempfile.TemporaryDirectory() as folder:
+    shape, asked = SIZES[options.size]
+    floors = measure_floors("cpu")
+    with mock.patch.dict(os.environ, QUIET), tempfile.TemporaryDirectory() as folder:
         place = Place(options.size, Path(folder))
-        answers = _answer_all(place, options.peers, options.rounds)
+        write_model(place.model, shape)
+        answers = [answer_in_turns(place, each, options.peers, options.rounds) for each in asked]
+        for question, answer in zip(asked, answers, strict=True):
+            answer["peaks"] = measure_memory(place, question, answer["comparisons"])
     figures = {
         "versions": installed_versions(),
         "model": asdict(shape),
         "floors": asdict(floors),
         "interval": INTERVAL,
-        "questions": [answer.fields(shape) for answer in answers],
+        "questions": answers,
     }
     finish(options, "peers", origin, figures)
-    return 0 if all(answer.values[FASTCAP].is_equal for answer in answers) else 1
+    return 0 if all(Difference(**each["values"][FASTCAP]).is_equal for each in answers) else 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -89,58 +125,120 @@ def installed_versions() -> dict[str, str]:
     return versions | {name: of[0].version for name, of in found.items() if of}
 
 
-def _answer_all(place: Place, peers: Sequence[str], n_rounds: int) -> list[Answer]:
-    build_model(place)
-    answers = []
-    for question in SIZES[place.size][1]:
-        say(f"{question.name}: {question.what}")
-        write_oracles(place, question)
-        answers.append(_time(place, question, peers, n_rounds))
-    _measure_memory(place, answers)
-    return answers
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where processes find the model and the oracles' values: a temporary folder."""
+
+    size: str
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    def run(
+        self,
+        task: str,
+        question: Question,
+        ways: Sequence[str],
+        variables: Mapping[str, str],
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """A task of `worker` in a fresh process that has the releases its ways need.
+
+        Raises:
+            RuntimeError: It failed; with the end of what it said.
+        """
+        fields |= {"size": self.size, "model": str(self.model), "question": question.name}
+        arguments = ("-m", "benchmarks.peers.worker", task, json.dumps(fields))
+        return run_child(*arguments, variables={**self._environment(ways), **variables})
+
+    def _environment(self, ways: Sequence[str]) -> dict[str, str]:
+        """The newer release for TransformerLens only, and a cache that has nothing in it."""
+        paths = [str(PROJECT)]
+        if TRANSFORMER_LENS in ways and NEWER_TRANSFORMER_LENS.exists():
+            paths.insert(0, str(NEWER_TRANSFORMER_LENS))
+        caches = {"HF_HOME": str(self.folder / "huggingface")}
+        return {**caches, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _time(place: Place, question: Question, peers: Sequence[str], n_rounds: int) -> Answer:
-    """In a process per peer; in one without any, where there is none that has an answer."""
-    answer = Answer(question)
-    answer.why_not = {
-        way: reason for way in peers if (reason := why_not(way, question)) is not None
+def write_oracles(place: Place, question: Question) -> list[str]:
+    """Files with the right values, one for each of `ATTENTIONS`."""
+    token_ids = draw_token_ids(question, SIZES[place.size][0], question.n_samples)
+    paths = []
+    for field, attention in ATTENTIONS.items():
+        values = reference.extract(
+            read_model(place.model, attention),
+            (ids for _, ids in batches(token_ids, question)),
+            question.sites,
+            lambda model, ids: model(input_ids=ids),
+            selection=make_selection(question.position),
+        )
+        paths.append(str(place.folder / f"{question.name}-{field}.safetensors"))
+        save_file(values, paths[-1])
+    return paths
+
+
+def answer_in_turns(
+    place: Place, question: Question, peers: Sequence[str], n_rounds: int
+) -> dict[str, Any]:
+    """A question's fields of the result file but its memory: times and values, from a process per
+    peer; from one without any, where there is none that has an answer.
+    """
+    say(f"{question.name}: {question.what}")
+    oracles = write_oracles(place, question)
+    not_measured = {way: why for way in peers if (why := why_not(way, question)) is not None}
+    shape = SIZES[place.size][0]
+    answer: dict[str, Any] = {
+        **asdict(question),
+        "result_bytes": question.result_bytes(shape, question.n_samples),
+        "memory_result_bytes": question.result_bytes(shape, question.n_memory_samples or 0),
+        "comparisons": [],
+        "not_measured": not_measured,
+        **{field: {} for field in ATTENTIONS},
     }
-    asked = [way for way in peers if way not in answer.why_not]
-    for others in [[way] for way in asked] or [[]]:
-        comparison: dict[str, list[float]] = {}
-        answer.comparisons.append(comparison)
-        rounds = time_in_turns(place, [BASELINE, FASTCAP, *others], question, n_rounds)
-        for index, found in enumerate(rounds):
-            show_round(index, found["secs"])
-            for way, secs in found["secs"].items():
-                comparison.setdefault(way, []).append(secs)
-            for way, verdicts in found["verdicts"].items():
-                answer.note(way, [Difference(**fields) for fields in verdicts])
+    for others in [[way] for way in peers if way not in not_measured] or [[]]:
+        ways = [BASELINE, FASTCAP, *others]
+        found = place.run(
+            "time", question, ways, KEEP_FREED, names=ways, n_rounds=n_rounds, oracles=oracles
+        )
+        say(f"{question.name}: {', '.join(ways)} timed")
+        answer["comparisons"].append(found["secs"])
+        for way, differences in found["differences"].items():
+            for field, each in zip(ATTENTIONS, differences, strict=True):
+                kept = answer[field].setdefault(way, each)
+                if each["n_different"] > kept["n_different"]:
+                    answer[field][way] = each
     return answer
 
 
-def _measure_memory(place: Place, answers: Sequence[Answer]) -> None:
-    """Two processes at a time: they spend more time importing than capturing."""
-    wanted = [
-        (answer, way, collector)
-        for answer in answers
-        if answer.question.n_memory_samples is not None
-        for way in answer.ways
-        for collector in _collectors(answer, way)
-    ]
+def measure_memory(
+    place: Place, question: Question, comparisons: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Peak memory by way and how batches are collected, freed memory being returned at once. Two
+    processes at a time: they spend more time importing than capturing.
+    """
+    ways = dict.fromkeys(way for each in comparisons for way in each)
+    wanted = [(way, collector) for way in ways for collector in _collectors(question, way)]
+
+    def peak(run: tuple[str, str]) -> dict[str, Any]:
+        way, collector = run
+        return place.run("peak", question, [way], RETURN_AT_ONCE, way=way, collector=collector)
+
+    peaks: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(2) as pool:
-        peaks = pool.map(lambda w: peak_in_child(place, w[1], w[0].question, w[2]), wanted)
-        for (answer, way, collector), peak in zip(wanted, peaks, strict=True):
-            answer.peaks.setdefault(way, {})[collector] = peak
-            say(f"{answer.question.name}: memory of {way} measured ({collector})")
+        for (way, collector), found in zip(wanted, pool.map(peak, wanted), strict=True):
+            peaks.setdefault(way, {})[collector] = found
+            say(f"{question.name}: memory of {way} measured ({collector})")
+    return peaks
 
 
-def _collectors(answer: Answer, way: str) -> list[str]:
+def _collectors(question: Question, way: str) -> Iterator[str]:
     """Both ways of collecting batches, where they are the caller's and large."""
-    question = answer.question
-    both = way in answer.peers and question.position is None and not question.to_disk
-    return list(COLLECTORS) if both else ["rows"]
+    if question.n_memory_samples is None:
+        return iter(())
+    both = way in PEERS and question.position is None and not question.to_disk
+    return iter(COLLECTORS if both else ["rows"])
 
 
 if __name__ == "__main__":

@@ -7,22 +7,15 @@ none of them asks the hub for anything.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.peers.questions import Question, batches, read_model
-from benchmarks.peers.ways import (
-    NNSIGHT,
-    SAE_LENS,
-    TRANSFORMER_LENS,
-    Collector,
-    Prepare,
-    Run,
-    Values,
-)
+from benchmarks.peers.questions import Question, read_model
+from benchmarks.peers.ways import NNSIGHT, SAE_LENS, TRANSFORMER_LENS, Prepare, Run, Task, Values
 
 
 def load_nnsight(folder: Path) -> Prepare:
@@ -32,22 +25,10 @@ def load_nnsight(folder: Path) -> Prepare:
     hf_model = read_model(folder)
     model: Any = nnsight.NNsight(hf_model)
 
-    def prepare(
-        question: Question, token_ids: Tensor, make: Callable[[int], Collector], _: Path
-    ) -> Run:
-        is_plain = question.position is None and not question.stop
-        run_batch = _cache_with_nnsight if is_plain else _save_with_nnsight
-
-        @torch.no_grad()
-        def capture() -> Values:
-            collector = make(len(token_ids))
-            for rows, ids in batches(token_ids, question):
-                values = run_batch(model, question, ids)
-                for site, value in zip(question.sites, values, strict=True):
-                    collector.add(site, rows, value)
-            return collector.result()
-
-        return Run(capture, hf_model)
+    def prepare(task: Task) -> Run:
+        is_plain = task.question.position is None and not task.question.stop
+        capture = _cache_with_nnsight if is_plain else _save_with_nnsight
+        return Run(task.collected(partial(capture, model, task.question)), hf_model)
 
     return prepare
 
@@ -83,9 +64,8 @@ def load_transformer_lens(folder: Path) -> Prepare:
         "gpt2", hf_model=hf_model, tokenizer=tokenizer, device="cpu"
     )
 
-    def prepare(
-        question: Question, token_ids: Tensor, make: Callable[[int], Collector], _: Path
-    ) -> Run:
+    def prepare(task: Task) -> Run:
+        question = task.question
         names = [f"blocks.{layer}.hook_out" for layer in question.layers]
         options = {
             "names_filter": names,
@@ -94,53 +74,45 @@ def load_transformer_lens(folder: Path) -> Prepare:
             "stop_at_layer": max(question.layers) + 1 if question.stop else None,
         }
 
-        @torch.no_grad()
-        def capture() -> Values:
-            collector = make(len(token_ids))
-            for rows, ids in batches(token_ids, question):
-                _, cache = bridge.run_with_cache(ids, **options)
-                for site, name in zip(question.sites, names, strict=True):
-                    value = cache[name]  # of one position, the dimension stays
-                    collector.add(site, rows, value if question.position is None else value[:, 0])
-            return collector.result()
+        def capture(ids: Tensor) -> list[Tensor]:
+            _, cache = bridge.run_with_cache(ids, **options)
+            return [_without_position(question, cache[name]) for name in names]
 
-        return Run(capture, hf_model)
+        return Run(task.collected(capture), hf_model)
 
     return prepare
+
+
+def _without_position(question: Question, value: Tensor) -> Tensor:
+    """Of one position, the dimension stays."""
+    return value if question.position is None else value[:, 0]
 
 
 def load_sae_lens(folder: Path) -> Prepare:
     """`ActivationsStore` into memory, `CacheActivationsRunner` to disk."""
 
-    def prepare(
-        question: Question, token_ids: Tensor, make: Callable[[int], Collector], out: Path
-    ) -> Run:
+    def prepare(task: Task) -> Run:
         from datasets import Dataset
 
-        dataset = Dataset.from_dict({"input_ids": token_ids.tolist()})
-        if question.to_disk:
-            return _cache_runner(folder, question, dataset, out)
-        return _activations_store(proxy(), question, dataset, len(token_ids), make)
+        dataset = Dataset.from_dict({"input_ids": task.token_ids.tolist()})
+        if task.question.to_disk:
+            return _cache_runner(folder, task.question, dataset, task.out)
+        return _activations_store(proxy(), task, dataset)
 
-    loaded: list[Any] = []
-
+    @cache
     def proxy() -> Any:
         """The model, once it is needed: the runner loads one of its own."""
         from sae_lens.load_model import load_model
 
-        if not loaded:
-            loaded.append(load_model("AutoModelForCausalLM", str(folder), "cpu"))
-        return loaded[0]
+        return load_model("AutoModelForCausalLM", str(folder), "cpu")
 
     return prepare
 
 
-def _activations_store(
-    model: Any, question: Question, dataset: Any, n_samples: int, make: Callable[[int], Collector]
-) -> Run:
+def _activations_store(model: Any, task: Task, dataset: Any) -> Run:
     from sae_lens import ActivationsStore
 
-    whole = (None,) if question.position is None else (question.position, None)
+    question = task.question
 
     def capture() -> Values:
         store = ActivationsStore.from_config_multi_hook(
@@ -150,20 +122,18 @@ def _activations_store(
             hook_d_ins=dict.fromkeys(question.sites, model.model.config.n_embd),
             streaming=False,
             context_size=question.n_tokens,
-            total_training_tokens=n_samples * question.n_tokens,
+            total_training_tokens=task.token_ids.numel(),
             store_batch_size_prompts=question.batch_size,
             prepend_bos=False,
-            seqpos_slice=whole,
+            seqpos_slice=(None,) if question.position is None else (question.position, None),
             device="cpu",
         )
-        collector = make(n_samples)
-        for start in range(0, n_samples, question.batch_size):
-            rows = slice(start, start + question.batch_size)
+
+        def of_batch(_: Tensor) -> list[Tensor]:
             acts = store.get_multi_hook_activations(store.get_batch_tokens())
-            for site in question.sites:
-                value = acts[site]
-                collector.add(site, rows, value if question.position is None else value[:, 0])
-        return collector.result()
+            return [_without_position(question, acts[site]) for site in question.sites]
+
+        return task.collected(of_batch)()
 
     return Run(capture, model.model)
 

@@ -1,12 +1,10 @@
-"""A process that does one task, and says what came out on stdout, one line of JSON each.
+"""A process that does one task, and says what came out in the last line of its stdout, in JSON.
 
     python -m benchmarks.peers.worker TASK FIELDS
 
 `FIELDS` is a JSON object: the arguments of the task's function below.
 
-build       writes the model
-oracle      writes the values of a question, as the oracle finds them
-time        rounds in which some ways take turns; a line per round
+time        rounds in which some ways take turns
 peak        one run, and the memory it took
 """
 
@@ -16,122 +14,113 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from benchmarks.memory import Peak, reset_peak, resident_bytes
-from benchmarks.peers import ours, theirs
-from benchmarks.peers.questions import SIZES, Question, draw_token_ids, find_question, write_model
-from benchmarks.peers.ways import BASELINE, COLLECTORS, Run, Values
+from benchmarks.peers import theirs, ways
+from benchmarks.peers.questions import SIZES, Question, draw_token_ids
+from benchmarks.peers.ways import BASELINE, COLLECTORS, Run, Task, Values
 from benchmarks.turns import Player, take_turns
-from fastcap.bench.equality import difference_of
-from fastcap.bench.timing import give_back_memory, order_of_round
+from fastcap.bench.equality import Difference, difference_of
+from fastcap.bench.timing import give_back_memory, measure_rounds
 
-LOADERS = {**ours.LOADERS, **theirs.LOADERS}
-
-Answers = Iterator[dict[str, Any]]
+LOADERS = {**ways.LOADERS, **theirs.LOADERS}
 
 
 class Runner:
-    """One way, loaded, and the runs of it."""
+    """Some ways, loaded, and the runs of them.
 
-    def __init__(self, way: str, size: str, folder: Path, scratch: Path) -> None:
-        self._prepare = LOADERS[way](folder)
-        self._shape = SIZES[size][0]
+    Args:
+        names: Of the ways.
+        size: A key of `SIZES`.
+        model: The folder of the model.
+        question: Its name.
+        scratch: Where runs write, each to a folder of its own.
+    """
+
+    def __init__(
+        self, names: Sequence[str], size: str, model: str, question: str, scratch: str
+    ) -> None:
+        self._shape, questions = SIZES[size]
+        self.question: Question = next(each for each in questions if each.name == question)
+        self._prepare = {way: LOADERS[way](Path(model)) for way in names}
         self._scratch = scratch
 
-    def prepare(self, question: Question, n_samples: int, collector: str = "rows") -> Run:
-        """A run that writes to a folder of its own, if it writes."""
-        ids = draw_token_ids(question, self._shape, n_samples)
+    def prepare(self, way: str, n_samples: int, collector: str = "rows") -> Run:
+        ids = draw_token_ids(self.question, self._shape, n_samples)
         out = Path(tempfile.mkdtemp(dir=self._scratch))
-        return self._prepare(question, ids, COLLECTORS[collector], out)
+        return self._prepare[way](Task(self.question, ids, COLLECTORS[collector], out))
 
-
-def values_of(run: Run, outcome: Values | Path) -> Values:
-    """Tensors, read back where the result is a folder."""
-    if not isinstance(outcome, Path):
-        return outcome
-    assert run.values is not None
-    return run.values(outcome)
-
-
-def build(size: str, model: str) -> Answers:
-    """Write the model into a folder."""
-    write_model(Path(model), SIZES[size][0])
-    yield {}
-
-
-def write_oracle(way: str, size: str, model: str, question: str, out: str) -> Answers:
-    """Write what an oracle finds into a safetensors file."""
-    with tempfile.TemporaryDirectory() as scratch:
-        asked = find_question(size, question)
-        run = Runner(way, size, Path(model), Path(scratch)).prepare(asked, asked.n_samples)
-        save_file(values_of(run, run.capture()), out)
-    yield {}
+    def play(self, order: Sequence[str], n_samples: int) -> dict[str, tuple[float, Values]]:
+        """Seconds and values of one run of every way; they take turns before every forward pass."""
+        runs = {way: self.prepare(way, n_samples) for way in order}
+        players = {way: Player(run.model, run.capture) for way, run in runs.items()}
+        outcome = take_turns(players, order)
+        return {way: (secs, runs[way].values_of(found)) for way, (secs, found) in outcome.items()}
 
 
 def time_in_turns(
-    ways: Sequence[str], size: str, model: str, question: str, n_rounds: int, oracles: Sequence[str]
-) -> Answers:
+    names: Sequence[str],
+    size: str,
+    model: str,
+    question: str,
+    n_rounds: int,
+    oracles: Sequence[str],
+) -> dict[str, Any]:
     """Run every way once per round, after a round of two batches that does not count.
 
-    Gives the seconds by way, and the verdicts on each way that captures: one per oracle.
+    Gives the seconds of every round by way, and for each way that captures what its worst round
+    showed beside each oracle.
     """
-    asked = find_question(size, question)
     expected = [load_file(path) for path in oracles]
+    worst: dict[str, list[Difference]] = {}
+
+    def check(way: str, values: Values) -> None:
+        if way != BASELINE:
+            found = [difference_of(want, values) for want in expected]
+            kept = worst.setdefault(way, found)
+            worst[way] = [
+                max(pair, key=lambda each: each.n_different)
+                for pair in zip(kept, found, strict=True)
+            ]
+
     with tempfile.TemporaryDirectory() as scratch:
-        runners = {way: Runner(way, size, Path(model), Path(scratch)) for way in ways}
-        play_round(runners, ways, asked, 2 * asked.batch_size)
-        for index in range(n_rounds):
-            give_back_memory()
-            order = order_of_round(ways, index)
-            outcome = play_round(runners, order, asked, asked.n_samples)
-            yield {
-                "secs": {way: outcome[way][0] for way in ways},
-                "verdicts": {
-                    way: [asdict(difference_of(want, outcome[way][1])) for want in expected]
-                    for way in ways
-                    if way != BASELINE
-                },
-            }
-            del outcome
+        runner = Runner(names, size, model, question, scratch)
+        asked = runner.question
+        runner.play(names, 2 * asked.batch_size)
+        secs = measure_rounds(
+            names, lambda order: runner.play(order, asked.n_samples), n_rounds, check
+        )
+    return {
+        "secs": secs,
+        "differences": {way: [asdict(each) for each in found] for way, found in worst.items()},
+    }
 
 
-def play_round(
-    runners: Mapping[str, Runner], order: Sequence[str], question: Question, n_samples: int
-) -> dict[str, tuple[float, Values]]:
-    """Seconds and values of one run of every way; they take turns before every forward pass."""
-    runs = {way: runners[way].prepare(question, n_samples) for way in order}
-    players = {way: Player(run.model, run.capture) for way, run in runs.items()}
-    outcome = take_turns(players, order)
-    return {way: (secs, values_of(runs[way], found)) for way, (secs, found) in outcome.items()}
-
-
-def measure_peak(way: str, size: str, model: str, question: str, collector: str) -> Answers:
+def measure_peak(way: str, size: str, model: str, question: str, collector: str) -> dict[str, Any]:
     """The memory of one run, after one of a single batch that loads what is loaded late."""
-    asked = find_question(size, question)
-    assert asked.n_memory_samples is not None
     with tempfile.TemporaryDirectory() as scratch:
-        runner = Runner(way, size, Path(model), Path(scratch))
-        warm = runner.prepare(asked, asked.batch_size, collector)
-        warm.capture()
-        run = runner.prepare(asked, asked.n_memory_samples, collector)
-        del warm
+        runner = Runner([way], size, model, question, scratch)
+        asked = runner.question
+        assert asked.n_memory_samples is not None
+        runner.prepare(way, asked.batch_size, collector).capture()
+        run = runner.prepare(way, asked.n_memory_samples, collector)
         give_back_memory()
         before = reset_peak()
         outcome = run.capture()
         peak = Peak(resident_bytes("VmHWM"), before)
         del outcome
-    yield asdict(peak)
+    return asdict(peak)
 
 
-TASKS: Mapping[str, Callable[..., Answers]] = MappingProxyType(
-    {"build": build, "oracle": write_oracle, "time": time_in_turns, "peak": measure_peak}
+TASKS: Mapping[str, Callable[..., dict[str, Any]]] = MappingProxyType(
+    {"time": time_in_turns, "peak": measure_peak}
 )
 
 
@@ -139,9 +128,7 @@ def main(arguments: list[str]) -> None:
     task, fields = arguments
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what libraries print is not an answer
-        for answer in TASKS[task](**json.loads(fields)):
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+        answers.write(json.dumps(TASKS[task](**json.loads(fields))) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastcap.archive.layout import FORMAT, MOST_IDS, SHARD_NAME
-from fastcap.archive.parsing import parse_object, take, take_count
+from fastcap.archive.parsing import check_depth, parse_object, take, take_count
 from fastcap.errors import ArchiveFormatError
 
 LINE_LIMIT = 64 << 20
@@ -62,13 +62,20 @@ class GroupRecord:
 
 @dataclass(frozen=True, slots=True)
 class WriterInfo:
-    """Who writes a journal."""
+    """Who writes a journal.
+
+    Attributes:
+        creator: Versions and machine, where they are not those of the archive's meta.
+        check: What was compared before this writer went on with the archive, if anything was.
+    """
 
     archive: str
     rank: int
     restart: int
     pid: int
     machine: str
+    creator: Mapping[str, Any] = field(default_factory=dict)
+    check: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -108,6 +115,8 @@ def writer_line(info: WriterInfo) -> bytes:
             "restart": info.restart,
             "pid": info.pid,
             "machine": info.machine,
+            **({"creator": info.creator} if info.creator else {}),
+            **({"check": info.check} if info.check else {}),
         }
     )
 
@@ -257,7 +266,18 @@ def _parse_info(found: Mapping[str, Any], where: str) -> WriterInfo:
         take_count(found, "restart", where),
         take_count(found, "pid", where),
         take(found, "machine", str, where),
+        _take_object(found, "creator", where),
+        _take_object(found, "check", where),
     )
+
+
+def _take_object(found: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    """What is for people, and may be missing."""
+    value = found.get(key)
+    if not isinstance(value, dict):
+        return {}
+    check_depth(value, f"{where}: {key!r}")
+    return value
 
 
 def _parse_group(found: Mapping[str, Any], where: str) -> GroupRecord:

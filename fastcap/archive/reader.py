@@ -27,6 +27,7 @@ from fastcap.errors import (
     MissingSampleError,
 )
 from fastcap.formatting import html_table
+from fastcap.spec import as_path
 
 OPEN_SHARDS = 64
 """How many shards stay mapped."""
@@ -55,7 +56,7 @@ def open_archive(folder: str | os.PathLike[str]) -> Archive:
         >>> archive.sites, len(archive), archive["1"][3].shape, archive["1"][1:4].shape
         (['1'], 5, torch.Size([2]), torch.Size([3, 2]))
     """
-    return Archive(Path(folder), LocalFiles())
+    return Archive(as_path("folder", folder).absolute(), LocalFiles())
 
 
 def reopen(

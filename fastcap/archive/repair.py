@@ -46,9 +46,14 @@ from fastcap.archive.parsing import parse_object, take
 from fastcap.archive.ranges import Ranges
 from fastcap.archive.recovery import Scan, WriterState, check_streams, orphan_path, scan
 from fastcap.errors import ArchiveError, ArchiveFormatError
+from fastcap.spec import as_path
 
 MOST_RANGES = 16 * GroupLimits().ranges
 """Of one shard that is adopted; more are not written, and not what a shard of ours holds."""
+
+UNKNOWN_CREATOR = {"unknown": "the first line was lost, and fastcap repair wrote this one"}
+"""In the place of versions and machine: values whose maker is not known are compared as those of
+another one are, within rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,9 @@ def repair(folder: str | os.PathLike[str]) -> list[Repaired]:
 
     Raises:
         ArchiveError: There is no archive, or it cannot be read or written.
+        ArgumentTypeError: `folder` is not a path.
     """
-    return repair_archive(Path(folder), LocalFiles())
+    return repair_archive(as_path("folder", folder).absolute(), LocalFiles())
 
 
 def repair_archive(root: Path, files: Files) -> list[Repaired]:
@@ -208,7 +214,12 @@ class _Repair:
         yield writer_line(
             journal.info
             or WriterInfo(
-                self._meta.archive, int(rank), int(restart), os.getpid(), self._files.machine()
+                self._meta.archive,
+                int(rank),
+                int(restart),
+                os.getpid(),
+                self._files.machine(),
+                UNKNOWN_CREATOR,
             )
         )
         for group in self._groups:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -194,11 +195,22 @@ class Part:
         return self._n_done == self.numel()
 
 
-class Segment:
-    """Consecutive elements of a part."""
+class Elements(Protocol):
+    """What takes values by the number of their first element."""
 
-    def __init__(self, part: Part, first: int, n_elements: int) -> None:
-        self._part = part
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of each."""
+
+    def write(self, first: int, values: Tensor) -> None:
+        """Take some."""
+
+
+class Segment:
+    """Consecutive elements of a destination."""
+
+    def __init__(self, whole: Elements, first: int, n_elements: int) -> None:
+        self._whole = whole
         self._first = first
         self.shape = torch.Size([n_elements])
 
@@ -207,13 +219,13 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        return self.numel() * self._part.dtype.itemsize
+        return self.numel() * self._whole.dtype.itemsize
 
     def segment(self, first: int, last: int) -> Segment:
-        return Segment(self._part, self._first + first, last - first)
+        return Segment(self._whole, self._first + first, last - first)
 
     def copy_(self, values: Tensor) -> None:
-        self._part.write(self._first, values)
+        self._whole.write(self._first, values)
 
 
 def write_all(file: WritableFile, guard: Guard, path: Path, offset: int, data: memoryview) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -33,14 +34,7 @@ from fastcap.archive.journal import (
     total_line,
     writer_line,
 )
-from fastcap.archive.layout import (
-    JOURNAL,
-    META,
-    MOST_RANKS,
-    UNFINISHED,
-    WRITER_NAME,
-    writer_name,
-)
+from fastcap.archive.layout import JOURNAL, META, MOST_RANKS, UNFINISHED, WRITER_NAME, writer_name
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.meta import Meta, check_readable, check_same, read_meta
 from fastcap.archive.shards import write_all
@@ -82,6 +76,7 @@ class Writer:
         limits: How large groups are.
         clock: Seconds that only go forward.
         checksums: A thread for checksums; `None` computes them between writes.
+        check: What was compared before the archive is continued, to be recorded.
     """
 
     def __init__(
@@ -94,9 +89,12 @@ class Writer:
         limits: GroupLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         checksums: Executor | None = None,
+        check: Mapping[str, Any] | None = None,
     ) -> None:
         self.root = root
         self.meta = meta
+        self._creator = meta.creator
+        self._check = check or {}
         self._files: Files = files or LocalFiles()
         self._rank = rank
         self._limits = limits or GroupLimits()
@@ -281,7 +279,13 @@ class Writer:
         self._agree(directory)
         self._directory = directory
         info = WriterInfo(
-            self.meta.archive, self._rank, restart, self._guard.pid, self._files.machine()
+            self.meta.archive,
+            self._rank,
+            restart,
+            self._guard.pid,
+            self._files.machine(),
+            {} if self._creator == self.meta.creator else self._creator,
+            self._check,
         )
         line = writer_line(info)
         check_line(line, info, 0)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fastcap import reference
 from fastcap.errors import ArgumentError, BatchError
-from fastcap.model.forward import BatchCaller, Forward, count_rows, evaluation_mode, uncompiled
+from fastcap.model.forward import BatchCaller, Forward, evaluation_mode, uncompiled
+from fastcap.model.rows import count_rows
 from fastcap.model.sites import BoundSite, Sites
 from fastcap.request import request_run
 from fastcap.spec import Positions, Reduce, Selection
@@ -129,7 +130,7 @@ def _concatenated(site: str, values: Sequence[Tensor]) -> Tensor:
         raise ArgumentError(
             f"Site {site!r} gives values of shape {', '.join(map(str, shapes))}, which do not make "
             "one tensor with a row for each sample, and that is what ways are compared by. Measure "
-            "batches of one length, take positions=-1, or leave the site out."
+            "batches of one length, take positions='last', or leave the site out."
         )
     return torch.cat(list(values))
 

@@ -193,12 +193,15 @@ def measure(
     rounds: int = N_ROUNDS,
     limit_secs: float | None = None,
     on_round: OnRound | None = None,
+    judge: Judge | None = None,
 ) -> Overhead:
-    """As `overhead`, of a case that is made already."""
+    """As `overhead`, of a case that is made already; a `judge` knows the oracle's values already,
+    and has seen none of these ways.
+    """
     rounds = as_count("rounds", rounds, at_least=FEWEST_ROUNDS)
     n_samples = sum(case.sizes)
     check_sites_fire(case)
-    judge = Judge(case.oracle())
+    judge = judge or Judge(case.oracle())
     for name, way in ways.items():
         _run_first(case, name, way, judge)
     is_tail = dict.fromkeys(ways, False)
@@ -222,8 +225,8 @@ def measure(
     )
     return Overhead(
         secs={name: tuple(of_way) for name, of_way in secs.items()},
-        n_mismatches=judge.n_mismatches,
-        problems={name: tuple(found) for name, found in judge.problems.items()},
+        n_mismatches={name: judge.n_mismatches[name] for name in ways},
+        problems={name: tuple(judge.problems[name]) for name in ways},
         captured_bytes=sum(value.nbytes for value in judge.expected.values()),
         n_passes=len(case.batches),
         n_samples=n_samples,

@@ -126,7 +126,7 @@ def measure_rounds(
         run_round: How.
         n_rounds: Timed rounds.
         check: Told every run's name and value, outside the timing.
-        on_round: Told every timed round's index and seconds.
+        on_round: Told every timed round's index and its seconds, in the order of that round.
         limit_secs: When to start no further round, once the fewest are done.
     """
     deadline = math.inf if limit_secs is None else time.perf_counter() + limit_secs
@@ -141,6 +141,7 @@ def measure_rounds(
             secs[name].append(elapsed)
             check(name, value)
         on_round(index, {name: elapsed for name, (elapsed, _) in of_round.items()})
+        del of_round, value  # so that the next round's values are not beside them
     return secs
 
 

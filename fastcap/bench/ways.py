@@ -303,12 +303,12 @@ class _Rows:
         return self._batches[rows[0] // self.batch_size]
 
 
-def streamed(case: Case) -> Iterator[Values]:
+def streamed(case: Case) -> Generator[Values, None, None]:
     """`fastcap.stream`: each batch's values in memory of their own, which is used again."""
     return _streamed(case, zero_copy=False)
 
 
-def lent(case: Case) -> Iterator[Values]:
+def lent(case: Case) -> Generator[Values, None, None]:
     """`fastcap.stream(zero_copy=True)`: values are lent out of the slots they landed in."""
     return _streamed(case, zero_copy=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -72,6 +73,10 @@ def extract(
     max_samples: Annotated[int | None, typer.Option(help="Where to stop.")] = None,
     device: Device = None,
     model_inputs: ModelInputs = None,
+    check: Annotated[
+        str,
+        typer.Option(help="values or fingerprint: what of an archive that is there is compared."),
+    ] = "values",
     num_workers: Annotated[int, typer.Option(help="Processes that load the data.")] = 0,
     rank: Annotated[int, typer.Option(envvar="RANK", help="Which process this is.")] = 0,
     world_size: Annotated[
@@ -83,14 +88,25 @@ def extract(
 ) -> None:
     """Run a dataset through a model, and write what its sites produce to an archive.
 
-    The same command goes on where an earlier one was stopped. Ctrl-C, SIGTERM and SIGUSR1 stop a
+    The same command goes on where an earlier one was stopped, once the first batch that is there
+    has come out the same again. Ctrl-C, SIGTERM and SIGUSR1 stop a
     run after the pass under way, with what is complete saved (exit codes 130, 143 and 138). Give
     MODEL before --sites, which takes several values, and quote patterns.
     """
     from fastcap.cli import locate
     from fastcap.cli.opening import open_dataset, vocabulary_size
+    from fastcap.devices.accelerator import own_device
 
     taken = parse_positions(positions), parse_dtype(dtype)
+    if device is not None:
+        device = own_device(device, os.environ.get("LOCAL_RANK", ""))
+    if world_size > 1:  # RANK and WORLD_SIZE may be left over from something else
+        place = "" if device is None else f" on {device}"
+        typer.echo(
+            f"Process {rank} of {world_size}{place}: extracts its share of the samples, not all. "
+            "--rank and --world-size, or RANK and WORLD_SIZE of the environment, say so.",
+            err=True,
+        )
     with contextlib.redirect_stdout(sys.stderr):  # what models print is not part of the answer
         loaded = locate.load_model(model, with_weights=True)
         if device is not None:
@@ -118,6 +134,7 @@ def extract(
             dtype=taken[1],
             model_inputs=[*own_inputs, *(model_inputs or [])],
             columns=columns or (),
+            check=check,
             num_workers=num_workers,
             collate_fn=collate_fn,
             progress=True,

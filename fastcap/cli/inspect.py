@@ -71,7 +71,7 @@ def summarise(archive: Archive, problems: Sequence[Problem] | None) -> dict[str,
         "path": str(archive.path),
         "n_samples": len(archive),
         "n_expected": archive.n_samples,
-        "missing": missingshow_ranges(archive),
+        "missing": missing_ranges(archive),
         "bytes": sum(writer["bytes"] for writer in writers),
         "streams": [_summarise_stream(spec) for spec in archive.meta.streams],
         "writers": writers,
@@ -102,6 +102,7 @@ def _summarise_writer(writer: WriterState) -> dict[str, Any]:
     return {
         "directory": writer.directory.name,
         "rank": None if info is None else info.rank,
+        "check": {} if info is None else info.check,
         "is_running": writer.is_live,
         "n_groups": len(writer.groups),
         "n_samples": sum(group.n_samples for group in writer.groups),
@@ -114,7 +115,7 @@ def _summarise_writer(writer: WriterState) -> dict[str, Any]:
     }
 
 
-def missingshow_ranges(archive: Archive) -> list[list[int]]:
+def missing_ranges(archive: Archive) -> list[list[int]]:
     """The ids that are not there, as `[start, stop]`, of those that are expected."""
     stop = archive.n_samples if archive.n_samples is not None else 0
     edges = [0, *chain.from_iterable(archive.ids), stop]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fastcap.errors import ArgumentError, MissingExtraError
-from fastcap.formatting import in_one_line
+from fastcap.formatting import a_kind, in_one_line
 from fastcap.huggingface.loading import dtype_argument
 
 FORM = "package.module:attribute"
@@ -104,7 +104,7 @@ def load_dataset(text: str) -> Any:
         found = _called(text, "--data", found)
     if not _is_dataset(found):
         raise ArgumentError(
-            f"--data {text!r} gives a {type(found).__name__}, and a dataset can be indexed or "
+            f"--data {text!r} gives {a_kind(type(found))}, and a dataset can be indexed or "
             "iterated. Name a dataset, a list, or a function without arguments that returns one."
         )
     return found
@@ -128,7 +128,7 @@ def _called(text: str, what: str, found: Any) -> Any:
 def _check_model(text: str, found: Any) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise ArgumentError(
-            f"MODEL {text!r} gives a {type(found).__name__}, not a torch.nn.Module. Name a module, "
+            f"MODEL {text!r} gives {a_kind(type(found))}, not a torch.nn.Module. Name a module, "
             "or a function without arguments that returns one."
         )
     return found
@@ -151,7 +151,7 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
     import transformers
 
     auto: Any = transformers.AutoModel
-    kind: Any = getattr(transformers, names[0], None) if names else None
+    kind: Any = _model_class(transformers, names)
     try:
         if with_weights:
             as_saved = {dtype_argument(transformers): "auto"}
@@ -171,6 +171,13 @@ def _load_folder(folder: Path, with_weights: bool) -> nn.Module:
             f"MODEL {str(folder)!r}: transformers cannot load it: {in_one_line(error)}."
         ) from error
     return _check_model(str(folder), model)
+
+
+def _model_class(transformers: Any, names: list[str]) -> Any:
+    """The class that a configuration names; of transformers' models only, since it is called."""
+    kind = getattr(transformers, names[0], None) if names else None
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    return kind if is_model else None
 
 
 def _dtype_of(settings: Any) -> torch.dtype:

@@ -23,8 +23,8 @@ def open_dataset(
     token_dtype: str | None = None,
     vocabulary_size: int | None = None,
 ) -> Any:
-    """A file by its suffix (`.txt`, `.jsonl`: texts; `.npy` and anything else: token ids), or a
-    dataset by its import path.
+    """A file by its suffix (`.txt`, `.jsonl`: texts; `.npy`, `.bin`: token ids), or a dataset by
+    its import path.
 
     Args:
         name: A path, or `package.module:attribute`: a dataset with a length, or a function without
@@ -49,7 +49,7 @@ def open_dataset(
             )
         _refuse(name, "a dataset", context_length=context_length, token_dtype=token_dtype)
         return load_dataset(name)
-    if path.suffix in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
         _refuse(name, "texts", context_length=context_length, token_dtype=token_dtype)
         return LineFile(path, text_key=text_key, columns=columns)
     _refuse(name, "token ids", columns=list(columns) or None)

@@ -25,7 +25,7 @@ def repair(
     done = repair_archive(archive)
     for each in done:
         what = "Adopted" if each.why_not is None else "Set aside"
-        names = ", ".join(str(path.relative_to(archive)) for path in each.paths)
+        names = ", ".join(str(path.relative_to(archive.absolute())) for path in each.paths)
         samples = f", samples {show_ranges(each.samples)}" if each.samples else ""
         why_not = "" if each.why_not is None else f": {each.why_not}"
         typer.echo(f"{what} {names}{samples}{why_not}")

@@ -23,11 +23,11 @@ from fastcap.archive.layout import StreamSpec, dtype_name
 from fastcap.archive.reader import Archive
 from fastcap.archive.shards import Part
 from fastcap.archive.writer import Commit, Writer
-from fastcap.consumers.base import RowConsumer
+from fastcap.consumers.base import RowConsumer, check_batch, check_batch_size
 from fastcap.consumers.batch_columns import BatchColumns, Values
 from fastcap.engine import Pass
 from fastcap.errors import ArgumentError, ResultError
-from fastcap.model.forward import count_rows
+from fastcap.spec import as_callable
 from fastcap.transfer.base import Capture, Transfer
 
 OnCommit = Callable[[Commit], object]
@@ -80,6 +80,7 @@ class ArchiveResult(RowConsumer):
         earlier: Archive | None = None,
     ) -> None:
         super().__init__()
+        as_callable("on_commit", on_commit, "that takes a Commit")
         self._open_writer = open_writer
         self._site_names = site_names
         self._beside = beside
@@ -117,9 +118,7 @@ class ArchiveResult(RowConsumer):
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
-        n_found = count_rows(batch)
-        if n_found is not None:
-            _check_batch_size(samples.start, n_found, n_batch)
+        check_batch(samples.start, batch, n_batch)
         values = self._beside.take(batch, len(samples), n_batch)
         self._expected = samples, values, n_batch
 
@@ -133,7 +132,7 @@ class ArchiveResult(RowConsumer):
         self._settle_written()
         if self._writer is not None:
             self._group = self._writer.group()
-        _check_batch_size(self._samples.start, n_samples, n_expected)
+        check_batch_size(self._samples.start, n_samples, n_expected)
 
     def place(
         self, site: str, value: Tensor, dtype: torch.dtype, lengths: tuple[int, ...] | None
@@ -236,7 +235,7 @@ class ArchiveResult(RowConsumer):
                     f"Site {site!r} produced rows of shape {spec.shape} and dtype {spec.dtype} in "
                     f"batch {self._n_passes}, and {first.shape} and {first.dtype} before. Samples "
                     "of an archive need one shape and dtype: pad all to one length, select what "
-                    "has one shape (positions=-1, reduce='mean'), keep the real tokens of each "
+                    "has one shape (positions='last', reduce='mean'), keep the real tokens of each "
                     "(positions='unpadded'), or ask for a dtype=."
                 )
 
@@ -350,14 +349,6 @@ class ArchiveResult(RowConsumer):
         finally:
             if self._writer is not None:
                 self._writer.close()
-
-
-def _check_batch_size(start: int, n_found: int, n_expected: int) -> None:
-    if n_found != n_expected:
-        raise ResultError(
-            f"Samples {start} to {start + n_expected - 1} became a batch of {n_found}, so its rows "
-            "cannot be matched to them. collate_fn must keep every sample, as one row."
-        )
 
 
 OTHER_DESCRIPTORS = 256

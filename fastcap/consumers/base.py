@@ -1,19 +1,21 @@
 """Who receives what passes capture: the contract, and the checks that consumers of rows share.
 
 A consumer is a class with one method that it must have, `end`. See `Consumer`; `docs/consumers.md`
-has a whole one. `fastcap.consumers.memory` and `fastcap.consumers.archive` are the two that fastcap
-itself runs.
+has a whole one. fastcap itself runs three, one in each of `fastcap.consumers.memory`,
+`fastcap.consumers.archive` and `fastcap.consumers.check`; a new one is a module beside them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcap.engine import Pass
 from fastcap.errors import ResultError
+from fastcap.model.rows import count_rows
 from fastcap.transfer.base import Target
 
 
@@ -86,7 +88,8 @@ class Consumer(ABC):
         next `end` or in `drain`: each pass that is kept holds its values in host memory.
 
         Args:
-            finished: `sites`, `tensor(site)`, `lengths(site)` and `deliver()` are for consumers.
+            finished: `sites`, `tensor(site)`, `lengths(site)`, `deliver()` and `settle()` are for
+                consumers.
         """
 
     def drain(self) -> None:  # noqa: B027 - needed by those that keep passes
@@ -137,3 +140,27 @@ class RowConsumer(Consumer):
     def _end_batch(self, n_kept: int) -> None:
         self.n_done += n_kept
         self._n_passes += 1
+
+
+def check_batch(start: int, batch: Any, n_expected: int) -> None:
+    """Whether a batch has the samples that it was made of, as far as it says how many it has.
+
+    Raises:
+        ResultError: It has more, or fewer.
+    """
+    n_found = count_rows(batch, n_expected)
+    if n_found is not None:
+        check_batch_size(start, n_found, n_expected)
+
+
+def check_batch_size(start: int, n_found: int, n_expected: int) -> None:
+    """The same where the number is known.
+
+    Raises:
+        ResultError: It is another.
+    """
+    if n_found != n_expected:
+        raise ResultError(
+            f"Samples {start} to {start + n_expected - 1} became a batch of {n_found}, so its rows "
+            "cannot be matched to them. collate_fn must keep every sample, as one row."
+        )

@@ -223,8 +223,8 @@ class MemoryResult(RowConsumer):
                 f"Site {site!r} produced rows of shape {shape} in batch {self._n_passes} and "
                 f"{tuple(view.shape[1:])} before. Rows of one result need one shape: pad all "
                 "samples to one length, or select what has one shape in every batch "
-                "(positions=-1, reduce=lambda acts: acts.mean(dim=1)), or receive batches as they "
-                "are with fastcap.stream()."
+                "(positions='last', reduce='mean'), or receive batches as they are with "
+                "fastcap.stream()."
             )
         if dtype != view.dtype:
             raise ResultError(

@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from fastcap.errors import ArgumentError
+from fastcap.formatting import a_kind
 from fastcap.huggingface.texts import Chat, as_item, is_chat, parse_object
 
 SUFFIXES = (".txt", ".jsonl")
@@ -54,14 +55,15 @@ class LineFile(Dataset[dict[str, Any]]):
         columns: Sequence[str] = (),
     ) -> None:
         self.path = Path(path)
+        self._suffix = self.path.suffix.lower()
         self._text_key = text_key
         self._columns = [columns] if isinstance(columns, str) else list(columns)
-        if self.path.suffix not in SUFFIXES:
+        if self._suffix not in SUFFIXES:
             raise ArgumentError(
                 f"{self.path} ends in {self.path.suffix!r}. Texts are read from .txt (one per "
                 "line) and .jsonl (one JSON object per line)."
             )
-        if self._columns and self.path.suffix == ".txt":
+        if self._columns and self._suffix == ".txt":
             raise ArgumentError(
                 f"{self.path} has a text per line and no columns, and {self._columns} were asked. "
                 "Write a .jsonl file with one object per line."
@@ -132,7 +134,7 @@ class LineFile(Dataset[dict[str, Any]]):
                 f"{where} is blank. Samples are numbered by line, so remove it first, for example "
                 f"with: sed -i '/^\\s*$/d' {self.path.name}"
             )
-        if self.path.suffix == ".txt":
+        if self._suffix == ".txt":
             return {self._text_key: text}
         found = parse_object(text, where)
         for key in (self._text_key, *self._columns):
@@ -155,9 +157,9 @@ class LineFile(Dataset[dict[str, Any]]):
         kind, earlier = type(value), self._kinds.get(column, type(value))
         is_known = kind in (str, *NUMBERS) and (kind is not int or -INT64 <= value < INT64)
         if not is_known or (kind is str) != (earlier is str):
-            before = f", and it was a {earlier.__name__} before" if is_known else ""
+            before = f", and it was {a_kind(earlier)} before" if is_known else ""
             raise ArgumentError(
-                f"{self.path}, line {number}, {column!r}: {value!r:.40} is a {kind.__name__}"
+                f"{self.path}, line {number}, {column!r}: {value!r:.40} is {a_kind(kind)}"
                 f"{before}. A column holds 64-bit numbers or texts, the same in every line."
             )
         self._kinds[column] = str if kind is str else max(kind, earlier, key=NUMBERS.index)

@@ -17,6 +17,13 @@ from fastcap.spec import as_count
 from fastcap.warn import warn
 
 RAW_DTYPES = ("uint16", "uint32")
+RAW_SUFFIX = ".bin"
+NOT_RAW = {
+    b"PK\x03\x04": "a zip file, as torch.save() writes it",
+    b"\x93NUM": "a .npy file",
+    (20240520).to_bytes(4, "little"): "tokens behind a header of 1,024 bytes, as llm.c writes them",
+}
+"""How files begin that are called `.bin` too. As ids, all are far beyond a text's beginning."""
 SAMPLED = 64
 """Samples that a fingerprint reads."""
 
@@ -27,8 +34,8 @@ class TokenFile(Dataset[dict[str, Tensor]]):
     The file is memory-mapped: it can have any size, and processes share its pages.
 
     Args:
-        path: A `.npy` file of integers, `(n_samples, n_tokens)` or one long `(n_tokens,)`; any
-            other name is raw little-endian integers without a header, such as `train.bin`.
+        path: A `.npy` file of integers, `(n_samples, n_tokens)` or one long `(n_tokens,)`; or a
+            `.bin` file of raw little-endian integers without a header.
         context_length: Tokens per sample, for a file that is one long row. Tokens at the end that
             do not fill a sample are dropped, with a warning.
         dtype: Of a raw file, `"uint16"` or `"uint32"`. A `.npy` file has its own.
@@ -40,8 +47,8 @@ class TokenFile(Dataset[dict[str, Tensor]]):
         n_left_over: Tokens dropped at the end of the file.
 
     Raises:
-        ArgumentError: The file is empty, has another shape or dtype or a partial id at its end, or
-            the options do not fit it.
+        ArgumentError: The file is of another kind or empty, has another shape or dtype or a partial
+            id at its end, or the options do not fit it.
         BatchError: On reading a sample: an id is out of range.
         FileNotFoundError: No such file.
 
@@ -112,7 +119,7 @@ class TokenFile(Dataset[dict[str, Tensor]]):
         if not self.path.stat().st_size:
             raise ArgumentError(f"{self.path} is empty: it has no tokens.")
         self.n_left_over = 0
-        flat_or_rows = self._map_npy() if self.path.suffix == ".npy" else self._map_raw()
+        flat_or_rows = self._map_npy() if self.path.suffix.lower() == ".npy" else self._map_raw()
         rows = flat_or_rows if flat_or_rows.ndim == 2 else self._chunked(flat_or_rows)
         if 0 in rows.shape:
             raise ArgumentError(
@@ -125,8 +132,9 @@ class TokenFile(Dataset[dict[str, Tensor]]):
         try:
             ids = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, IndexError, OverflowError, EOFError, SyntaxError) as error:
+            reason = str(error).rstrip(".")
             raise ArgumentError(
-                f"{self.path} cannot be read as .npy: {error}. Write it with numpy.save()."
+                f"{self.path} cannot be read as .npy: {reason}. Write it with numpy.save()."
             ) from error
         if ids.dtype.kind not in "iu":
             raise ArgumentError(
@@ -152,6 +160,20 @@ class TokenFile(Dataset[dict[str, Tensor]]):
         return np.asarray(ids)
 
     def _map_raw(self) -> np.ndarray[Any, Any]:
+        # Any bytes can be read as ids, those of a table or of compressed text too.
+        if self.path.suffix.lower() != RAW_SUFFIX:
+            raise ArgumentError(
+                f"{self.path} ends in {self.path.suffix!r}. Token ids are read from .npy, and raw "
+                "ones from .bin; texts from .txt and .jsonl. Convert the file, or open it yourself "
+                "and pass a dataset. Raw ids under another name: rename or link it to .bin."
+            )
+        with self.path.open("rb") as file:
+            kind = NOT_RAW.get(file.read(4))
+        if kind is not None:
+            raise ArgumentError(
+                f"{self.path} is {kind}, and not raw token ids. Save them with numpy.save() to a "
+                ".npy file."
+            )
         if self._dtype not in RAW_DTYPES:
             asked = "" if self._dtype is None else f"; got {self._dtype!r}"
             raise ArgumentError(

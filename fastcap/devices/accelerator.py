@@ -347,6 +347,19 @@ class AcceleratorDevice(ThreadedDevice[Stream, Event]):
         self.counters.copied_bytes += n_bytes
 
 
+def own_device(device: str, local_rank: str) -> str:
+    """The device of one of several processes on a machine, where its name has no index.
+
+    `torchrun` says in LOCAL_RANK which of them this is. Each takes its own device, unless it sees
+    no such one because `CUDA_VISIBLE_DEVICES` shows it only its own.
+    """
+    here = torch.accelerator.current_accelerator()
+    if here is None or device != here.type or not local_rank.isdecimal():
+        return device
+    is_there = int(local_rank) < torch.accelerator.device_count()
+    return f"{device}:{int(local_rank)}" if is_there else device
+
+
 # For measuring only: nothing that captures waits for a whole device, or asks its name.
 
 

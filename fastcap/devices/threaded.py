@@ -19,7 +19,10 @@ from torch import Tensor
 from fastcap.devices.base import Bytes, Destination, Device, EventT, HostBuffer, StreamT, Ticket
 from fastcap.host_memory import normal_mode
 
-N_WORKERS = min(4, os.cpu_count() or 1)  # guessed: enough to hide first touch, few enough to start
+N_CORES = os.cpu_count() or 1
+# First touch goes at about 1.2 GB/s in each thread, far below a link; the other half is the model's
+# thread and the user's own (docs/design/cost-model.md).
+N_WORKERS = min(N_CORES, max(4, min(8, N_CORES // 2)))
 
 
 class FutureTicket:

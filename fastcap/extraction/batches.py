@@ -7,18 +7,21 @@ part of an archive: whoever continues it runs the original batches.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from fastcap.archive.layout import MOST_RANKS
+from fastcap.archive.reader import Archive
+from fastcap.batching.collation import Batched, Collation
+from fastcap.batching.source import Source, as_iterated
 from fastcap.errors import ArgumentError, ResultError
+from fastcap.extraction.resume import check_same_inputs
 from fastcap.extraction.signals import leave_signals_to_parent
-from fastcap.model.forward import count_rows
-from fastcap.request import as_dataset, length_of
 from fastcap.spec import as_count
 
 
@@ -27,13 +30,6 @@ class BatchListener(Protocol):
 
     def expect(self, samples: range, batch: Any, n_batch: int) -> None:
         """The next pass is over `n_batch` samples, of which these ids are wanted."""
-
-
-class Earlier(Protocol):
-    """What is done already."""
-
-    def has(self, start: int, stop: int) -> bool:
-        """Whether all samples from `start` up to `stop` are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +91,27 @@ class Share:
         return batch % self.world_size == self.rank
 
 
-def make_grid(dataset: Any, batch_size: int, max_samples: int | None) -> Grid:
+def make_grid(source: Source, max_samples: int | None) -> Grid:
     """The grid of a dataset.
 
     Raises:
-        ArgumentError, ArgumentTypeError: A number out of range, or an empty dataset.
+        ArgumentError, ArgumentTypeError: A number out of range, an empty dataset, or batches that
+            are in another order than its samples.
     """
-    n_data = length_of(dataset)
+    source.refuse_other_order()
+    assert source.batch_size is not None
+    n_data = source.n_samples
     if n_data == 0:
         raise ArgumentError("The dataset is empty: there is nothing to extract.")
     if max_samples is not None:
         max_samples = as_count("max_samples", max_samples)
-    return Grid(as_count("batch_size", batch_size), n_data, max_samples)
+    return Grid(source.batch_size, n_data, max_samples)
+
+
+def _start_worker(own: Callable[[int], None] | None, worker: int) -> None:
+    leave_signals_to_parent(worker)
+    if own is not None:
+        own(worker)
 
 
 def make_share(rank: int, world_size: int) -> Share:
@@ -130,12 +135,11 @@ class Batches:
     """The batches that one process still has to run.
 
     Args:
-        dataset: Map-style or iterable, or a list.
-        grid: How it is cut.
+        source: The samples.
+        grid: How they are cut.
         share: Which batches are this process's.
         earlier: What is done already; `None` for nothing.
-        num_workers: Processes that load the data.
-        collate_fn: Makes a batch of samples; `None` for torch's.
+        columns: Keys of the batch that are stored beside the sites.
 
     Attributes:
         n_total: Samples of the data, once all of it has been seen that did not say before.
@@ -145,34 +149,46 @@ class Batches:
 
     def __init__(
         self,
-        dataset: Any,
+        source: Source,
         grid: Grid,
         share: Share,
-        earlier: Earlier | None,
-        num_workers: int,
-        collate_fn: Callable[[list[Any]], Any] | None,
+        earlier: Archive | None,
+        columns: Sequence[str] = (),
     ) -> None:
-        num_workers = as_count("num_workers", num_workers, at_least=0)
-        if earlier is not None and isinstance(dataset, Iterator):
+        if earlier is not None and isinstance(source.dataset, Iterator):
             raise ArgumentError(
-                f"A {type(dataset).__name__} can be read once, so its samples cannot be matched to "
-                "those that are archived. Pass a list, or a dataset that begins anew each time."
+                f"A {type(source.dataset).__name__} can be read once, so its samples cannot be "
+                "matched to those that are archived. Pass a list, or a dataset that begins anew "
+                "each time."
             )
+        self._source = source
         self._grid = grid
         self._share = share
         self._earlier = earlier
-        dataset = as_dataset(dataset, num_workers)
-        self._by_number = grid.n_data is not None and not isinstance(dataset, IterableDataset)
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            num_workers=num_workers,
-            collate_fn=collate_fn,
-            worker_init_fn=leave_signals_to_parent,
-            **({"batch_sampler": self} if self._by_number else {"batch_size": grid.batch_size}),
+        self._columns = columns
+        self._by_number = grid.n_data is not None and not source.is_iterable
+        by_size = {"batch_size": grid.batch_size, "drop_last": source.drops_last}
+        loader: DataLoader[Any] = DataLoader(
+            as_iterated(source.dataset),
+            num_workers=source.num_workers,
+            collate_fn=Collation(source.collate_fn),
+            worker_init_fn=partial(_start_worker, source.start_worker),
+            **source.options,
+            **({"batch_sampler": self} if self._by_number else by_size),
         )
+        self._batched = Batched(loader)
+        self.count = self._batched.count
         self.n_total: int | None = None
         self.n_run = 0
         self.loading_secs = 0.0
+
+    def only(self, number: int) -> Batches:
+        """One of the batches, done or not: the first that these give."""
+        source = self._source
+        if self._by_number:  # starting workers takes longer than one batch
+            source = Source(source.dataset, source.batch_size, 0, source.collate_fn)
+        share = Share(number, number + 1)  # whose first batch is this one
+        return Batches(source, self._grid, share, None, self._columns)
 
     def run(self, listener: BatchListener) -> Iterator[Any]:
         """Each batch, announced to its listener."""
@@ -193,19 +209,24 @@ class Batches:
             if self._share.has(number) and not self._is_done(number, self._grid.n_batch(number)):
                 yield number
 
+    def _announced(self) -> Iterator[int]:
+        for number in self._missing():
+            self._batched.n_before = number * self._grid.batch_size
+            yield number
+
     def _is_done(self, number: int, n_batch: int) -> bool:
         wanted = self._grid.wanted(number, n_batch)
         return self._earlier is not None and self._earlier.has(wanted.start, wanted.stop)
 
     def _loaded(self) -> Iterator[Any]:
         started = time.monotonic()
-        for batch in self._loader:
+        for batch in self._batched:
             self.loading_secs += time.monotonic() - started
             yield batch
             started = time.monotonic()
 
     def _some(self) -> Iterator[tuple[Any, range, int]]:
-        for number, batch in zip(self._missing(), self._loaded(), strict=True):
+        for number, batch in zip(self._announced(), self._loaded(), strict=True):
             n_batch = self._grid.n_batch(number)
             yield batch, self._grid.wanted(number, n_batch), n_batch
 
@@ -215,14 +236,20 @@ class Batches:
         numbers = self._grid.numbers()
         batches = iter(self._loaded())
         for number, batch in zip(numbers, batches, strict=False):
-            n_batch = count_rows(batch) or 0
+            n_batch = self.count(batch) or 0
             if n_batch != self._grid.batch_size:
                 self._check_last(number, n_batch, batches)
             wanted = self._grid.wanted(number, n_batch)
             n_seen = wanted.stop
-            if self._share.has(number) and not self._is_done(number, n_batch):
+            if self._is_done(number, n_batch):
+                self._check_same(wanted, batch, n_batch)
+            elif self._share.has(number):
                 yield batch, wanted, n_batch
         self.n_total = n_seen
+
+    def _check_same(self, samples: range, batch: Any, n_batch: int) -> None:
+        if self._earlier is not None:
+            check_same_inputs(self._earlier, self._columns, samples, batch, n_batch)
 
     def _check_last(self, number: int, n_batch: int, following: Iterator[Any]) -> None:
         """Only the last batch may have other than `batch_size` samples, and only fewer.
@@ -244,7 +271,7 @@ class Batches:
         """Samples of the whole run, all processes together; `None` while that is not known."""
         return self._grid.n_samples
 
-    def missing(self, archive: Earlier) -> Iterator[range]:
+    def missing(self, archive: Archive) -> Iterator[range]:
         """Which samples of this process are not in an archive, once all of its batches have run."""
         n_samples = self._grid.n_samples if self.n_total is None else self.n_total
         assert n_samples is not None

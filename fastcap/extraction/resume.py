@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastcap.archive.files import LocalFiles
 from fastcap.archive.layout import JOURNAL, META, WRITER_NAME
 from fastcap.archive.meta import check_config, read_meta
 from fastcap.archive.reader import Archive, reopen
 from fastcap.archive.recovery import Leftover
-from fastcap.errors import ArchiveError
+from fastcap.consumers.batch_columns import BatchColumns
+from fastcap.errors import ArchiveConfigError, ArchiveError
 from fastcap.fingerprint import hash_of
 from fastcap.formatting import format_bytes
 from fastcap.warn import warn
@@ -60,6 +64,46 @@ def open_earlier(
     _warn_of_aside(root, aside)
     _warn_of_others(archive, rank)
     return archive
+
+
+def check_same_inputs(
+    archive: Archive, columns: Sequence[str], samples: range, batch: Any, n_batch: int
+) -> None:
+    """A batch that is not run again must be the one that was: later ones are numbered after it.
+
+    Args:
+        archive: Where these samples are committed.
+        columns: Keys of the batch that are stored there.
+        samples: Their ids.
+        batch: What the data gives for them now.
+        n_batch: Samples in it.
+
+    Raises:
+        ArchiveConfigError: Its token ids, mask or columns are others.
+    """
+    now = BatchColumns(columns).take(batch, len(samples), n_batch)
+    for name, (found, lengths) in now.tensors.items():
+        if name not in archive:
+            continue
+        stored = archive[name][samples.start : samples.stop]
+        rows = found if lengths is None else torch.split(found, list(lengths))
+        for sample, row, before in zip(samples, rows, stored, strict=True):
+            if not _is_same(row, before):
+                raise ArchiveConfigError(
+                    f"{archive.path} holds another {name!r} for sample {sample} than the data "
+                    "gives now, so the samples that are missing cannot be told: the data has "
+                    "changed, or comes in another order. Give the same samples in the same order "
+                    "(seed, shards, number of workers), or choose another directory."
+                )
+
+
+def _is_same(row: Tensor, before: Tensor | str) -> bool:
+    if isinstance(before, str):
+        return bytes(row.numpy()) == before.encode()
+    if (row.shape, row.dtype) != (before.shape, before.dtype):
+        return False
+    mine, theirs = (each.reshape(-1).view(torch.uint8) for each in (row, before))
+    return torch.equal(mine, theirs)  # as bytes: a label may be NaN
 
 
 def _warn_of_creator(there: Mapping[str, Any], now: Mapping[str, Any], root: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from fastcap.archive.limits import GROUP_SECS, GroupLimits
 from fastcap.archive.meta import check_readable, new_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
+from fastcap.batching.source import make_source
 from fastcap.consumers.archive import ArchiveResult, OnCommit
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArchiveError, ArgumentError
 from fastcap.extraction.batches import Batches, make_grid, make_share
+from fastcap.extraction.check import EarlierValues, as_check, first_batch
 from fastcap.extraction.resume import open_earlier
 from fastcap.extraction.signals import Interruption
-from fastcap.fingerprint import describe_creator, describe_run
+from fastcap.fingerprint import describe_creator, describe_run, device_name
 from fastcap.model.early_stop import StopAfter
 from fastcap.model.forward import Forward, evaluation_mode
 from fastcap.model.sites import Sites
@@ -33,7 +36,7 @@ from fastcap.progress import Progress, Report, open_report
 from fastcap.rates import Counters
 from fastcap.request import RunRequest, request_run
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import Positions, Reduce, as_count
+from fastcap.spec import BATCH_SIZE, Positions, Reduce, as_count, as_path
 from fastcap.streaming import Stream
 
 
@@ -44,7 +47,7 @@ def extract(
     folder: str | os.PathLike[str],
     *,
     device: torch.device | str | int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     max_samples: int | None = None,
     positions: Positions = None,
     reduce: Reduce = None,
@@ -55,6 +58,7 @@ def extract(
     forward: Forward | None = None,
     columns: Sequence[str] = (),
     stop_after_last_site: StopAfter = False,
+    check: str = "values",
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     progress: Progress = False,
@@ -70,14 +74,16 @@ def extract(
 
     Memory use is constant, whatever the number of samples. Samples are committed in groups, which
     survive a crash, a kill or a full disk. Re-running the call resumes it: the original batches
-    that are not committed yet run again, and a different configuration is refused. Ctrl-C, SIGTERM
-    and SIGUSR1 end the run after the current pass and commit what is complete, which takes as long
-    as writing the slots and syncing at most two groups.
+    that are not committed yet run again, and a different configuration is refused, as are values
+    that come out differently. Ctrl-C, SIGTERM and SIGUSR1 end the run after the current pass and
+    commit what is complete, which takes as long as writing the slots and syncing at most two
+    groups.
 
     Args:
         model: Any module, on `device`.
         dataset: A map-style or iterable dataset, or a list, of dicts with `"input_ids"`, in a
-            stable order.
+            stable order; a dict of columns, whose rows are the samples; or a `DataLoader` that
+            does not shuffle, whose `dataset`, `batch_size`, workers and `collate_fn` are used.
         sites: Module names such as `layers.15.mlp`, patterns such as `layers.{0..3}.*`, or module
             objects of the model; see `docs/concepts.md`.
         folder: The archive's directory; created if missing, resumed if it exists.
@@ -97,7 +103,11 @@ def extract(
         columns: Keys of the batch to store with the activations as `label:<key>`: a number, a row
             of numbers, or a text per sample.
         stop_after_last_site: Whether to end passes once every site has fired; see `fastcap.stream`.
-        num_workers: Data-loading processes.
+        check: What is looked at before an archive that is there is continued or returned.
+            `"values"` compares fingerprints, and then runs its first committed batch again and
+            compares values; `"fingerprint"` leaves that pass out. See `docs/archive.md`.
+        num_workers: Data-loading processes; at most one for an iterable dataset, unless its
+            `has_fixed_order` is true.
         collate_fn: Makes a batch of samples, as for `torch.utils.data.DataLoader`.
         progress: `True` for a progress bar, or a callable that takes the samples done and expected.
         on_commit: Called with each `fastcap.archive.writer.Commit`: the ids, paths and bytes
@@ -117,7 +127,8 @@ def extract(
     Raises:
         SiteNotFoundError: A site does not name a module of the model.
         ArgumentError, ArgumentTypeError: An argument out of range or of the wrong type.
-        ArchiveConfigError: `folder` holds a run of another model, other data or another selection.
+        ArchiveConfigError: `folder` holds a run of another model, other data or another selection,
+            or values that this run does not give.
         ArchiveWriteError: A file operation failed (a full disk, say); what was committed is intact.
         ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
         KeyboardInterrupt, SystemExit: A signal arrived; what was complete is committed.
@@ -132,6 +143,8 @@ def extract(
         >>> archive["1"][4].shape
         torch.Size([3, 2])
     """
+    # The dataset or model may change the working directory.
+    root = as_path("folder", folder).absolute()
     request = request_run(
         model,
         sites,
@@ -147,13 +160,15 @@ def extract(
         staging_bytes=staging_bytes,
         pinned_bytes=pinned_bytes,
     )
+    how = as_check(check)
     share = make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
-    grid = make_grid(dataset, batch_size, max_samples)
+    source = make_source(dataset, batch_size, num_workers, collate_fn)
+    grid = make_grid(source, max_samples)
     beside = BatchColumns(columns)
     config = describe_run(
         model,
-        dataset,
+        source.dataset,
         request.site_names,
         request.selection,
         batch_size=grid.batch_size,
@@ -161,32 +176,31 @@ def extract(
         model_inputs=model_inputs,
         forward=forward,
         mask=mask,
-        collate_fn=collate_fn,
+        collate_fn=source.collate_fn,
         columns=columns,
     )
     config |= grid.describe()
-    creator = describe_creator(_device_name(request.call.device))
-    root = Path(folder)
+    creator = describe_creator(device_name(request.call.device))
     there = open_earlier(root, config, creator, share.rank)
-    if there is not None and there.is_complete:
+    checked, is_complete = None, there is not None and there.is_complete
+    batches = Batches(source, grid, share, None if is_complete else there, columns)
+    if there is not None and how == "values":
+        only = batches.only(first_batch(there, grid, share))
+        checked = EarlierValues(there, request, columns, only).compare(creator)
+    if there is not None and is_complete:
         return there
     check_readable(new_meta(_named(request.site_names, columns), None, 1, config, creator))
-    batches = Batches(dataset, grid, share, there, num_workers, collate_fn)
 
     def open_writer(streams: tuple[StreamSpec, ...], checksums: Executor) -> Writer:
         meta = new_meta(streams, grid.n_samples, grid.batch_size, config, creator)
-        return Writer(root, meta, rank=share.rank, limits=groups, checksums=checksums)
+        return Writer(
+            root, meta, rank=share.rank, limits=groups, checksums=checksums, check=checked
+        )
 
     result = ArchiveResult(open_writer, request.site_names, beside, on_commit, there)
     n_before = 0 if there is None else len(there)
     n_expected = grid.n_samples if share.is_whole else None
-    with (
-        Interruption() as interruption,
-        contextlib.closing(result),
-        open_report(progress, n_expected, n_before) as report,
-        evaluation_mode(model),
-    ):
-        _run(request, batches, result, interruption, report)
+    interruption = _run(request, batches, result, open_report(progress, n_expected, n_before))
     return _end(root, there is not None or result.n_committed > 0, batches, interruption)
 
 
@@ -225,15 +239,21 @@ def _run(
     request: RunRequest,
     batches: Batches,
     result: ArchiveResult,
-    interruption: Interruption,
-    report: Report,
-) -> None:
+    opened: AbstractContextManager[Report],
+) -> Interruption:
     """Run the batches, and commit what they give."""
-    run = Stream(batches.run(result), request, prefetch=0, consumer=result)
-    advance = partial(_advance, report, run, batches, result)
-    _drive(run, result, interruption, advance)
-    result.finish(batches.n_total)
-    advance()
+    with (
+        Interruption() as interruption,
+        contextlib.closing(result),
+        opened as report,
+        evaluation_mode(request.model),
+    ):
+        run = Stream(batches.run(result), request, 0, result, batches.count)
+        advance = partial(_advance, report, run, batches, result)
+        _drive(run, result, interruption, advance)
+        result.finish(batches.n_total)
+        advance()
+    return interruption
 
 
 def _drive(
@@ -280,8 +300,3 @@ def _make_groups(group_bytes: int | None, group_secs: float) -> GroupLimits:
         raise ArgumentError(f"group_secs must be a number of seconds above 0; got {group_secs!r}.")
     n_bytes = None if group_bytes is None else as_count("group_bytes", group_bytes)
     return GroupLimits(n_bytes, secs=group_secs)
-
-
-def _device_name(device: torch.device) -> str:
-    name: str = getattr(torch.get_device_module(device), "get_device_name", str)(device)
-    return name

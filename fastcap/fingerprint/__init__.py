@@ -6,15 +6,16 @@ are. Descriptions are the same in every process.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from fastcap.fingerprint.behaviour import describe_behaviour
+from fastcap.fingerprint.creator import describe_creator as describe_creator
+from fastcap.fingerprint.creator import device_name as device_name
 from fastcap.fingerprint.digests import JSON as JSON
 from fastcap.fingerprint.digests import hash_of as hash_of
 from fastcap.fingerprint.digests import name_of
@@ -49,10 +50,11 @@ def describe_run(
 ) -> dict[str, JSON]:
     """Everything that the values of a run depend on, arguments as for `fastcap.extract`.
 
-    Of the model: class, modules and their settings, and of parameters and persistent buffers
-    names, shapes, dtypes and 64 elements each. Of the dataset: its `fingerprint()` if it has such
-    a method, else length and 16 items. Of functions: name, source, defaults, and the values they
-    close over; not what they read from modules.
+    Of the model: class, modules and their settings, of parameters and persistent buffers names,
+    shapes, dtypes and 64 elements each, and what `describe_behaviour` says. Of the dataset: its
+    `fingerprint()` if it has such a method, else length and 16 items. Of functions: name, source,
+    defaults, and the values they close over or read as globals, in functions that they call too;
+    not what they read from objects or modules, and nothing of what is in libraries.
 
     Returns:
         A dict that is equal to what `json` makes of it.
@@ -68,7 +70,7 @@ def describe_run(
         "n_samples": n_samples,
         "dataset": describe_dataset(dataset),
         "collate_fn": describe(collate_fn),
-        "model": describe_model(model),
+        "model": {**describe_model(model), **describe_behaviour(model)},
     }
 
 
@@ -101,23 +103,6 @@ def describe_dataset(dataset: Any) -> dict[str, JSON]:
     which = np.unique(np.linspace(0, n_items - 1, min(n_items, SAMPLED_ITEMS)).astype(int))
     items = [describe(dataset[int(index)]) for index in which]
     return {**described, "n_items": n_items, "sampled_items": hash_of(items)}
-
-
-def describe_creator(device_name: str) -> dict[str, str]:
-    """Who makes the values: versions and hardware. Other ones may round differently.
-
-    Args:
-        device_name: What the model runs on, such as `"NVIDIA H200"` or `"cpu"`.
-    """
-    from fastcap import __version__
-
-    return {
-        "fastcap": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": device_name,
-    }
 
 
 def differences(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 JSON = Any
 """None, bools, numbers, strings, and lists and string-keyed dicts of these."""
@@ -44,9 +46,26 @@ def kind_of(tensor: Tensor) -> str:
 def describe_tensor(tensor: Tensor) -> str:
     """Dtype, shape and a hash of all bytes, where there are plain bytes."""
     try:
-        return f"{kind_of(tensor)} {short_hash(bytes_of(tensor).numpy().data)}"
-    except (RuntimeError, NotImplementedError):  # meta, sparse, quantised, nested
-        return kind_of(tensor)
+        hashes = [short_hash(bytes_of(part).numpy().data) for part in plain_parts(tensor)]
+    except (RuntimeError, NotImplementedError):  # nested, and what cannot be copied to the host
+        hashes = []
+    return " ".join([kind_of(tensor), *hashes])
+
+
+def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that one consists of: itself, or those inside a subclass.
+
+    Quantised weights are subclasses that hold packed numbers and scales. Of a tensor that is
+    spread over processes there is none: each process has other parts of it.
+    """
+    kind = type(tensor)
+    if kind.__torch_dispatch__ is Tensor.__torch_dispatch__:  # it has bytes of its own
+        is_plain = tensor.layout == torch.strided and not tensor.is_nested
+        if is_plain and not tensor.is_quantized and tensor.device.type != "meta":
+            yield torch.Tensor._make_subclass(Tensor, tensor)
+    elif is_traceable_wrapper_subclass(tensor) and not hasattr(tensor, "device_mesh"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from plain_parts(getattr(tensor, name))
 
 
 def describe_array(array: np.ndarray[Any, Any]) -> str:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastcap.fingerprint.digests import bytes_of, kind_of, name_of, short_hash
+from fastcap.fingerprint.digests import bytes_of, kind_of, name_of, plain_parts, short_hash
 from fastcap.model.sites import WRAPPERS
 
 SAMPLED_ELEMENTS = 64
 """Elements of a tensor that are looked at. New weights change nearly every element."""
 
-_PLAIN = (Tensor, nn.Parameter, torch.nn.parameter.Buffer)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _CHANGING = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 """What a configuration of transformers says that values do not depend on, or that weights say."""
@@ -27,8 +26,9 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """A model as JSON: its class, modules, configuration and tensors.
 
     Each parameter and persistent buffer is one string, `dtype shape digest`. The digest is of up
-    to 64 elements, evenly spread; where a tensor has no plain bytes (a subclass, the meta device)
-    there is none. Devices do not matter, and wrappers such as `torch.compile` do not either.
+    to 64 elements, evenly spread; a tensor subclass has one for each tensor inside it; where there
+    are no plain bytes (the meta device, say) there is none. Devices do not matter, and wrappers
+    such as `torch.compile` do not either.
 
     Examples:
         >>> described = describe_model(nn.Linear(2, 3))
@@ -54,11 +54,16 @@ def _plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """The modules by their names without wrappers; of a wrapper and what it wraps, the latter."""
+    return {_plain_name(name): module for name, module in model.named_modules()}.items()
+
+
 def _hash_modules(model: nn.Module) -> str:
     """Of classes and of what `print(model)` tells: activations have no weights to tell them by."""
     lines = {
-        _plain_name(name): f"{name_of(type(module))}({module.extra_repr()})"
-        for name, module in model.named_modules()
+        name: f"{name_of(type(module))}({module.extra_repr()})"
+        for name, module in named_modules(model)
     }
     text = _ADDRESS.sub("", "\n".join(f"{name} {line}" for name, line in lines.items()))
     return short_hash(text.encode(errors="surrogatepass"))
@@ -80,8 +85,8 @@ def _describe_tensors(model: nn.Module) -> dict[str, str]:
             described[name] = "uninitialised"
             continue
         described[name] = kind_of(tensor)
-        if _has_plain_bytes(tensor):
-            samples[tensor.device].append((name, _sample(tensor)))
+        for part in plain_parts(tensor):
+            samples[part.device].append((name, _sample(part)))
     for of_device in samples.values():
         for name, digest in _digests(of_device):
             described[name] += f" {digest}"
@@ -95,11 +100,6 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in own.items():
             if tensor is not None and name not in module._non_persistent_buffers_set:
                 yield _plain_name(f"{path}.{name}" if path else name), tensor
-
-
-def _has_plain_bytes(tensor: Tensor) -> bool:
-    is_plain = type(tensor) in _PLAIN and tensor.layout == torch.strided
-    return is_plain and not tensor.is_quantized and tensor.device.type != "meta"
 
 
 def _sample(tensor: Tensor) -> Tensor:

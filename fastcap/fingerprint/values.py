@@ -7,7 +7,6 @@ its class.
 from __future__ import annotations
 
 import functools
-import inspect
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from fastcap.fingerprint.digests import (
     name_of,
     short_hash,
 )
+from fastcap.fingerprint.functions import describe_function
 from fastcap.fingerprint.models import describe_model
 
 MOST_LEVELS = 6
@@ -34,9 +34,9 @@ def describe(value: Any, levels: int = MOST_LEVELS) -> Any:
 
     Plain values are themselves (bytes, and floats that are not finite, as text); tensors and
     arrays are dtype, shape and a hash of all their bytes; modules are a hash of `describe_model`;
-    functions are name, source, defaults and closure; objects with a `fingerprint()` are what that
-    gives; other objects are their class and, where they are callables or dataclasses, their
-    attributes.
+    functions are name, source, defaults, closure and the globals they read; objects with a
+    `fingerprint()` are what that gives; other objects are their class and, where they are callables
+    or dataclasses, their attributes.
 
     Examples:
         >>> describe({"dtype": torch.float16, "positions": slice(0, 64), "last": (1, 2)})
@@ -163,45 +163,5 @@ def _(value: types.MethodType, levels: int) -> dict[str, Any]:
 
 
 @_describe.register
-def _(value: types.FunctionType, levels: int) -> dict[str, Any]:
-    held = {
-        "closure": dict(_closure(value)),
-        "defaults": value.__defaults__ or (),
-        "keyword_defaults": value.__kwdefaults__ or {},
-    }
-    described = {name: describe(each, levels) for name, each in held.items() if each}
-    return {"function": name_of(value), **_code(value), **described}
-
-
-def _closure(function: types.FunctionType) -> list[tuple[str, Any]]:
-    found = []
-    names = function.__code__.co_freevars
-    for name, cell in zip(names, function.__closure__ or (), strict=True):
-        try:
-            found.append((name, cell.cell_contents))
-        except ValueError:
-            found.append((name, None))  # a name that has no value yet
-    return found
-
-
-def _code(function: types.FunctionType) -> dict[str, str]:
-    """A hash of what a function does.
-
-    The source of a lambda is the line it stands in, which other lambdas may share: its code says
-    what is meant, and is of one minor version of Python.
-    """
-    if function.__name__ != "<lambda>":
-        try:
-            return {"source": short_hash(inspect.cleandoc(inspect.getsource(function)).encode())}
-        except (OSError, TypeError):  # typed at a prompt, or made by exec
-            pass
-    return {"code": short_hash(repr(_constant(function.__code__)).encode())}
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, types.CodeType):
-        names = [value.co_names, value.co_varnames, value.co_freevars]
-        return [value.co_code.hex(), names, _constant(value.co_consts)]
-    if isinstance(value, tuple):
-        return [_constant(each) for each in value]
-    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
+def _(value: types.FunctionType, levels: int) -> Any:
+    return describe_function(value, levels, describe)

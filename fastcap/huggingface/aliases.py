@@ -69,8 +69,8 @@ def sites(
             `"mlp:output[0]"`.
         blocks: Which of them: an int, several, or a slice; negative ones count from the end. `None`
             for every block that has such a module.
-        within: Only blocks below this module, such as `"encoder"`. Without it, `blocks` counts in
-            each stack of blocks separately.
+        within: Only blocks below this module, such as `"encoder"`, wherever that is in the model.
+            Without it, `blocks` counts in each stack of blocks separately.
 
     Returns:
         Names in the order of `blocks`, stack by stack, without segments added by wrappers.
@@ -123,7 +123,8 @@ def _without_wrappers(path: str) -> str:
 
 
 def _is_below(path: str, within: str | None) -> bool:
-    return within is None or path.startswith(f"{_without_wrappers(within)}.")
+    """Whether a path leads through a module that is named by its whole path or by its end."""
+    return within is None or f".{_without_wrappers(within)}." in f".{path}"
 
 
 def _find_stacks(modules: dict[str, nn.Module]) -> list[str]:

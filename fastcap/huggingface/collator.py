@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from fastcap.errors import ArgumentError, ArgumentTypeError, BatchError
 from fastcap.huggingface.texts import Chat, Texts, each_item, is_chat
 from fastcap.model.sites import WRAPPERS
 from fastcap.spec import as_count
+from fastcap.warn import warn
 
 POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
+POSITION_TENSORS = (*POSITION_TABLES, "pos_encoding")  # of GPT-J, CTRL
 """Names under which models keep one learned vector per position."""
 
 OWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -40,7 +42,8 @@ class Collator:
         tokenizer: Its tokenizer. If it has no pad token, its end-of-sequence token fills the
             padding, which the mask covers; the tokenizer itself is not changed.
         max_tokens: Truncate texts to this length, special tokens included. By default, a text that
-            exceeds the model's positions is an error.
+            exceeds the model's positions is an error. Where positions are computed (rotary,
+            relative), it may exceed the length that the model is configured for.
         max_length: Another name for `max_tokens`, as tokenizers have it.
         padding_side: `"right"`, or `"left"`: then `position_ids` count real tokens only, for models
             whose `forward` takes them.
@@ -50,8 +53,8 @@ class Collator:
         model_inputs: The keys of a batch besides `input_ids`, to pass on as `model_inputs=`.
 
     Raises:
-        ArgumentError: An unknown padding side, `max_tokens` beyond the model's positions, no token
-            to pad with, or left padding for a model whose positions it would shift.
+        ArgumentError: An unknown padding side, `max_tokens` beyond the model's table of positions,
+            no token to pad with, or left padding for a model whose positions it would shift.
 
     Examples:
         >>> from tokenizers import Tokenizer, models
@@ -91,8 +94,10 @@ class Collator:
         self._tokenizer = _able_to_pad(tokenizer)
         self._model_name = type(inner).__name__
         self._n_positions, self._first_position = _positions(inner)
+        self._is_bounded = _has_position_table(inner)
         self._check_max_tokens()
         takes = set(inspect.signature(inner.forward).parameters)
+        self._ignores_mask = "attention_mask" not in takes
         names = [name for name in tokenizer.model_input_names if name in takes]
         self.model_inputs = ["attention_mask", *(name for name in names if name not in OWN_INPUTS)]
         if padding_side == "left" and "position_ids" in takes:
@@ -129,6 +134,13 @@ class Collator:
             return_tensors="pt",
         )
         mask = encoded["attention_mask"]
+        if self._ignores_mask and not mask.all():
+            self._ignores_mask = False  # said once
+            warn(
+                f"The forward of {self._model_name} names no attention_mask: padding reaches it as "
+                "tokens, and values of a text depend on the texts beside it. Use batch_size=1, or "
+                "batches of texts with the same number of tokens."
+            )
         self._check_lengths(texts, mask.sum(dim=1).tolist())
         if "position_ids" in self.model_inputs:
             counted = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -180,11 +192,14 @@ class Collator:
 
     def _check_max_tokens(self) -> None:
         n_tokens, n_positions = self._max_tokens, self._n_positions
-        if n_tokens is not None and n_positions is not None and n_tokens > n_positions:
+        if n_tokens is None or n_positions is None or n_tokens <= n_positions:
+            return
+        if self._is_bounded:
             raise ArgumentError(
                 f"max_tokens={n_tokens}, but {self._model_name} has {n_positions} positions. Pass "
                 f"at most max_tokens={n_positions}."
             )
+        self._n_positions = n_tokens  # it was asked for
 
     def _check_room(self, n_special: int) -> None:
         # Asked to cut below that, tokenizers do not cut at all.
@@ -201,10 +216,14 @@ class Collator:
                     f"The text {text!r} has no tokens, so there is nothing to run. Leave it out."
                 )
             if self._n_positions is not None and n_tokens > self._n_positions:
+                limit, beyond = f"has {self._n_positions} positions", ""
+                if not self._is_bounded:
+                    limit = f"is configured for {self._n_positions}"
+                    beyond = f" Its positions are computed: max_tokens={n_tokens} goes beyond."
                 raise BatchError(
-                    f"A text has {n_tokens} tokens, and {self._model_name} has "
-                    f"{self._n_positions} positions: {text[:40]!r}... Cut texts with "
-                    f"max_tokens={self._n_positions}, or split them."
+                    f"A text has {n_tokens} tokens, and {self._model_name} {limit}: "
+                    f"{text[:40]!r}... Cut texts with max_tokens={self._n_positions}, or split "
+                    f"them.{beyond}"
                 )
 
 
@@ -221,9 +240,11 @@ def _one_limit(max_tokens: int | None, max_length: int | None) -> int | None:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside what torch.compile or a parallel wrapper put around it."""
+    """The model inside what torch.compile, a parallel wrapper or PEFT put around it."""
     inner = next((child for name, child in model.named_children() if name in WRAPPERS), None)
-    return model if inner is None else _unwrapped(inner)
+    if inner is None and callable(of_adapters := getattr(model, "get_base_model", None)):
+        inner = of_adapters()
+    return model if inner is None or inner is model else _unwrapped(inner)
 
 
 def _able_to_pad(tokenizer: Any) -> Any:
@@ -256,6 +277,15 @@ def _positions(model: nn.Module) -> tuple[int | None, int]:
         config = config.get_text_config()
     n_positions = getattr(config, "max_position_embeddings", None)
     return (None if n_positions is None else n_positions - first), first
+
+
+def _has_position_table(model: nn.Module) -> bool:
+    """Whether positions are rows of a table, learned or not, and end with it; else (rotary,
+    relative) a model can run beyond the length that it is configured for.
+    """
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    names = {path.rpartition(".")[2] for path, _ in tensors}
+    return _position_table(model) is not None or not names.isdisjoint(POSITION_TENSORS)
 
 
 def _position_table(model: nn.Module) -> nn.Embedding | None:

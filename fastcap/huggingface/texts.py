@@ -41,17 +41,19 @@ def read_texts(path: str | os.PathLike[str], text_key: str = "text") -> Iterator
         ['One.', 'Two.']
     """
     path = Path(path)
-    if path.suffix not in (".txt", ".jsonl"):
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".jsonl"):
         raise ArgumentError(
             f"{str(path)!r} ends in {path.suffix!r}. Texts are read from .txt (one per line) and "
             ".jsonl (one JSON object per line); read anything else yourself and pass a list."
         )
-    with path.open(encoding="utf-8-sig") as lines:
+    # A line ends in a line feed, as in LineFile; a carriage return alone belongs to a text.
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
         try:
             for number, line in enumerate(lines, start=1):
-                text = line.rstrip("\n")
+                text = line.rstrip("\r\n")
                 where = f"{path}, line {number}"
-                yield text if path.suffix == ".txt" else _parse(text, text_key, where)
+                yield as_item(text, where) if suffix == ".txt" else _parse(text, text_key, where)
         except UnicodeDecodeError as error:
             raise ArgumentError(f"{path} is not UTF-8: {error}. Convert it first.") from error
 
@@ -126,6 +128,7 @@ def is_chat(item: str | Chat) -> bool:
 def as_item(item: Any, where: str) -> str | Chat:
     """Check that something is a text or a chat; `where` is what the errors call it."""
     if isinstance(item, str):
+        _check_characters(item, where)
         return item
     if isinstance(item, Mapping) and "role" in item:
         raise ArgumentTypeError(
@@ -133,11 +136,26 @@ def as_item(item: Any, where: str) -> str | Chat:
             "wrap it once more."
         )
     if isinstance(item, list | tuple) and item and all(map(_is_message, item)):
+        for number, message in enumerate(item):
+            if isinstance(message["content"], str):
+                _check_characters(message["content"], f"{where}, message {number}")
         return item
     raise ArgumentTypeError(
         f"{where} is neither a text nor a chat but {_kind(item)}: {_short(item)}. A text is a "
         "string; a chat is a list of {'role': ..., 'content': ...}."
     )
+
+
+def _check_characters(text: str, where: str) -> None:
+    """Refuse what no tokenizer can encode, before a run begins."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"{where}: character {error.start} is half of a surrogate pair, "
+            f"{text[error.start]!r}, and not a character. Mend the text where it comes from, or "
+            "replace it: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+        ) from None
 
 
 def _is_message(item: Any) -> bool:

@@ -18,10 +18,11 @@ from fastcap.devices.base import AnyDevice
 from fastcap.errors import (
     ArgumentTypeError,
     BatchError,
-    DeviceError,
     MissingInputError,
 )
 from fastcap.model.arguments import describe_call
+from fastcap.model.inputs import check_ids, check_no_batches_of_one, takes_ids_first
+from fastcap.model.placement import device_for_batches, is_meta, modules_of
 from fastcap.warn import warn
 
 WITHOUT_LINK = ("cpu", "meta")
@@ -67,7 +68,8 @@ class BatchCaller:
         self._model_inputs = [name for name in self._names if name != "input_ids"]
         self._forward = forward
         is_shapes_only = may_be_meta and is_meta(model)
-        self.device = torch.device("meta") if is_shapes_only else _check_device(model, device)
+        self.device = torch.device("meta") if is_shapes_only else device_for_batches(model, device)
+        self._takes_ids_first = takes_ids_first(model)
         self._opened: AnyDevice | None = None
         self._warned_of_mask = forward is not None or "attention_mask" in self._model_inputs
 
@@ -102,8 +104,14 @@ class BatchCaller:
             return self._prepare_mapping(batch)
         if isinstance(batch, list | tuple) and batch and _all_tensors(batch):
             self._check_names(batch)
+            names = self._names_of(batch)
+            if "input_ids" in names:
+                check_ids(batch[names.index("input_ids")], "input_ids")
+            elif not names:
+                self._check_unnamed(batch[0])
             return _to_device(batch, self.device, self._move)
         if isinstance(batch, Tensor):
+            self._check_unnamed(batch)
             return _to_device(batch, self.device, self._move)
         raise BatchError(
             f"Cannot call the model with a batch of type {type(batch).__name__}. Give dicts with "
@@ -129,7 +137,14 @@ class BatchCaller:
                     "that makes one."
                 )
             prepared[key] = self._move(value)
+        check_ids(prepared["input_ids"], "input_ids")
         return prepared
+
+    def _check_unnamed(self, given: Tensor) -> None:
+        if self._takes_ids_first:
+            check_ids(given, None)
+        else:
+            check_no_batches_of_one(given)
 
     def _check_names(self, batch: Sequence[Any]) -> None:
         """A second tensor bound by its place could be anything: labels would become a mask."""
@@ -169,33 +184,6 @@ class BatchCaller:
         )
 
 
-def count_rows(batch: Any) -> int | None:
-    """Samples in a batch; `None` where nothing in it says so.
-
-    The first dimension of `input_ids`, else of the first tensor in it, else the length of the first
-    list of things that are not tensors.
-    """
-    if isinstance(batch, Mapping) and "input_ids" in batch:
-        batch = batch["input_ids"]
-    lengths = list(_lengths(batch))
-    of_tensors = [n for n, is_tensor in lengths if is_tensor]
-    return next(iter(of_tensors or [n for n, _ in lengths]), None)
-
-
-def _lengths(batch: Any) -> Iterator[tuple[int, bool]]:
-    if isinstance(batch, Tensor):
-        if batch.ndim:
-            yield batch.shape[0], True
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _lengths(value)
-    elif isinstance(batch, list | tuple):
-        if not any(isinstance(item, Tensor | Mapping | list | tuple) for item in batch):
-            yield len(batch), False
-        for item in batch:
-            yield from _lengths(item)
-
-
 def _as_names(model_inputs: Iterable[str] | None) -> list[str]:
     names = [model_inputs] if isinstance(model_inputs, str) else list(model_inputs or ())
     for name in names:
@@ -230,48 +218,6 @@ def _to_device(value: Any, device: torch.device, move: Callable[[Tensor], Tensor
     return value
 
 
-def is_meta(model: nn.Module) -> bool:
-    """Whether some of the model's parameters have no data."""
-    return any(tensor.is_meta for tensor in model.parameters())
-
-
-def _check_device(model: nn.Module, device: torch.device | str | int | None) -> torch.device:
-    found = {tensor.device for tensor in model.parameters()}
-    if is_meta(model):
-        raise DeviceError(
-            "The model's parameters are on the meta device, without data. Load its weights first."
-        )
-    if device is None:
-        return next(iter(model.parameters())).device if found else torch.device("cpu")
-    wanted = as_device(device)
-    matches = any(_same_device(wanted, place) for place in found)
-    if found and not matches:
-        places = ", ".join(sorted(map(str, found)))
-        raise DeviceError(
-            f"device={str(wanted)!r}, but the model's parameters are on {places}. Move the model "
-            f"(model.to({str(wanted)!r})) or pass the device it is on."
-        )
-    return wanted
-
-
-def as_device(device: torch.device | str | int) -> torch.device:
-    """The device of a name.
-
-    Raises:
-        DeviceError: It is none of torch's.
-    """
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise DeviceError(
-            f"device={device!r} is not a valid torch device. Give one such as 'cuda' or 'cpu'."
-        ) from error
-
-
-def _same_device(wanted: torch.device, place: torch.device) -> bool:
-    return wanted.type == place.type and wanted.index in (None, place.index)
-
-
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """`model.eval()` for the block; every module's own flag afterwards, also on an error.
@@ -279,31 +225,23 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     The root's `train` is called first, so that overridden `train` methods run; then every module
     that differs gets its flag back.
     """
-    modules = _modules_of(model)
+    modules = modules_of(model)
     flags = [module.training for module in modules]
     if not any(flags):
         yield
         return
     root_flag = model.training
     try:
-        model.eval()
+        # A program of torch.export has the mode in which it was exported, and no other.
+        with contextlib.suppress(NotImplementedError):
+            model.eval()
         yield
     finally:
-        model.train(root_flag)
+        with contextlib.suppress(NotImplementedError):
+            model.train(root_flag)
         for module, flag in zip(modules, flags, strict=True):
             if module.training != flag:
                 module.training = flag
-
-
-def _modules_of(model: nn.Module) -> list[nn.Module]:
-    """Every module once, as `model.modules()`; in a fraction of its time, which each pass takes."""
-    found, seen = [model], {model}
-    for module in found:  # which grows meanwhile
-        for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                found.append(child)
-    return found
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from fastcap.errors import ArgumentTypeError, UnsupportedTensorError
 from fastcap.formatting import html_text
-from fastcap.model.forward import BatchCaller, Forward, count_rows, unchanged, uncompiled
+from fastcap.model.forward import BatchCaller, Forward, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach
-from fastcap.model.parts import check_capturable, tensor_parts
+from fastcap.model.parts import as_capturable, tensor_parts
+from fastcap.model.rows import count_rows
 from fastcap.model.site_tree import PartInfo, SiteInfo, to_lines
 from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
 from fastcap.spec import Site
@@ -139,7 +140,7 @@ def _short(part: str, value: Any) -> str:
 
 def _is_capturable(tensor: Tensor, site: Site) -> bool:
     try:
-        check_capturable(tensor, site)
+        as_capturable(tensor, site)
     except UnsupportedTensorError:
         return False
     return True

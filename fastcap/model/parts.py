@@ -1,4 +1,7 @@
-"""The part of a module's output or input that a site stands for, and what to say without one."""
+"""From a module's output or input to the tensor that a site stands for, or what to say without one.
+
+`take_part` finds the tensor, and `as_capturable` makes it one block of memory or refuses it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fastcap.errors import UnsupportedTensorError
+from fastcap.formatting import a_kind
 from fastcap.model.arguments import Arguments
 from fastcap.spec import Site, Step
 
@@ -60,8 +64,21 @@ def describe_miss(value: Any, site: Site) -> str:
     if site.steps:
         default = f"which has no tensor at {asked!r}"
     found = f"{happened}, {default}"
+    if _are_weights_left_out(value, site):
+        return (
+            f"Nothing is captured at site {site.name!r}: {found}. Where these are attention "
+            "weights, a fused attention (sdpa, flash) never has them: load the model with "
+            "attn_implementation='eager', or call nn.MultiheadAttention with need_weights=True."
+        )
     advice = f"Ask for a part: {', '.join(map(repr, parts))}." if parts else "Capture a submodule."
     return f"Nothing is captured at site {site.name!r}: {found}. {advice}"
+
+
+def _are_weights_left_out(value: Any, site: Site) -> bool:
+    """Whether what was asked for is the `None` that an attention gives in place of its weights."""
+    is_pair = isinstance(value, tuple) and len(value) > 1 and value[1] is None
+    named_so = "att" in site.module.rpartition(".")[2].lower()
+    return is_pair and named_so and site.steps == (("index", 1),)
 
 
 def tensor_parts(value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -104,7 +121,7 @@ def _type_name(value: Any) -> str:
             return f"an empty {type(value).__name__}"
         inner = ", ".join(type(item).__name__ for item in value[:4])
         return f"a {type(value).__name__} of {len(value)} ({inner})"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else a_kind(type(value))
 
 
 def is_fake(value: Tensor) -> bool:
@@ -113,16 +130,21 @@ def is_fake(value: Tensor) -> bool:
     return module is not None and isinstance(value, module.FakeTensor)
 
 
-def check_capturable(value: Tensor, site: Site) -> None:
-    """Refuse tensors whose elements are not one strided block of memory.
+def as_capturable(value: Tensor, site: Site) -> Tensor:
+    """The value as one strided block of memory: nested ones padded with zeros, others as they are.
+
+    Padded to the longest sample of the pass. `nn.TransformerEncoder` nests what its layers pass to
+    each other when it is given a padding mask and may take its fast path.
 
     Raises:
-        UnsupportedTensorError: Nested, sparse, quantised, meta or functorch-wrapped.
+        UnsupportedTensorError: Sparse, quantised, meta, functorch-wrapped, or of a subclass that
+            wraps other tensors, as `DTensor` does.
     """
     kind = None
     if value.is_nested:
-        kind = "a nested tensor; pad it (torch.nested.to_padded_tensor) or capture before nesting"
-    elif value.layout is not torch.strided:
+        padded: Tensor = torch.nested.to_padded_tensor(value.detach(), 0)
+        return padded
+    if value.layout is not torch.strided:
         kind = f"a sparse tensor ({value.layout}); capture a module that returns a dense one"
     elif value.is_quantized:
         kind = "a quantised tensor; capture a module after dequantisation"
@@ -135,3 +157,4 @@ def check_capturable(value: Tensor, site: Site) -> None:
         kind = f"a {name}, which wraps other tensors; capture where the model has a plain one"
     if kind is not None:
         raise UnsupportedTensorError(f"Cannot capture site {site.name!r}: its value is {kind}.")
+    return value

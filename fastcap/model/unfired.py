@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
 from fastcap.model.sites import BoundSite
+from fastcap.spec import LAST_CALL
+
+MOST_SHOWN = 5
+"""Sites that one warning names."""
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
-def explain_unfired(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
+def describe_repeated(n_calls: Mapping[str, int]) -> str:
+    """Sites that fired several times in a pass, with how often, and the way to the other calls."""
+    names = list(n_calls)
+    shown = ", ".join(f"{name!r} ({n_calls[name]} calls)" for name in names[:MOST_SHOWN])
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    path, colon, part = names[0].partition(":")
+    first, last = (f"{path}@{call}{colon}{part}" for call in (0, LAST_CALL))
+    return (
+        f"A pass calls these more than once, and only the last call is kept: {shown}{more}. "
+        f"{first!r} is the first call, and {last!r} says that the last is meant; "
+        "fastcap.stream() and ActivationStore keep every call with calls='all'."
+    )
+
+
+def explain_unfired(model: nn.Module, bound: BoundSite, is_hooked: bool, n_calls: int = 0) -> str:
     """One line: which site, why, and what to do.
 
     Args:
         model: The root, as it is now.
         bound: The site that produced nothing, with the module it named when hooks were put on.
         is_hooked: Whether the hook is still on that module.
+        n_calls: How often the module was called in a pass, if the site asks for one call.
     """
+    if n_calls:
+        return (
+            f"Nothing is captured at site {bound.site.name!r}: the module is called {n_calls} "
+            f"times in a pass, and calls are counted from 0. The last is @{n_calls - 1}."
+        )
     return f"Nothing is captured at site {bound.site.name!r}: {_reason(model, bound, is_hooked)}"
 
 
@@ -45,7 +69,8 @@ def _reason(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:
             return reason
     return (
         "the forward pass never called the module. A branch not taken, an expert that got no "
-        "token, or a weight that is used without its module; capture a module around it."
+        "token, a weight that is used without its module, or its forward() called directly, which "
+        "runs no hooks; capture a module around it."
     )
 
 

@@ -63,7 +63,7 @@ def _smaller(
     """The same run with a part of every value, and its bytes."""
     sliced_bytes = _sliced_bytes(sites, size, selection)
     if sliced_bytes is not None:
-        yield "slice: positions=-1", sliced_bytes
+        yield "slice: one position ('last', or -1 without padding)", sliced_bytes
     cast_bytes = size.total(sum(site.pass_bytes // _narrowed_by(site) for site in sites))
     if cast_bytes < size.total(sum(site.pass_bytes for site in sites)):
         yield "cast: dtype=torch.bfloat16", cast_bytes

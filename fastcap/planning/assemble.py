@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastcap.archive.files import LocalFiles
-from fastcap.archive.layout import dtype_name
+from fastcap.archive.layout import META, dtype_name
 from fastcap.devices import open_device
 from fastcap.errors import ArgumentError, ResultError, SelectionError
 from fastcap.host_memory import available_bytes
@@ -116,8 +116,18 @@ def assemble(
         machine=machine,
         costs=costs_of(load, machine),
         forward_secs=passes.forward,
-        assumed=(*place.assumed, *observed.doubts),
+        assumed=(*place.assumed, *observed.doubts, *_there(run)),
     )
+
+
+def _there(run: PlannedRun) -> Iterator[str]:
+    """What an archive that is there adds to a run, which is planned as if there were none."""
+    folder = run.archive_folder
+    if folder is not None and (folder / META).is_file():
+        yield (
+            f"{folder} has an archive. A run that goes on with it makes the passes that are "
+            "missing, and one more, which compares values (check='fingerprint' leaves it out)."
+        )
 
 
 def _check_last_pass(selection: Selection, size: Size) -> None:

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArgumentError
-from fastcap.model.forward import count_rows
+from fastcap.model.rows import count_rows
 from fastcap.selection.token_count import count_tokens
-
-BATCH_SIZE = 32
-"""Samples per pass where nothing says: what runs have."""
+from fastcap.spec import BATCH_SIZE
 
 ID_BYTES = 8
 """Of a sample's id, and of where its rows of a ragged stream begin."""

@@ -14,7 +14,7 @@ import torch
 from fastcap.devices import open_device
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import ArgumentError, DeviceError
-from fastcap.model.forward import as_device
+from fastcap.model.placement import as_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

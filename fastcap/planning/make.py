@@ -10,18 +10,20 @@ import torch
 from torch import nn
 
 from fastcap.errors import ArgumentError, ArgumentTypeError
-from fastcap.model.forward import Forward, count_rows, is_meta
+from fastcap.model.forward import Forward
+from fastcap.model.placement import is_meta
+from fastcap.model.rows import count_rows
 from fastcap.model.sites import Sites
 from fastcap.planning.assemble import PlannedRun, assemble
 from fastcap.planning.costs import Into
-from fastcap.planning.examples import BATCH_SIZE, batch_like
+from fastcap.planning.examples import batch_like
 from fastcap.planning.machine import Machine, is_positive, opened_run_device
 from fastcap.planning.measure import PassSecs, measure_forward, measure_machine
 from fastcap.planning.observe import observe
 from fastcap.planning.plans import Plan
 from fastcap.request import request_run
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import UNPADDED, Positions, Reduce, as_count
+from fastcap.spec import BATCH_SIZE, UNPADDED, Positions, Reduce, as_count
 
 
 def plan(
@@ -39,7 +41,7 @@ def plan(
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
-    calls: str = "last",
+    calls: str | None = None,
     into: Into = "memory",
     zero_copy: bool = False,
     folder: str | Path = ".",
@@ -142,7 +144,7 @@ def plan(
         n_samples=n_samples,
         into=into,
         lends=zero_copy,
-        keeps_all=request.keeps_all,
+        keeps_all=bool(request.keeps_all),
         folder=_as_folder(folder),
         limits=request.limits,
     )

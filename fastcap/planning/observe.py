@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import DeviceError, FastcapError
-from fastcap.model.forward import count_rows, unchanged, uncompiled
+from fastcap.model.forward import unchanged, uncompiled
 from fastcap.model.hooks import attach, detach, modes_off
-from fastcap.model.parts import check_capturable, describe_miss, take_part
+from fastcap.model.parts import as_capturable, describe_miss, take_part
+from fastcap.model.rows import count_rows
 from fastcap.model.unfired import explain_unfired
 from fastcap.planning.examples import tokens_per_sample
 from fastcap.request import RunRequest
@@ -143,6 +144,7 @@ class _Observer:
         self._read = SiteReader(selection, request.rows)
         self._calls: list[list[Call]] = [[] for _ in self._bound]
         self._misses: dict[int, str] = {}
+        self._n_turns = [0] * len(self._bound)
         self.in_order: list[Call] = []
 
     def run(self, batch: Any, forward: Any) -> None:
@@ -158,6 +160,9 @@ class _Observer:
 
     def receive(self, index: int, value: Any) -> None:
         site = self._bound[index].site
+        self._n_turns[index] += 1
+        if not site.takes(self._n_turns[index] - 1):
+            return
         tensor = take_part(value, site)
         if tensor is None:
             self._misses[index] = describe_miss(value, site)
@@ -170,7 +175,7 @@ class _Observer:
     def _call(self, index: int, value: Tensor) -> Call:
         site = self._bound[index].site
         if not value.is_meta:
-            check_capturable(value, site)
+            value = as_capturable(value, site)
         selected, _ = self._read(value, site, self._of_batch, SynchronousDevice(value.device))
         dtype = self._dtype or selected.dtype
         return Call(
@@ -186,7 +191,10 @@ class _Observer:
 
     def silent(self) -> tuple[str, ...]:
         return tuple(
-            self._misses.get(index) or explain_unfired(self._model, bound, True)
+            self._misses.get(index)
+            or explain_unfired(
+                self._model, bound, True, 0 if bound.site.call is None else self._n_turns[index]
+            )
             for index, bound in enumerate(self._bound)
             if not self._calls[index]
         )

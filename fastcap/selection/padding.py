@@ -73,7 +73,7 @@ class Padding:
         if found is not None:
             raise SelectionError(
                 f"The attention mask is {found}; which tokens are real is read from a "
-                "(batch, sequence) tensor of zeros and ones, ints or bools. Give one with mask=."
+                "(batch, sequence) tensor of zeros and ones. Give one with mask=."
             )
         if not mask.is_cpu:
             self.n_reads = 1
@@ -123,7 +123,7 @@ def _describe(mask: Any) -> str | None:
     shape = tuple(mask.shape)
     if mask.ndim != 2:
         return f"a {mask.ndim}-dimensional tensor of shape {shape}"
-    if mask.is_floating_point() or mask.is_complex():
+    if mask.is_complex():
         return f"a {mask.dtype} tensor of shape {shape}"
     return None
 

@@ -20,6 +20,8 @@ from fastcap.selection.masks import MaskReader
 from fastcap.selection.padding import Padding, SamplePositions
 from fastcap.spec import UNPADDED, Selection, Site
 
+MASK = "attention_mask"
+
 Rows: TypeAlias = Padding | SamplePositions
 """What a pass says of its samples."""
 
@@ -98,8 +100,10 @@ class RowSource:
         Raises:
             MissingInputError: The batch lacks the key that holds positions.
             BatchError: What it holds is not a tensor of positions.
-            SelectionError: Its mask is not one of zeros and ones.
+            SelectionError: Its mask is not one of zeros and ones, or a position that was asked for
+                is padding.
         """
+        _refuse_padding(batch, self._selection)
         if self._selection.batch_key is not None:
             return _positions_in(batch, self._selection.batch_key)
         if not self._selection.needs_mask:
@@ -112,7 +116,7 @@ class RowSource:
                     "zeros and ones, such as lambda batch: batch['input_ids'] != 0."
                 )
         else:
-            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            mask = batch.get(MASK) if isinstance(batch, Mapping) else None
             mask = mask if isinstance(mask, Tensor) else None
         return None if mask is None else self._masks.read(mask)
 
@@ -126,6 +130,29 @@ class RowSource:
     def n_mask_reads(self) -> int:
         """Masks that were waited for."""
         return self._masks.n_reads
+
+
+def _refuse_padding(batch: Any, selection: Selection) -> None:
+    """A position is meant in every sample: where one has padding there, its row means nothing.
+
+    Looked at where that waits for nothing: a mask of the batch in host memory.
+    """
+    asked, mask = selection.positions, batch.get(MASK) if isinstance(batch, Mapping) else None
+    if isinstance(asked, int):
+        asked = (asked,)
+    if not (isinstance(asked, tuple) and asked and isinstance(mask, Tensor) and mask.is_cpu):
+        return
+    if mask.ndim != 2 or selection.seq_dim not in (None, 1) or isinstance(asked[0], tuple):
+        return
+    for position in asked:
+        if -mask.shape[1] <= position < mask.shape[1]:
+            padded = (mask[:, position] == 0).nonzero().flatten().tolist()  # (n_padded,)
+            if padded:
+                raise SelectionError(
+                    f"positions={selection.positions!r}: position {position} is padding in sample "
+                    f"{padded[0]} of the batch (its attention_mask is 0 there). positions='last' "
+                    "takes each sample's last real token, and a slice takes padding as it is."
+                )
 
 
 def _positions_in(batch: Any, key: str) -> SamplePositions:

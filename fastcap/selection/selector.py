@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from fastcap.devices.base import AnyDevice
 from fastcap.errors import CastError, PositionError, SelectionError
+from fastcap.formatting import a_kind
 from fastcap.selection.indexing import as_indexable, take_of_samples
 from fastcap.selection.padding import Padding, SamplePositions, Uploaded
 from fastcap.selection.token_count import TokenCounter
@@ -148,7 +149,7 @@ def _apply_reduce(reduce: Callable[[Tensor], Tensor], value: Tensor, site: Site)
         reduced = reduce(value)
     if not isinstance(reduced, Tensor):
         raise SelectionError(
-            f"reduce returned a {type(reduced).__name__} for site {site.name!r} (input shape "
+            f"reduce returned {a_kind(type(reduced))} for site {site.name!r} (input shape "
             f"{tuple(value.shape)}); it must return a tensor."
         )
     return reduced.detach()

@@ -66,13 +66,19 @@ class Limits:
     Attributes:
         staging_bytes: Staging on the accelerator, in bytes.
         pinned_bytes: Slots in (pinned) host memory, in bytes.
-        n_passes: Passes that slots may hold at once: one that lands while one is delivered, and
-            another where slots are lent to a loop that keeps one while it asks for the next.
+        lends: Whether records are lent out of slots, which they have to fill for that.
     """
 
     staging_bytes: int | None = None
     pinned_bytes: int | None = None
-    n_passes: int = 2
+    lends: bool = False
+
+    @property
+    def n_passes(self) -> int:
+        """Passes that slots may hold at once: one that lands while one is delivered, and another
+        where slots are lent to a loop that keeps one while it asks for the next.
+        """
+        return 3 if self.lends else 2
 
 
 def make_limits(
@@ -89,7 +95,7 @@ def make_limits(
         if staging_bytes is None
         else as_count("staging_bytes", staging_bytes, ALIGNMENT_BYTES),
         None if pinned_bytes is None else as_count("pinned_bytes", pinned_bytes, ALIGNMENT_BYTES),
-        n_passes=3 if zero_copy else 2,
+        lends=zero_copy,
     )
 
 
@@ -110,6 +116,9 @@ def plan_budget(
     wanted_bytes = max(2 * pass_bytes, 2 * SMALLEST_CHUNK_BYTES)
     staging_bytes = min(most_staging_bytes, wanted_bytes)
     chunk_bytes = min(max(staging_bytes // 4, SMALLEST_CHUNK_BYTES), LARGEST_CHUNK_BYTES)
+    if limits.lends and 2 * largest_bytes >= SMALLEST_CHUNK_BYTES:
+        # A record that leaves half of its slot empty is copied out of it, and not lent.
+        chunk_bytes = min(chunk_bytes, max(_round_up(largest_bytes), SMALLEST_CHUNK_BYTES))
     half_bytes = max(
         most_staging_bytes // 2, ALIGNMENT_BYTES
     )  # a ring of one chunk overlaps nothing
@@ -117,7 +126,9 @@ def plan_budget(
     n_chunks = staging_bytes // chunk_bytes
     if chunk_bytes < SMALLEST_CHUNK_BYTES:
         n_chunks = min(n_chunks, MOST_SMALL_CHUNKS)
-    wanted_slots = -(-limits.n_passes * pass_bytes // chunk_bytes) + n_chunks + 2
+    # What records of this size leave empty at the end of a slot is not used.
+    filled_bytes = chunk_bytes - (chunk_bytes % largest_bytes if largest_bytes else 0)
+    wanted_slots = -(-limits.n_passes * pass_bytes // (filled_bytes or chunk_bytes)) + n_chunks + 2
     most_slots = max(1, most_pinned_bytes // chunk_bytes)
     if wanted_bytes <= most_staging_bytes:
         is_smallest = 2 * pass_bytes < wanted_bytes
@@ -173,6 +184,11 @@ def _round_down(n_bytes: int) -> int:
     if n_bytes >= SMALLEST_CHUNK_BYTES:
         return 1 << (n_bytes.bit_length() - 1)
     return n_bytes - n_bytes % ALIGNMENT_BYTES
+
+
+def _round_up(n_bytes: int) -> int:
+    """To a power of two."""
+    return 1 << (n_bytes - 1).bit_length()
 
 
 def halved(budget: Budget) -> Budget | None:

@@ -5,6 +5,9 @@
     pack into the open chunk  ─►  one copy, chunk to slot ─►  read, hand over or lend  ─►  free
     ──────────────────── _lock ────────────────────────────   ──── _moving, _lock at steps ────
 
+`_copy_to_slot` issues the copy. Whoever reads a slot waits for its event, `landed`: a host worker
+in its task (`Device.deliver`), any other thread in `Device.synchronize`.
+
 The states of chunks and slots are drawn in `fastcap.transfer.pool`. Two locks, `_moving` first:
 
 * `_lock` guards the bookkeeping: reserve, pack and link are one step under it, and so is every
@@ -72,6 +75,10 @@ class StagedTransfer:
     ) -> Capture:
         capture = Capture(value.shape, wire_dtype_for(value.dtype, dtype), dtype, route, target)
         try:
+            if value.is_conj() or value.is_neg():
+                # Which NaN a negated NaN becomes is the kernel's choice, and torch has several: by
+                # size and alignment. Negated whole and once, it does not depend on how it is cut.
+                value = value.resolve_conj().resolve_neg()
             self._stage(value, capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
             self.drop(capture)

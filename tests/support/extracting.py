@@ -21,6 +21,16 @@ SITES = ["layers.0.mlp", "norm"]
 Sample = dict[str, Any]
 
 
+def samples_for(selection: dict[str, Any], samples: list[Sample]) -> list[Sample]:
+    """The samples, without padding where single positions are selected, which may not be it."""
+    if not isinstance(selection.get("positions"), int | list):
+        return samples
+    return [
+        {**sample, "attention_mask": torch.ones_like(sample["attention_mask"])}
+        for sample in samples
+    ]
+
+
 def masked_samples(n_samples: int, n_tokens: int = 6) -> list[Sample]:
     """Samples with padding on either side, an index that `positions` may name, and labels."""
     generator = torch.Generator().manual_seed(5)

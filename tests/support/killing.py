@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fastcap.devices.simulated import Schedule, StuckError
+from fastcap.devices.simulated import EXTREMES, Schedule, StuckError
 from tests.support.judging import JUDGES, is_watched, play, schedules, warm_up
 from tests.support.mutants import Mutant
 from tests.support.runs import draw_any
 
 N_RANDOM = 5  # schedules per program beside the extremes
-LONGEST_SECS = 5.0  # a run takes a hundredth of that
+SCHEDULES_PER_PROGRAM = len(EXTREMES) + N_RANDOM
+LONGEST_SECS = 20.0  # a run takes a hundredth of that, on a machine with other work
+MOST_STUCK = 20  # schedules that hang or leak before the other judges are not asked any more
 
 
 @dataclass
@@ -23,11 +25,13 @@ class Kill:
     Attributes:
         first: By judge, the number of the first schedule it refused, from 1.
         n_schedules: How many were played.
+        n_stuck: How many of them hung, or went on with memory that they may not have.
         message: What the first judge said.
     """
 
     first: dict[str, int] = field(default_factory=dict)
     n_schedules: int = 0
+    n_stuck: int = 0
     message: str = ""
 
     @property
@@ -35,7 +39,7 @@ class Kill:
         return bool(self.first)
 
 
-def hunt(mutant: Mutant, n_programs: int, stop_at_first: bool = True) -> Kill:
+def hunt(mutant: Mutant, seeds: Iterable[int], stop_at_first: bool = True) -> Kill:
     """Play programs on a mutant until it is seen, or until order and value have both seen it."""
     warm_up()
     kill = Kill()
@@ -43,11 +47,13 @@ def hunt(mutant: Mutant, n_programs: int, stop_at_first: bool = True) -> Kill:
         if mutant.scenario is not None:
             _try_scenario(mutant, kill)
             return kill
-        for seed in range(n_programs):
+        for seed in seeds:
             for schedule in schedules(seed, N_RANDOM):
                 _play(seed, schedule, kill)
                 if kill.is_dead and (stop_at_first or {"order", "value"} <= kill.first.keys()):
                     return kill
+            if kill.n_stuck >= MOST_STUCK:  # each takes seconds
+                return kill
     return kill
 
 
@@ -86,6 +92,7 @@ def _play(seed: int, schedule: Schedule, kill: Kill) -> None:
     kill.n_schedules += 1
     with time_limit(LONGEST_SECS):
         verdict = play(draw_any(seed), schedule, is_watched(seed))
+    kill.n_stuck += "resources" in verdict.found
     for judge in JUDGES:
         if judge in verdict.found and judge not in kill.first:
             kill.first[judge] = kill.n_schedules

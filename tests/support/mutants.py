@@ -412,7 +412,7 @@ MUTANTS = [
     _mutant(
         "R10",
         "a user's dispatch mode sees what fastcap does",
-        ("fastcap.engine:Engine.receive", "with modes_off():", "if True:"),
+        ("fastcap.engine:Engine._take", "with modes_off():", "if True:"),
         scenario=scenarios.a_dispatch_mode_sees_the_model_only,
     ),
     _mutant(

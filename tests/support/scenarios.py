@@ -372,8 +372,8 @@ FORBIDDEN = frozenset(
 )
 
 
-COMPARES_ADDRESSES = {"fastcap.consumers.out._check_apart"}
-"""Of memory that is held meanwhile: whether two results would overlap."""
+COMPARES_ADDRESSES = {"fastcap.consumers.out._check_apart", "fastcap.batching.reuse._spans"}
+"""Of memory that is held meanwhile: whether two results, or two batches, overlap."""
 
 
 def no_function_names_what_is_forbidden() -> None:
