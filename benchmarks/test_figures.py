@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.checkout import PROJECT, RESULTS
-from benchmarks.figures import catalogue, drawings, peers, suite, text
+from benchmarks.figures import catalogue, drawings, gpu, peers, suite, text
 from benchmarks.figures.catalogue import BLOCKS, IN_SUMMARY, KINDS, Place, write_block
 from benchmarks.figures.results import FigureError, Kind, Result, credit, newest, read
 from benchmarks.peers.questions import TINY_SHAPE
@@ -186,6 +186,30 @@ def test_the_suite_shows_ratios_floors_and_what_differs(tmp_path: Path) -> None:
     of_copy = of_tiny["captured_bytes"] / 1e9 / floors["cold_gb_per_sec"]
     base_secs = each.overhead.median_secs("baseline")
     assert each.floor().secs == pytest.approx(base_secs + of_copy)
+
+
+def test_a_goal_on_a_gpu_is_judged_by_its_interval(tmp_path: Path) -> None:
+    content = committed(catalogue.GPU)
+    of = "llama, all positions: slots  "
+    [entry] = [each for each in content["entries"] if each["title"] == of.strip()]
+    [steady] = [each for each in entry["figures"] if each["goal"]]
+    for interval, verdict in (
+        ([1.00, 1.02], "met"),
+        ([1.01, 1.03], "not shown"),
+        ([1.03, None], "**missed**"),
+    ):
+        steady["interval"] = interval
+        page = gpu.goals(put(tmp_path, content))
+        [row] = [line for line in page.splitlines() if line.startswith("| compute") and of in line]
+        assert row.endswith(f"| {verdict.ljust(10)} |")
+
+
+def test_a_value_that_differs_on_a_gpu_is_no_figure(tmp_path: Path) -> None:
+    content = committed(catalogue.GPU_PEERS)
+    [wrong] = [each for each in content["entries"][0]["figures"] if each["name"] == gpu.WRONG]
+    wrong["value"] = 1
+    with pytest.raises(AssertionError, match="llama, all positions: hook"):
+        gpu.peers(put(tmp_path, content))
 
 
 def test_bars_are_judged_by_intervals_and_by_the_better_way_to_collect(tmp_path: Path) -> None:

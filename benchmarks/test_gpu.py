@@ -102,6 +102,27 @@ def results(module: Any, out: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((0.9, 1.0), "met"), ((0.9, 1.1), "not shown"), ((1.1, 1.2), "MISSED"), (None, "met")],
+)
+def test_a_promise_is_kept_or_missed_by_the_whole_interval(
+    interval: tuple[float, float] | None, verdict: str
+) -> None:
+    value = 1.0 if interval is None else sum(interval) / 2
+    figure = Figure("steady", value, "x", Range(high=1.02), interval, "at most 1.02")
+    assert figure.verdict == verdict
+
+
+def test_only_what_is_asked_for_is_measured_and_reported(tmp_path: Path) -> None:
+    found = results(bench, tmp_path, "--only", "pinning", "--only", "by size")
+    assert [entry["title"] for entry in found["entries"]] == [
+        "copies to the host by size",
+        "pinning",
+    ]
+    assert found["only"] == ["pinning", "by size"]
+
+
 # The grid
 
 
@@ -519,7 +540,7 @@ def test_a_trace_is_read() -> None:
     )
     missed = {name for name, figure in found.items() if figure.is_as_predicted is False}
     assert missed == {
-        *("copies beside kernels", "streams of copies", "kinds of copies to memory not pinned"),
+        *("copies beside kernels", "kinds of copies to memory not pinned"),
         *("pinned", "allocated", "event made"),
     }
     with pytest.raises(UnavailableError, match="saw neither a kernel nor a copy"):

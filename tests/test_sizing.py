@@ -209,3 +209,15 @@ def test_a_device_with_little_memory_gets_a_twentieth_of_it() -> None:
         [_, memory] = [stream.statistics().memory[0] for _ in stream]
     assert "(2 of the largest record)" in memory
     assert device.peak_device_bytes <= 32 * MiB
+
+
+def test_records_that_fill_no_large_slot_are_lent_out_of_smaller_ones() -> None:
+    """Sized by a pass alone, a slot would be 16 MiB, and three records would share it."""
+    model, sites = model_of(*[1.0] * 12)
+    batch = torch.zeros(5 * MiB // 256, 64)
+    with (
+        running_on(SimulatedDevice(Schedule("early"))),
+        fastcap.stream(model, [batch] * 2, sites, zero_copy=True) as stream,
+    ):
+        n_lends = [stream.statistics().lends for _ in stream]
+    assert n_lends == [12, 24]

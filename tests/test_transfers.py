@@ -6,7 +6,7 @@ import gc
 import itertools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastcap.devices.simulated import EXTREMES, Schedule, SimulatedDevice
 from fastcap.engine import Engine
 from fastcap.errors import DeviceError, DeviceMemoryError, HostMemoryError
 from fastcap.reference import ReferenceStore, differences
+from fastcap.spec import Selection
 from fastcap.transfer.base import Capture
 from fastcap.transfer.pool import Chunk
 from fastcap.transfer.staged import StagedTransfer
@@ -454,6 +455,43 @@ def test_worker_threads_end_with_the_run() -> None:
     dataset = [{"input_ids": row} for row in ids(8)]
     fastcap.extract_representations(model, dataset, names(model), "cpu", batch_size=2)
     assert threading.active_count() == before
+
+
+class Plain(SimulatedDevice):
+    """Counts packs, none of which may be of a value that is negated as it is read."""
+
+    n_packs = 0
+
+    def pack(self, value: Tensor, *args: Any) -> None:
+        assert not value.is_conj()
+        assert not value.is_neg()
+        self.n_packs += 1
+        super().pack(value, *args)
+
+
+@pytest.mark.parametrize("view", [Tensor.conj, lambda acts: acts.conj().imag])
+@pytest.mark.parametrize("dtype", [None, torch.complex64])
+def test_what_is_negated_lazily_is_negated_whole_before_it_is_cut(
+    view: Callable[[Tensor], Tensor], dtype: torch.dtype | None
+) -> None:
+    """Which NaN comes of a negated one depends on how a kernel is given its values."""
+
+    class Negating(nn.Module):
+        def forward(self, acts: Tensor) -> Tensor:
+            return view(acts)
+
+    device, model = Plain(Schedule("random", 1)), nn.Sequential(Negating())
+    acts = torch.randn(64, WIDTH, dtype=torch.complex128)
+    with (
+        devices.substitute(lambda _: device),
+        fastcap.ActivationStore(
+            model, ["0"], dtype=dtype, staging_bytes=1024, pinned_bytes=2048
+        ) as store,
+        ReferenceStore(model, ["0"], Selection(dtype=dtype)) as oracle,
+    ):
+        model(acts)
+        assert not differences(oracle.activations, dict(store.activations))
+    assert device.n_packs > 1
 
 
 class Recording(SimulatedDevice):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.figures import drawings, peers, small, suite
+from benchmarks.figures import drawings, gpu, peers, small, suite
 from benchmarks.figures.results import FigureError, Kind, Render, Result, credit, newest
 from benchmarks.figures.text import bullets, paragraphs
 
@@ -54,9 +54,30 @@ EARLY_STOP = Kind(
 )
 IMPORTS = Kind("importing", "imports", f"{MEASURE}.imports {OUT}", small.imports, small.imports)
 VIRTUAL = Kind("the virtual clock", "virtual", f"{MEASURE}.virtual {OUT}", small.virtual)
+GPU = Kind(
+    "on a GPU", "gpu-bench", "make gpu-bench", gpu.goals, gpu.brief, lambda r: "only" in r.content
+)
+GPU_FIRST = Kind(
+    "the first run on a GPU",
+    "gpu-bench",
+    GPU.command,
+    gpu.peers,
+    accepts=lambda r: not GPU.accepts(r),
+)
+GPU_PEERS = Kind(
+    "others on a GPU", "gpu-peers", "make gpu-peers", gpu.peers, gpu.peers_brief, gpu.has_llama
+)
+GPU_MORE = Kind(
+    "more on a GPU",
+    "gpu-peers",
+    GPU_PEERS.command,
+    gpu.peers,
+    accepts=lambda r: not gpu.has_llama(r),
+)
 
 KINDS = (
     *(ACCEPTANCE, SUITE, PEERS, HOOKS, COPIES, SCALING, ARCHIVE, EARLY_STOP, IMPORTS, VIRTUAL),
+    *(GPU, GPU_FIRST, GPU_PEERS, GPU_MORE),
 )
 IN_SUMMARY = tuple(kind for kind in KINDS if kind.brief is not None)
 
@@ -121,5 +142,6 @@ def write_block(place: Place, name: str) -> str:
 
 def shown(name: str, result: Result) -> str:
     """What a program prints of what it has just measured, a `hook-cost` or a `cuda-hook-cost`."""
-    kind = next(kind for kind in KINDS if name.endswith(kind.name))
-    return kind.block(result)
+    longest = max((kind.name for kind in KINDS if name.endswith(kind.name)), key=len)
+    of_name = [kind for kind in KINDS if kind.name == longest]
+    return next((kind for kind in of_name if kind.accepts(result)), of_name[0]).block(result)

@@ -78,7 +78,7 @@ class Kind:
 
     @property
     def heading(self) -> str:
-        return self.title.replace(" ", "-")
+        return self.title.lower().replace(" ", "-")
 
 
 def newest(folder: Path, kind: Kind) -> Result | None:

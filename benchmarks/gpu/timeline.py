@@ -43,11 +43,12 @@ LIKELY_SECS = 8.0
 N_PASSES = 3
 PINNED_HOOK = "hook, pinned, side stream"
 
+WAITED = "stream waited for"
 CALLS = {
     "pinned": ("cudaHostAlloc", "cudaHostRegister", "cudaMallocHost", "cuMemHostAlloc"),
     "allocated": ("cudaMalloc", "cuMemAlloc", "cuMemCreate"),
     "event made": ("cudaEventCreate", "cuEventCreate"),
-    "stream waited for": ("cudaStreamSynchronize",),
+    WAITED: ("cudaStreamSynchronize",),
 }
 """Calls to CUDA by what they do, and how their names begin; the first that fits counts."""
 
@@ -86,12 +87,13 @@ def figures(events: Iterable[Mapping[str, Any]], is_steady: bool) -> Iterator[Fi
         pageable = {each["name"] for each in copies if "Pinned" not in each["name"]}
         yield Figure("rate of the copies", copied_bytes / seen.busy_secs(COPY) / 1e9, "GB/s")
         yield Figure("copies beside kernels", 100 * hidden_share, "%", expected(Range(95, 100)))
-        yield Figure("streams of copies", len(streams), "", expected(Range(1, 1)))
+        yield Figure("streams of copies", len(streams), "")  # a model may copy something, too
         yield Figure("of them without kernels", len(aside), "", expected(Range(1, 1)))
         kinds = "kinds of copies to memory not pinned"
         yield Figure(kinds, len(pageable), "", expected(NONE))
     for what, count in _count_calls(found).items():
-        yield Figure(what, count, "calls", expected(NONE))
+        is_ours = what != WAITED  # a model waits where it asks whether a mask is all ones
+        yield Figure(what, count, "calls", expected(NONE) if is_ours else None)
 
 
 def _span(event: Mapping[str, Any], kind: str) -> Span:

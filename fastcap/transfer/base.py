@@ -212,6 +212,17 @@ def part_of(target: Target | None, piece: Piece) -> Target:
         return target.view(-1)[first:last]
 
 
+def as_read(value: Tensor) -> Tensor:
+    """The value in memory of its own, where its memory holds others than are read from it.
+
+    Which NaN a negated NaN becomes is the kernel's choice, and a GPU has several, by size and
+    alignment. Negated whole and once, a value does not depend on how it is cut.
+    """
+    if value.is_conj() or value.is_neg():
+        return value.resolve_conj().resolve_neg()
+    return value
+
+
 def split(value: Tensor, capture: Capture, most_bytes: int) -> Iterator[tuple[Tensor, Piece]]:
     """A value as pieces of at most `most_bytes`, in order."""
     if capture.n_bytes <= most_bytes:

@@ -38,6 +38,7 @@ from fastcap.transfer.base import (
     Capture,
     Target,
     TransferCounters,
+    as_read,
     part_of,
     split,
     wire_dtype_for,
@@ -75,11 +76,7 @@ class StagedTransfer:
     ) -> Capture:
         capture = Capture(value.shape, wire_dtype_for(value.dtype, dtype), dtype, route, target)
         try:
-            if value.is_conj() or value.is_neg():
-                # Which NaN a negated NaN becomes is the kernel's choice, and torch has several: by
-                # size and alignment. Negated whole and once, it does not depend on how it is cut.
-                value = value.resolve_conj().resolve_neg()
-            self._stage(value, capture)
+            self._stage(as_read(value), capture)
         except (DeviceMemoryError, HostMemoryError, torch.OutOfMemoryError) as error:
             self.drop(capture)
             # R9: raised to whoever asks for the value, not into the model.
