@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from fastcap.archive import recovery
 from fastcap.archive.layout import JOURNAL, META
 from fastcap.archive.meta import new_meta
 from fastcap.archive.reader import open_archive
-from fastcap.errors import MissingSampleError
+from fastcap.errors import ArchiveError, MissingSampleError
 from tests.support.archives import (
     STREAMS,
     Tampered,
@@ -82,6 +83,13 @@ def in_info(key: str, value: Any) -> Callable[[Tampered], object]:
     return lambda tampered: tampered.lines[0].__setitem__(key, value)
 
 
+def nested(depth: int) -> Any:
+    found: Any = {}
+    for _ in range(depth):
+        found = {"": found}
+    return found
+
+
 OTHER_STREAMS = "journal.jsonl: group 0 does not hold the streams of meta.json."
 RANGES = "LINE: samples must be ranges [start, stop]."
 
@@ -99,6 +107,8 @@ RANGES = "LINE: samples must be ranges [start, stop]."
         ),
         (in_info("rank", -1), "LINE: 'rank' is -1, which is out of range."),
         (in_info("machine", None), "LINE: 'machine' must be str; it is None."),
+        (in_info("check", nested(65)), "LINE: 'check' is nested deeper than 64 levels."),
+        (in_info("creator", nested(65)), "LINE: 'creator' is nested deeper than 64 levels."),
         (in_group("group", 1), "LINE: group 1 where group 0 was expected."),
         (in_group("group", 2**64), f"LINE: 'group' is {2**64}, which is out of range."),
         (in_group("samples", [[0, 0]]), RANGES),
@@ -157,12 +167,35 @@ def test_a_line_that_says_something_impossible(
         (b"\xff", "is not valid JSON: byte 0 is not UTF-8."),
         (b'{"total": ' + b"9" * 100_000 + b"}", "is not valid JSON: a number is too long."),
         (b'{"samples": []}', ": 'files' must be list; it is None."),
+        (b'{"a": [' + b"[]," * (1 << 20) + b"[]]}", " may hold 2097155 values, and readers take"),
     ],
 )
 def test_a_line_that_no_writer_writes(root: Path, line: bytes, message: str) -> None:
     path = Tampered.open(root).directory / JOURNAL
     write(path, path.read_bytes() + journal_line(line))
     assert message in why_not(root)
+
+
+def test_a_journal_is_read_in_pieces_however_long_it_says_it_is(root: Path) -> None:
+    path = Tampered.open(root).directory / JOURNAL
+    path.chmod(0o644)
+    os.truncate(path, 1 << 30)  # twice what may be allocated here, and a few kilobytes on disk
+    archive = open_archive(root)
+    assert (len(archive), archive.writers[0].journal.is_torn) == (5, True)
+    os.truncate(path, (4 << 30) + 1)
+    assert why_not(root) == "journal.jsonl is larger than any that fastcap writes."
+
+
+def test_memory_that_ends_is_an_error_of_fastcap(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*args: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(recovery, "parse_journal", no_memory)
+    with pytest.raises(ArchiveError) as caught:
+        open_archive(root)
+    assert str(caught.value) == f"The journals of {root} take more memory than there is."
 
 
 def test_a_journal_of_another_archive_is_refused(root: Path, tmp_path: Path) -> None:

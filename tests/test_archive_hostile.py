@@ -133,7 +133,8 @@ def test_a_damaged_line_before_valid_ones_is_reported_and_its_files_are_kept(roo
     write(paths["journal"], bytes(content))
     before = set(all_files(root))
 
-    [problem] = open_archive(root).verify()
+    problem, *unlisted = open_archive(root).verify()
+    assert {each.path for each in unlisted} == set(paths["shard"].parent.glob("*.safetensors"))
     assert problem.path == paths["journal"]
     assert problem.what == (
         f"its line at byte {first} is not as it was written, and valid lines follow: groups from "

@@ -50,7 +50,7 @@ def crashed(tmp_path: Path) -> Path:
     return root
 
 
-def test_what_a_dead_writer_left_is_removed_and_nothing_else(crashed: Path) -> None:
+def test_what_a_dead_writer_left_unfinished_is_removed_and_nothing_else(crashed: Path) -> None:
     before = {path: path.read_bytes() for path in all_files(crashed)}
     assert [(left.path.name, left.n_bytes) for left in clean(crashed, LocalFiles())] == [
         ("000002-000.safetensors.tmp", 4),
@@ -58,6 +58,8 @@ def test_what_a_dead_writer_left_is_removed_and_nothing_else(crashed: Path) -> N
         ("meta.json.tmp", 4),
     ]
     after = {path: path.read_bytes() for path in all_files(crashed)}
+    [aside] = crashed.glob("w-*/000002-001.safetensors.orphan")
+    assert after.pop(aside) == b"half"
     assert after == {path: before[path] for path in after}
     assert len(before) - len(after) == 3
     check_values(open_archive(crashed), dict.fromkeys(range(3), 0))
@@ -105,7 +107,7 @@ def test_a_file_that_cannot_be_removed_is_an_error(crashed: Path) -> None:
 
     path = next(crashed.glob("w-*/000002-000*"))
     assert message_of(ArchiveError, lambda: clean(crashed, Sticky())) == (
-        f"Cannot remove {path}, which a writer that has died left unfinished: Permission denied."
+        f"Cannot remove {path}, which a writer that has died left uncommitted: Permission denied."
     )
 
 
@@ -115,5 +117,17 @@ def test_files_that_another_process_removes_first_are_no_error(crashed: Path) ->
             path.unlink()
             super().remove(path)
 
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            super().rename(source, target)
+
     assert clean(crashed, Racing()) == []
-    assert not list(crashed.rglob("000002-*"))
+    assert [path.name for path in crashed.rglob("000002-*")] == ["000002-001.safetensors.orphan"]
+
+
+def test_nothing_that_was_set_aside_is_replaced(crashed: Path) -> None:
+    path = next(crashed.glob("w-*/000002-001.safetensors"))
+    path.with_name(path.name + ".orphan").write_bytes(b"older")
+    assert path not in [left.path for left in clean(crashed, LocalFiles())]
+    assert path.with_name(path.name + ".orphan").read_bytes() == b"older"
+    assert [problem.path for problem in open_archive(crashed).verify()] == [path]

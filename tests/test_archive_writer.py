@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastcap.archive import finishing
 from fastcap.archive.files import LocalFiles, WritableFile
 from fastcap.archive.layout import META, StreamSpec
 from fastcap.archive.limits import GroupLimits
@@ -128,6 +130,37 @@ def test_what_is_not_committed_is_removed(tmp_path: Path) -> None:
     writer.close()
     assert not list(root.rglob("*.tmp"))
     assert open_archive(root).ids == [(0, 1)]
+
+
+def test_offsets_and_ids_are_written_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finishing, "BLOCK_IDS", 2)
+    for n_samples in range(1, 7):
+        root = tmp_path / str(n_samples)
+        write_archive(root, [[[*range(3, 3 + n_samples)], [0, 1]]])
+        check_values(open_archive(root), dict.fromkeys([0, 1, *range(3, 3 + n_samples)], 0))
+
+
+def test_memory_per_sample_is_that_of_one_number_for_each_ragged_stream(tmp_path: Path) -> None:
+    stream = StreamSpec("a", "site", "U8", (), is_ragged=True)
+    writer = Writer(tmp_path / "acts", make_meta([stream]))
+    n_batch, n_batches = 10_000, 20
+    values = {"a": torch.zeros(n_batch, dtype=torch.uint8)}
+    lengths = {"a": [1] * n_batch}
+    writer.append(range(n_batch), values, lengths)
+    tracemalloc.start()
+    for batch in range(1, n_batches):
+        writer.append(range(batch * n_batch, (batch + 1) * n_batch), values, lengths)
+    kept, _ = tracemalloc.get_traced_memory()
+    commit = writer.commit()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    writer.close()
+    assert commit is not None
+    assert commit.n_samples == n_batch * n_batches
+    assert kept < 12 * commit.n_samples  # a list of ints has 8 bytes and an object for each
+    assert most - kept < 40 * commit.n_samples  # offsets and ids, a block at a time
 
 
 def test_restarts_are_counted_by_rank(tmp_path: Path) -> None:

@@ -288,7 +288,8 @@ class LocalFiles:
         return found.f_bavail * found.f_frsize
 
     def machine(self) -> str:
-        return f"{socket.gethostname()} {_boot_id()}"
+        # A name that is not UTF-8 has lone surrogates, which no journal may have.
+        return f"{socket.gethostname().encode(errors='replace').decode()} {_boot_id()}"
 
 
 def _open_regular(path: Path) -> int:

@@ -5,29 +5,40 @@ from __future__ import annotations
 import contextlib
 import errno
 import zlib
-from collections.abc import Iterable
-from itertools import accumulate
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from fastcap.archive.files import Files, WritableFile
 from fastcap.archive.groups import Group
 from fastcap.archive.guard import Guard
 from fastcap.archive.journal import FileRecord
-from fastcap.archive.layout import UNFINISHED, StreamSpec, header, shard_name, shard_tensors
+from fastcap.archive.layout import (
+    BLOCK_IDS,
+    MOST_IDS,
+    UNFINISHED,
+    StreamSpec,
+    check_header,
+    header,
+    header_bytes,
+    shard_name,
+    shard_tensors,
+)
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.shards import StreamFile, write_all
+from fastcap.errors import ArchiveFormatError
 
 
 def finish_files(
     group: Group, limits: GroupLimits, files: Files, guard: Guard
 ) -> tuple[FileRecord, ...]:
-    """Make every file of a group final: whole, on disk, under its name. Not yet committed.
+    """Make every file of a group whole, and put it on disk. It has no final name yet.
 
     Raises:
         ArchiveWriteError: A file call failed.
+        ArchiveFormatError: Readers would not take a header.
     """
     with contextlib.ExitStack() as opened:
         shards = []
@@ -41,13 +52,22 @@ def finish_files(
             shards.append(shard)
             if len(together) > 1:
                 _move(together, shard, files, guard)
-        records = tuple(shard.finish() for shard in shards)
-    for shard in shards:
-        with guard("Renaming", shard.unfinished):
-            files.rename(shard.unfinished, shard.path)
+        return tuple(shard.finish() for shard in shards)
+
+
+def name_files(group: Group, records: Iterable[FileRecord], files: Files, guard: Guard) -> None:
+    """Give every file of a group its final name. It is not committed yet.
+
+    Raises:
+        ArchiveWriteError: A file call failed.
+    """
+    for record in records:
+        path = group.directory / record.name
+        unfinished = path.with_name(path.name + UNFINISHED)
+        with guard("Renaming", unfinished):
+            files.rename(unfinished, path)
     with guard("Syncing", group.directory):
         files.sync_dir(group.directory)
-    return records
 
 
 def plan_files(group: Group, limits: GroupLimits) -> list[list[StreamFile]]:
@@ -108,10 +128,14 @@ class _Shard:
         group = self._group
         for spec in self._specs:
             if spec.is_ragged:
-                self.append(_int64([0, *accumulate(group.lengths[spec.name])]))
-        self.append(_int64(group.samples))
-        tensors = shard_tensors(self._specs, len(group.samples), group.rows())
+                for offsets in _offsets(group.lengths[spec.name]):
+                    self.append(offsets)
+        for ids in _ids(group.samples.pairs, str(self.path)):
+            self.append(ids)
+        tensors = shard_tensors(self._specs, group.samples.n_samples, group.rows())
         first = header(tensors, group.metadata, self.header_bytes)
+        header_bytes(first[:8], self.n_bytes, str(self.path))
+        check_header(first, self.n_bytes, tensors, str(self.path))
         write_all(self._file, self._guard, self.unfinished, 0, memoryview(first))
         with self._guard("Syncing", self.unfinished):
             self._file.truncate(self.n_bytes)  # a pass that failed may have written further
@@ -136,7 +160,7 @@ def _alone(stream: StreamFile, group: Group, files: Files, guard: Guard) -> _Sha
 
 
 def _new(path: Path, specs: list[StreamSpec], group: Group, files: Files, guard: Guard) -> _Shard:
-    tensors = shard_tensors(specs, len(group.samples), group.rows())
+    tensors = shard_tensors(specs, group.samples.n_samples, group.rows())
     n_bytes = len(header(tensors, group.metadata))
     unfinished = path.with_name(path.name + UNFINISHED)
     with guard("Making", unfinished):
@@ -160,6 +184,25 @@ def _move(streams: list[StreamFile], shard: _Shard, files: Files, guard: Guard) 
                 files.remove(stream.unfinished)
 
 
-def _int64(values: Iterable[int]) -> memoryview:
-    tensor: Tensor = torch.tensor(list(values), dtype=torch.int64, device="cpu")
-    return tensor.numpy().data.cast("B")
+def _ids(pairs: Iterable[tuple[int, int]], where: str) -> Iterator[memoryview]:
+    """The ids of some ranges, in blocks."""
+    block = array("q")
+    for start, stop in pairs:
+        if not 0 <= start < stop < MOST_IDS:
+            raise ArchiveFormatError(f"{where}: ids are 0 to {MOST_IDS - 2}, and not {start}")
+        for first in range(start, stop, BLOCK_IDS):
+            block.extend(range(first, min(first + BLOCK_IDS, stop)))
+            if len(block) >= BLOCK_IDS:
+                yield memoryview(block).cast("B")
+                block = array("q")
+    yield memoryview(block).cast("B")
+
+
+def _offsets(lengths: array[int]) -> Iterator[memoryview]:
+    """Where the rows of each sample begin, and where the last end, in blocks."""
+    edges = np.zeros(1, np.int64)
+    for first in range(0, len(lengths), BLOCK_IDS):
+        block = np.asarray(lengths[first : first + BLOCK_IDS], np.int64)
+        following = edges[-1] + np.cumsum(block)
+        edges = following if first else np.concatenate([edges, following])
+        yield edges.data.cast("B")

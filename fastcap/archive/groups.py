@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from fastcap.archive.files import Files
 from fastcap.archive.guard import Guard
-from fastcap.archive.layout import FORMAT, shard_name
+from fastcap.archive.layout import shard_metadata, shard_name
 from fastcap.archive.limits import GroupLimits
 from fastcap.archive.meta import Meta
+from fastcap.archive.ranges import Ranges
 from fastcap.archive.shards import Part, StreamFile
 from fastcap.errors import ArchiveError
 
@@ -22,7 +24,7 @@ class Group:
         number: Its place in the journal.
         directory: The writer's.
         streams: In the order of the archive's.
-        samples: Ids, in the order of the rows.
+        samples: Ids of what is written, in the order of the rows.
         lengths: Rows of each sample, for each ragged stream.
     """
 
@@ -38,11 +40,7 @@ class Group:
     ) -> None:
         self.number = number
         self.directory = directory
-        self.metadata = {
-            "format": f"fastcap {FORMAT}",
-            "archive": meta.archive,
-            "group": str(number),
-        }
+        self.metadata = shard_metadata(meta.archive, number)
         self.streams = {
             spec.name: StreamFile(
                 files,
@@ -54,21 +52,21 @@ class Group:
             )
             for index, spec in enumerate(meta.streams)
         }
-        self.samples: list[int] = []
-        self.lengths: dict[str, list[int]] = {s.name: [] for s in meta.streams if s.is_ragged}
+        self.samples = Ranges()
+        self.lengths = {s.name: array("q") for s in meta.streams if s.is_ragged}
         self._started = started
-        self._n_reserved = 0
+        self._reserved = Ranges()
 
     def part(self, stream: str, shape: Sequence[int]) -> Part:
         """Where one stream's values of the next batch go: `(samples, *shape)`, or of all rows."""
         return self.streams[stream].part(shape)
 
-    def reserve(self, parts: Mapping[str, Part]) -> None:
+    def reserve(self, samples: Sequence[int], parts: Mapping[str, Part]) -> None:
         """A batch is known, with a part of every stream: the next one goes behind it."""
         assert parts.keys() == self.streams.keys(), "every stream has a part of every batch"
         for name, part in parts.items():
             self.streams[name].reserve(part)
-        self._n_reserved += 1
+        self._reserved.extend(samples)
 
     def add(
         self,
@@ -121,7 +119,7 @@ class Group:
     @property
     def is_empty(self) -> bool:
         """Whether it has no batch, not even one that is being written."""
-        return self._n_reserved == 0
+        return self._reserved.n_samples == 0
 
     def is_full(self, limits: GroupLimits, now: float) -> bool:
         """Whether it should be committed as soon as its batches are written."""
@@ -131,6 +129,8 @@ class Group:
         return (
             max(reserved, default=0) >= limits.stream_bytes
             or sum(reserved) >= limits.most_bytes(len(self.streams))
+            or self._reserved.n_samples >= limits.samples
+            or len(self._reserved.pairs) >= limits.ranges
             or now - self._started >= limits.secs
         )
 

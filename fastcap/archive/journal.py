@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastcap.archive.layout import FORMAT, SHARD_NAME
-from fastcap.archive.parsing import parse_object, take, take_count
+from fastcap.archive.layout import FORMAT, MOST_IDS, SHARD_NAME
+from fastcap.archive.parsing import check_depth, parse_object, take, take_count
 from fastcap.errors import ArchiveFormatError
 
 LINE_LIMIT = 64 << 20
@@ -106,22 +106,6 @@ class Journal:
         )
 
 
-def as_ranges(samples: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Ids as ranges, in their order.
-
-    Examples:
-        >>> as_ranges([4, 5, 6, 0, 1])
-        ((4, 7), (0, 2))
-    """
-    ranges: list[tuple[int, int]] = []
-    for sample in samples:
-        if ranges and ranges[-1][1] == sample:
-            ranges[-1] = (ranges[-1][0], sample + 1)
-        else:
-            ranges.append((sample, sample + 1))
-    return tuple(ranges)
-
-
 def writer_line(info: WriterInfo) -> bytes:
     return _line(
         {
@@ -162,39 +146,84 @@ def total_line(n_samples: int) -> bytes:
     return _line({"total": n_samples})
 
 
+def check_line(line: bytes, record: WriterInfo | GroupRecord | int, n_before: int) -> None:
+    """Read a line back before it is written behind `n_before` bytes of its journal.
+
+    Args:
+        line: What would be written.
+        record: What it should say; an int is a total.
+        n_before: Bytes that are in the journal.
+
+    Raises:
+        ArchiveFormatError: A reader would refuse it, or read something else.
+    """
+    where = "the line of the journal"
+    if len(line) > LINE_LIMIT:
+        raise ArchiveFormatError(
+            f"{where} takes {len(line)} bytes, and readers take at most {LINE_LIMIT}"
+        )
+    if n_before + len(line) > JOURNAL_LIMIT:
+        raise ArchiveFormatError(
+            f"its journal would have {n_before + len(line)} bytes, and readers take at most "
+            f"{JOURNAL_LIMIT}"
+        )
+    text = _checked(line[:-1])
+    if text is None or _parse_line(text, isinstance(record, WriterInfo), where) != record:
+        raise ArchiveFormatError(f"{where} would be read as something else")
+
+
 def _line(record: Mapping[str, Any]) -> bytes:
     text = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def parse_journal(content: bytes, where: str) -> Journal:
+def parse_journal(blocks: Iterable[bytes | memoryview], where: str) -> Journal:
     """The longest run of valid lines.
+
+    Args:
+        blocks: The file's bytes, in order; no more than a line and a block is kept of them.
+        where: What errors call the file.
 
     Raises:
         ArchiveFormatError: A line whose checksum holds says something impossible, so that it is
             not a torn write but another program's, or a newer version's.
     """
     journal = Journal()
-    begin = 0
-    while (end := content.find(b"\n", begin, begin + LINE_LIMIT)) >= 0:
-        text = _checked(content[begin:end])
-        if text is None:
+    for begin, line in _split(blocks):
+        text = None if line is None else _checked(line)
+        if not journal.is_torn and line is not None and text is not None:
+            _add(journal, text, f"{where}, byte {begin}")
+            journal.n_bytes = begin + len(line) + 1
+        elif text is not None:
+            journal.is_damaged = True
             break
-        _add(journal, text, f"{where}, byte {begin}")
-        begin = end + 1
-    journal.n_bytes = begin
-    journal.is_torn = begin < len(content)
-    journal.is_damaged = _has_line(content, begin)
+        journal.is_torn |= text is None
     return journal
 
 
-def _has_line(content: bytes, begin: int) -> bool:
-    """Whether a line whose checksum holds begins somewhere behind a line feed."""
-    while (begin := content.find(b"\n", begin) + 1) > 0:
-        end = content.find(b"\n", begin, begin + LINE_LIMIT)
-        if end >= 0 and _checked(content[begin:end]) is not None:
-            return True
-    return False
+def _split(blocks: Iterable[bytes | memoryview]) -> Iterator[tuple[int, bytes | None]]:
+    """Where each piece begins that a line feed ends, and what is before it.
+
+    `None` stands for a piece that nothing ends, and for one that is longer than any line. Nothing
+    is read behind that: a file may claim gigabytes that no disk holds.
+    """
+    begin = n_bytes = 0
+    parts: list[bytes] = []
+    for block in blocks:
+        content, first = bytes(block), 0
+        while first < len(content):
+            end = content.find(b"\n", first) + 1
+            parts.append(content[first : end or None])
+            n_bytes += len(parts[-1])
+            first += len(parts[-1])
+            if n_bytes > LINE_LIMIT:
+                yield begin, None
+                return
+            if end:
+                yield begin, b"".join(parts)[:-1]
+                begin, n_bytes, parts = begin + n_bytes, 0, []
+    if n_bytes:
+        yield begin, None
 
 
 def _checked(line: bytes) -> bytes | None:
@@ -204,18 +233,24 @@ def _checked(line: bytes) -> bytes | None:
 
 
 def _add(journal: Journal, text: bytes, where: str) -> None:
-    found = parse_object(text, where)
-    if journal.info is None:
-        journal.info = _parse_info(found, where)
-    elif "total" in found:
-        journal.n_total = take_count(found, "total", where)
+    record = _parse_line(text, journal.info is None, where)
+    if isinstance(record, WriterInfo):
+        journal.info = record
+    elif isinstance(record, int):
+        journal.n_total = record
     else:
-        group = _parse_group(found, where)
-        if group.number != len(journal.groups):
+        if record.number != len(journal.groups):
             raise ArchiveFormatError(
-                f"{where}: group {group.number} where group {len(journal.groups)} was expected."
+                f"{where}: group {record.number} where group {len(journal.groups)} was expected."
             )
-        journal.groups.append(group)
+        journal.groups.append(record)
+
+
+def _parse_line(text: bytes, is_first: bool, where: str) -> WriterInfo | GroupRecord | int:
+    found = parse_object(text, where)
+    if is_first:
+        return _parse_info(found, where)
+    return take_count(found, "total", where) if "total" in found else _parse_group(found, where)
 
 
 def _parse_info(found: Mapping[str, Any], where: str) -> WriterInfo:
@@ -231,15 +266,18 @@ def _parse_info(found: Mapping[str, Any], where: str) -> WriterInfo:
         take_count(found, "restart", where),
         take_count(found, "pid", where),
         take(found, "machine", str, where),
-        _take_object(found, "creator"),
-        _take_object(found, "check"),
+        _take_object(found, "creator", where),
+        _take_object(found, "check", where),
     )
 
 
-def _take_object(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _take_object(found: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     """What is for people, and may be missing."""
     value = found.get(key)
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    check_depth(value, f"{where}: {key!r}")
+    return value
 
 
 def _parse_group(found: Mapping[str, Any], where: str) -> GroupRecord:
@@ -260,7 +298,7 @@ def _parse_group(found: Mapping[str, Any], where: str) -> GroupRecord:
 def _parse_range(found: Any, where: str) -> tuple[int, int]:
     if isinstance(found, list) and len(found) == 2 and all(type(n) is int for n in found):
         start, stop = found
-        if 0 <= start < stop < 1 << 62:
+        if 0 <= start < stop < MOST_IDS:
             return start, stop
     raise ArchiveFormatError(f"{where}: samples must be ranges [start, stop].")
 

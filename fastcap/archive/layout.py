@@ -25,12 +25,17 @@ FORMAT = 1
 PAGE_BYTES = 4096
 HEADER_LIMIT = 16 << 20
 BLOCK_IDS = 1 << 20
+MANY = 10**15
+"""More samples, rows or groups than any file has: what has room for this has room for all."""
+MOST_IDS = 1 << 62
 SAMPLES = "samples"
 OFFSETS = ":offsets"
 META = "meta.json"
 JOURNAL = "journal.jsonl"
 UNFINISHED = ".tmp"
+ORPHAN = ".orphan"
 
+MOST_RANKS = 10**10
 WRITER_NAME = re.compile(r"w-[0-9]{5,10}-[0-9]{1,10}-[0-9a-f]{8}")
 SHARD_NAME = re.compile(r"[0-9]{6,10}-[0-9]{3,6}\.safetensors")
 
@@ -152,6 +157,11 @@ def shard_tensors(
         TensorSpec(s.name + OFFSETS, "I64", (n_samples + 1,)) for s in streams if s.is_ragged
     ]
     return [*values, *offsets, TensorSpec(SAMPLES, "I64", (n_samples,))]
+
+
+def shard_metadata(archive: str, group: int | str) -> dict[str, str]:
+    """What the header of a shard says of the whole."""
+    return {"format": f"fastcap {FORMAT}", "archive": archive, "group": str(group)}
 
 
 def header(tensors: Iterable[TensorSpec], metadata: Mapping[str, str], n_bytes: int = 0) -> bytes:

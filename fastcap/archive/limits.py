@@ -18,6 +18,9 @@ class GroupLimits:
             is more, so that large streams never have to share a file.
         stream_bytes: Bytes of one stream.
         secs: Seconds since its first batch.
+        samples: Ids, so that what is kept of each in memory until the commit is bounded.
+        ranges: Ranges of consecutive ids, so that the line of the journal stays small. A process
+            that runs every second batch of one sample has one for each sample.
         own_file_bytes: A stream with so many bytes has a file of its own, and smaller ones share,
             unless the whole group has less than twice as many.
     """
@@ -25,6 +28,8 @@ class GroupLimits:
     group_bytes: int | None = None
     stream_bytes: int = 256 << 20
     secs: float = GROUP_SECS
+    samples: int = 1 << 20
+    ranges: int = 1 << 16
     own_file_bytes: int = 32 << 20
 
     def most_bytes(self, n_streams: int) -> int:

@@ -13,11 +13,16 @@ from typing import Any
 from fastcap.archive.files import Files
 from fastcap.archive.layout import (
     FORMAT,
+    HEADER_LIMIT,
+    MANY,
     META,
     OFFSETS,
     SAMPLES,
     StreamSpec,
+    header,
     parse_stream,
+    shard_metadata,
+    shard_tensors,
     stream_json,
 )
 from fastcap.archive.parsing import check_depth, parse_object, take, take_count
@@ -77,7 +82,10 @@ class Meta:
             "config": self.config,
             "creator": self.creator,
         }
-        content = json.dumps(found, indent=1, allow_nan=False).encode() + b"\n"
+        try:
+            content = json.dumps(found, indent=1, allow_nan=False).encode() + b"\n"
+        except (ValueError, RecursionError) as error:
+            raise ArchiveError(f"The description of this run is not valid JSON: {error}.") from None
         if len(content) > META_LIMIT:
             raise ArchiveError(
                 f"The description of this run takes {len(content)} bytes, and {META} holds at most "
@@ -99,6 +107,31 @@ def new_meta(
     return Meta(
         config_hash[:32], tuple(streams), n_samples, batch_size, config, config_hash, creator
     )
+
+
+def check_readable(meta: Meta) -> None:
+    """Whether readers take the files of such an archive, before anything of it is written.
+
+    Raises:
+        ArchiveError: They refuse its `meta.json`, or the header of a shard that holds all streams.
+    """
+    content = meta.encode()
+    try:
+        is_same = parse_meta(content, META).encode() == content
+    except ArchiveFormatError as error:
+        raise ArchiveError(f"No archive can hold this: {error}") from None
+    if not is_same:
+        raise ArchiveError(f"No archive can hold this: {META} would be read as something else.")
+    rows = {spec.name: MANY for spec in meta.streams}
+    tensors = shard_tensors(meta.streams, MANY, rows)
+    n_bytes = len(header(tensors, shard_metadata(meta.archive, MANY)))
+    if n_bytes > HEADER_LIMIT:
+        longest = max((spec.name for spec in meta.streams), key=len)
+        raise ArchiveError(
+            f"The names of {len(meta.streams)} streams make a shard's header of {n_bytes} bytes, "
+            f"and readers take at most {HEADER_LIMIT}. The longest is {longest[:80]!r}, of "
+            f"{len(longest)} characters. Give shorter names, or extract fewer sites at a time."
+        )
 
 
 def read_meta(root: Path, files: Files) -> Meta:

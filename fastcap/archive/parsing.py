@@ -15,13 +15,24 @@ DEPTH_LIMIT = 64
 """How deep free-form JSON may be nested."""
 
 
+VALUE_LIMIT = 1 << 21
+"""How many values a text may hold. Each takes up to a hundred times its length in memory."""
+
+_MARKS = (b",", b"[", b"{")
+
+
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
     """The JSON object that `text` is.
 
     Raises:
-        ArchiveFormatError: Anything but one object of UTF-8 JSON with distinct keys, finite numbers
-            and moderate depth.
+        ArchiveFormatError: Anything but one object of UTF-8 JSON with distinct keys, finite
+            numbers, moderate depth, and not too many values.
     """
+    n_values = sum(text.count(mark) for mark in _MARKS)  # no fewer, as strings have marks too
+    if n_values > VALUE_LIMIT:
+        raise ArchiveFormatError(
+            f"{where} may hold {n_values} values, and readers take at most {VALUE_LIMIT}."
+        )
     try:
         found = json.loads(
             text.decode(),  # given bytes, json would also take UTF-16
@@ -29,6 +40,8 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
             parse_constant=_refuse_constant,
             parse_float=_finite,
         )
+    except MemoryError:
+        raise ArchiveFormatError(f"{where} takes more memory to read than there is.") from None
     except RecursionError:
         raise ArchiveFormatError(f"{where} is not valid JSON: it is nested too deep.") from None
     except ValueError as error:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import operator
 import os
-import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,19 +16,10 @@ from torch import Tensor
 
 from fastcap.archive.files import Files, LocalFiles
 from fastcap.archive.index import Run, SampleIndex
-from fastcap.archive.journal import FileRecord, GroupRecord
-from fastcap.archive.layout import (
-    JOURNAL,
-    OFFSETS,
-    SAMPLES,
-    StreamSpec,
-    check_header,
-    check_offsets,
-    header_bytes,
-    holds_samples,
-    shard_tensors,
-)
-from fastcap.archive.recovery import Damage, clean, scan
+from fastcap.archive.layout import OFFSETS, StreamSpec
+from fastcap.archive.mapping import check_shard, map_shard
+from fastcap.archive.recovery import Damage, Leftover, clean, scan
+from fastcap.archive.verification import Problem, find_problems
 from fastcap.errors import (
     ArchiveError,
     ArchiveFormatError,
@@ -42,21 +31,6 @@ from fastcap.spec import as_path
 
 OPEN_SHARDS = 64
 """How many shards stay mapped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something `Archive.verify` has found.
-
-    Attributes:
-        path: The file.
-        what: What is wrong with it.
-        samples: Ids whose values it holds, as ranges `(start, stop)`.
-    """
-
-    path: Path
-    what: str
-    samples: tuple[tuple[int, int], ...]
 
 
 def open_archive(folder: str | os.PathLike[str]) -> Archive:
@@ -85,15 +59,24 @@ def open_archive(folder: str | os.PathLike[str]) -> Archive:
     return Archive(as_path("folder", folder).absolute(), LocalFiles())
 
 
-def reopen(path: Path, files: Files) -> Archive:
+def reopen(
+    path: Path, files: Files, on_aside: Callable[[Leftover], object] | None = None
+) -> Archive:
     """Open an archive to go on with it, without what dead writers left unfinished.
 
     Only lines that are on disk are believed: what this says is there is not written again.
 
+    Args:
+        path: The archive's directory.
+        files: The file system.
+        on_aside: Told of every whole shard that no journal names, which is set aside.
+
     Raises:
         ArchiveError: There is no archive, or it cannot be read or written.
     """
-    clean(path, files)
+    for leftover in clean(path, files):
+        if leftover.is_whole and on_aside is not None:
+            on_aside(leftover)
     return Archive(path, files, is_settled=True)
 
 
@@ -114,10 +97,10 @@ class Archive:
     def __init__(self, path: Path, files: Files, is_settled: bool = False) -> None:
         self.path = path
         self._files = files
-        found = scan(path, files, is_settled)
-        self.meta = found.meta
-        self.writers = found.writers
-        self._index = SampleIndex(found)
+        self._scan = scan(path, files, is_settled)
+        self.meta = self._scan.meta
+        self.writers = self._scan.writers
+        self._index = SampleIndex(self._scan)
         self._shards: OrderedDict[Path, Mapping[str, Tensor]] = OrderedDict()
 
     @property
@@ -183,70 +166,15 @@ class Archive:
     def verify(self) -> list[Problem]:
         """Read every committed byte and check sizes, headers and checksums.
 
+        Shards that are whole and named by no valid line of their journal are problems too, unless
+        their writer still runs: the journal may have been damaged.
+
         Returns:
             The problems found; empty if there are none.
         """
-        problems = [
-            Problem(damage.directory, damage.reason, damage.group.samples)
-            for damage in self.damages
-        ]
-        problems += [
-            Problem(writer.directory / JOURNAL, writer.journal.describe_damage(), ())
-            for writer in self.writers
-            if writer.journal.is_damaged
-        ]
-        for writer in self.writers:
-            for group in writer.groups:
-                for record in group.files:
-                    path = writer.directory / record.name
-                    what = self._verify_file(path, group, record)
-                    if what is not None:
-                        problems.append(Problem(path, what, group.samples))
-        return problems
-
-    def _verify_file(self, path: Path, group: GroupRecord, record: FileRecord) -> str | None:
-        try:
-            n_header = len(self._check(path, group, record))
-            crc32, position = 0, 0
-            for block in self._files.blocks(path):
-                crc32 = zlib.crc32(block[max(0, n_header - position) :], crc32)
-                position += len(block)
-            if crc32 != record.data_crc32:
-                return "its bytes are not those that were written: the checksum differs"
-            self._map(path, group, record)
-        except OSError as error:
-            return str(error)
-        return None
+        return list(find_problems(self._scan, self._files))
 
     # Shards
-
-    def _check(self, path: Path, group: GroupRecord, record: FileRecord) -> bytes:
-        """The header, once it is known to be the one that was committed."""
-        files = self._files
-        n_header = header_bytes(files.read(path, 8), record.n_bytes, str(path))
-        first = files.read(path, n_header)
-        if zlib.crc32(first) != record.header_crc32:
-            raise ArchiveFormatError(f"{path}: its header is not the one that was written.")
-        specs = [self.meta.stream(name) for name in record.streams]
-        tensors = shard_tensors(specs, group.n_samples, group.rows)
-        check_header(first, files.size(path), tensors, str(path))
-        return first
-
-    def _map(self, path: Path, group: GroupRecord, record: FileRecord) -> Mapping[str, Tensor]:
-        from safetensors import SafetensorError
-
-        try:
-            tensors = self._files.tensors(path)
-        except SafetensorError as error:
-            raise ArchiveFormatError(f"{path} is not a valid safetensors file: {error}.") from error
-        except (MemoryError, RuntimeError) as error:
-            raise ArchiveError(f"Cannot map {path}: {error}.") from error
-        if not holds_samples(tensors[SAMPLES], group.samples):
-            raise ArchiveFormatError(f"{path} holds other samples than its journal says.")
-        for name in record.streams:
-            if self.meta.stream(name).is_ragged:
-                check_offsets(tensors[name + OFFSETS], group.rows[name], path)
-        return tensors
 
     def _shard(self, run: Run, stream: str) -> Mapping[str, Tensor]:
         record = next(file for file in run.group.files if stream in file.streams)
@@ -255,8 +183,9 @@ class Archive:
             self._shards.move_to_end(path)
             return self._shards[path]
         try:
-            self._check(path, run.group, record)
-            shard = self._shards[path] = self._map(path, run.group, record)
+            check_shard(path, run.group, record, self.meta, self._files)
+            shard = map_shard(path, run.group, record, self.meta, self._files)
+            self._shards[path] = shard
         except ArchiveError:
             raise
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What is committed, and what a crash has left; nothing here writes to a file.
+"""What is committed, and what a crash or damage has left; nothing here writes to a file.
 
 Every process reads all journals and writes none but its own. What other writers left unfinished may
 be removed only when they are known to be dead: their journal is not locked, and it was locked on
@@ -7,12 +7,13 @@ this machine, since it was started.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastcap.archive.files import Entry, Files
 from fastcap.archive.journal import JOURNAL_LIMIT, GroupRecord, Journal, parse_journal
-from fastcap.archive.layout import JOURNAL, META, SHARD_NAME, UNFINISHED, WRITER_NAME
+from fastcap.archive.layout import JOURNAL, META, ORPHAN, SHARD_NAME, UNFINISHED, WRITER_NAME
 from fastcap.archive.meta import Meta, read_meta
 from fastcap.errors import ArchiveError, ArchiveFormatError
 
@@ -23,6 +24,15 @@ class Leftover:
 
     path: Path
     n_bytes: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has the name of a shard that was complete when it got that name.
+
+        Its writer was killed before it committed, or had committed and its journal is damaged. So
+        it is evidence, and never removed.
+        """
+        return bool(SHARD_NAME.fullmatch(self.path.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,7 @@ class WriterState:
         groups: What is committed and there.
         damages: What is committed and not there as it should be.
         leftovers: What is not committed.
+        orphans: Whole shards that were set aside.
     """
 
     directory: Path
@@ -53,6 +64,16 @@ class WriterState:
     groups: list[GroupRecord] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
+    orphans: list[Leftover] = field(default_factory=list)
+
+    @property
+    def unlisted(self) -> list[Leftover]:
+        """Whole shards that no valid line of the journal names."""
+        return [leftover for leftover in self.leftovers if leftover.is_whole]
+
+    @property
+    def orphan_paths(self) -> set[Path]:
+        return {orphan.path for orphan in self.orphans}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +107,8 @@ def scan(root: Path, files: Files, is_settled: bool = False) -> Scan:
         ]
     except ArchiveError:
         raise
+    except MemoryError:
+        raise ArchiveError(f"The journals of {root} take more memory than there is.") from None
     except OSError as error:
         path = error.filename or root
         raise ArchiveError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -116,7 +139,7 @@ def _scan_writer(directory: Path, meta: Meta, files: Files, is_settled: bool) ->
         is_live = _is_live(is_locked, journal, files)
     state = WriterState(directory, journal, is_live)
     for group in journal.groups:
-        _check_streams(group, meta, directory)
+        check_streams(group, meta, directory)
         reason = _damage(directory, group, files)
         if reason is None:
             state.groups.append(group)
@@ -124,24 +147,24 @@ def _scan_writer(directory: Path, meta: Meta, files: Files, is_settled: bool) ->
             state.damages.append(Damage(directory, group, reason))
     named = {file.name for group in journal.groups for file in group.files}
     for name in sorted(names - named):
-        if _is_ours(name):
+        is_orphan = bool(SHARD_NAME.fullmatch(name.removesuffix(ORPHAN))) and name.endswith(ORPHAN)
+        if is_orphan or _is_ours(name):
             path = directory / name
+            kept = state.orphans if is_orphan else state.leftovers
             try:
-                state.leftovers.append(Leftover(path, files.size(path)))
+                kept.append(Leftover(path, files.size(path)))
             except FileNotFoundError:
                 continue  # its writer lives, and has just renamed it
     return state
 
 
 def _read_journal(path: Path, meta: Meta, files: Files, is_settled: bool) -> Journal:
-    n_bytes = JOURNAL_LIMIT + 1
-    if is_settled:
-        n_bytes = min(n_bytes, files.size(path))  # its writer may live, and go on
-        files.settle(path)
-    content = files.read(path, n_bytes)
-    if len(content) > JOURNAL_LIMIT:
+    n_bytes = files.size(path)  # its writer may live, and go on
+    if n_bytes > JOURNAL_LIMIT:
         raise ArchiveFormatError(f"{path} is larger than any that fastcap writes.")
-    journal = parse_journal(content, str(path))
+    if is_settled:
+        files.settle(path)
+    journal = parse_journal(_first(files.blocks(path), n_bytes), str(path))
     if journal.info is not None and journal.info.archive != meta.archive:
         raise ArchiveFormatError(
             f"{path} belongs to another archive than {path.parent.parent / META}. Move "
@@ -150,13 +173,27 @@ def _read_journal(path: Path, meta: Meta, files: Files, is_settled: bool) -> Jou
     return journal
 
 
+def _first(blocks: Iterable[memoryview], n_bytes: int) -> Iterator[memoryview]:
+    """No more than so many bytes."""
+    for block in blocks:
+        yield block[:n_bytes]
+        n_bytes -= len(block)
+        if n_bytes <= 0:
+            return
+
+
 def _is_live(is_locked: bool | None, journal: Journal, files: Files) -> bool | None:
     if is_locked is False and journal.info is not None:
         return False if journal.info.machine == files.machine() else None
     return is_locked
 
 
-def _check_streams(group: GroupRecord, meta: Meta, directory: Path) -> None:
+def check_streams(group: GroupRecord, meta: Meta, directory: Path) -> None:
+    """Whether a group holds every stream once.
+
+    Raises:
+        ArchiveFormatError: It does not.
+    """
     held = sorted(stream for file in group.files for stream in file.streams)
     ragged = sorted(spec.name for spec in meta.streams if spec.is_ragged)
     if held != sorted(spec.name for spec in meta.streams) or sorted(group.rows) != ragged:
@@ -178,31 +215,48 @@ def _damage(directory: Path, group: GroupRecord, files: Files) -> str | None:
 
 def _is_ours(name: str) -> bool:
     whole = name.removesuffix(UNFINISHED)
-    return bool(SHARD_NAME.fullmatch(whole)) or name == META + UNFINISHED
+    return bool(SHARD_NAME.fullmatch(whole)) or (whole != name and whole in (META, JOURNAL))
 
 
 def clean(root: Path, files: Files) -> list[Leftover]:
-    """Remove what dead writers left unfinished. Nothing committed, and nobody else's files.
+    """Remove what dead writers left unfinished, and set aside the whole shards that no line names.
+
+    Nothing committed is touched, and nobody else's files.
 
     Returns:
-        What was removed.
+        What was removed or set aside.
 
     Raises:
         ArchiveError: There is no archive, or it cannot be read or written.
     """
-    removed = []
+    done = []
     for writer in scan(root, files).writers:
         if writer.is_live is not False or writer.journal.is_damaged:
             continue  # a damaged journal does not tell which of its files were committed
         for leftover in writer.leftovers:
+            if leftover.is_whole and orphan_path(leftover.path) in writer.orphan_paths:
+                continue  # somebody has put it there again, and verify goes on telling
             try:
-                files.remove(leftover.path)
+                _clear(leftover, files)
             except FileNotFoundError:
                 continue  # another process that resumes was first
             except OSError as error:
                 raise ArchiveError(
-                    f"Cannot remove {leftover.path}, which a writer that has died left unfinished: "
-                    f"{error.strerror or error}."
+                    f"Cannot {'rename' if leftover.is_whole else 'remove'} {leftover.path}, which "
+                    f"a writer that has died left uncommitted: {error.strerror or error}."
                 ) from error
-            removed.append(leftover)
-    return removed
+            done.append(leftover)
+    return done
+
+
+def _clear(leftover: Leftover, files: Files) -> None:
+    if leftover.is_whole:
+        files.rename(leftover.path, orphan_path(leftover.path))
+        files.sync_dir(leftover.path.parent)
+    else:
+        files.remove(leftover.path)
+
+
+def orphan_path(path: Path) -> Path:
+    """What a shard that is set aside is called: nobody reads it, and nothing removes it."""
+    return path.with_name(path.name + ORPHAN)

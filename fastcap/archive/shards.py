@@ -18,13 +18,12 @@ from torch import Tensor
 from fastcap.archive import crc
 from fastcap.archive.files import Files, WritableFile
 from fastcap.archive.guard import Guard
-from fastcap.archive.layout import UNFINISHED, StreamSpec, header, shard_tensors
+from fastcap.archive.layout import MANY, UNFINISHED, StreamSpec, header, shard_tensors
 
 CAST_ELEMENTS = 1 << 18
 """How many values are converted at a time, where they are stored in another dtype."""
 
 _COPY_BYTES = 1 << 20
-_MANY = 10**15
 
 
 class StreamFile:
@@ -57,7 +56,7 @@ class StreamFile:
         self.n_reserved = 0
         self.n_bytes = 0
         self.crc32 = 0
-        tensors = shard_tensors([spec], _MANY, {spec.name: _MANY})
+        tensors = shard_tensors([spec], MANY, {spec.name: MANY})
         self.header_bytes = len(header(tensors, metadata))
         self._files = files
         self._guard = guard

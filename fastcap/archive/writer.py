@@ -14,7 +14,7 @@ import contextlib
 import errno
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,22 +23,22 @@ from typing import Any
 from torch import Tensor
 
 from fastcap.archive.files import Files, LocalFiles, WritableFile
-from fastcap.archive.finishing import finish_files
+from fastcap.archive.finishing import finish_files, name_files
 from fastcap.archive.groups import Group
 from fastcap.archive.guard import Guard
 from fastcap.archive.journal import (
     GroupRecord,
     WriterInfo,
-    as_ranges,
+    check_line,
     group_line,
     total_line,
     writer_line,
 )
-from fastcap.archive.layout import JOURNAL, META, UNFINISHED, WRITER_NAME, writer_name
+from fastcap.archive.layout import JOURNAL, META, MOST_RANKS, UNFINISHED, WRITER_NAME, writer_name
 from fastcap.archive.limits import GroupLimits
-from fastcap.archive.meta import Meta, check_same, read_meta
+from fastcap.archive.meta import Meta, check_readable, check_same, read_meta
 from fastcap.archive.shards import write_all
-from fastcap.errors import ArchiveError
+from fastcap.errors import ArchiveError, ArchiveFormatError, ArchiveWriteError
 
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL)
 """How a directory answers that this process cannot sync it, and so has not made it either."""
@@ -136,7 +136,7 @@ class Writer:
         parts = {name: group.part(name, value.shape) for name, value in values.items()}
         for name, value in values.items():
             parts[name].copy_(value)
-        group.reserve(parts)
+        group.reserve(samples, parts)
         group.add(samples, parts, lengths or {})
 
     @property
@@ -198,13 +198,18 @@ class Writer:
         """
         self._guard.check()
         group = group or self.take_group()
-        if group is None or not group.samples:
+        if group is None or not group.samples.n_samples:
             return None
         assert group is self._uncommitted[0]
-        records = finish_files(group, self._limits, self._files, self._guard)
-        samples = as_ranges(group.samples)
+        samples = tuple(group.samples.pairs)
+        with self._refusing(f"{group.samples.n_samples} samples from {samples[0][0]} on"):
+            records = finish_files(group, self._limits, self._files, self._guard)
+            record = GroupRecord(group.number, samples, group.rows(), records)
+            line = group_line(record)
+            check_line(line, record, self._journal_bytes)
+        name_files(group, records, self._files, self._guard)
         self._is_committing = True
-        self._append_line(group_line(GroupRecord(group.number, samples, group.rows(), records)))
+        self._append_line(line)
         self._is_committing = False
         del self._uncommitted[0]
         commit = Commit(
@@ -219,7 +224,28 @@ class Writer:
         """The data has ended, which did not say before how many samples it has."""
         self._guard.check()
         self._open()
-        self._append_line(total_line(n_samples))
+        line = total_line(n_samples)
+        with self._refusing(f"The number of samples, {n_samples},"):
+            check_line(line, n_samples, self._journal_bytes)
+        self._append_line(line)
+
+    @contextlib.contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
+        """What a reader would not take is not written: nothing of it is acknowledged.
+
+        Raises:
+            ArchiveWriteError: There is such a thing, and the writer is dead.
+        """
+        try:
+            yield
+        except ArchiveFormatError as error:
+            message = (
+                f"{what} cannot be committed, since no reader would take them: {error}. Everything "
+                f"committed before is intact (samples of this run: {self._guard.n_saved}). Commit "
+                "fewer samples at a time."
+            )
+            self._guard.fail(None, message)
+            raise ArchiveWriteError(None, message) from error
 
     def _append_line(self, line: bytes) -> None:
         assert self._journal is not None
@@ -243,6 +269,7 @@ class Writer:
             raise
 
     def _make(self) -> Path:
+        check_readable(self.meta)
         self._make_root()
         directory, restart = self._make_directory()
         journal = directory / JOURNAL
@@ -260,7 +287,9 @@ class Writer:
             {} if self._creator == self.meta.creator else self._creator,
             self._check,
         )
-        self._append_line(writer_line(info))
+        line = writer_line(info)
+        check_line(line, info, 0)
+        self._append_line(line)
         with self._guard("Syncing", directory):
             self._files.sync_dir(directory)
             self._files.sync_dir(self.root)
@@ -298,7 +327,13 @@ class Writer:
             names = [entry.name for entry in self._files.entries(self.root)]
         mine = writer_name(self._rank, 0, "")[:-2]
         restart = sum(1 for n in names if WRITER_NAME.fullmatch(n) and n.startswith(mine))
-        directory = self.root / writer_name(self._rank, restart, uuid.uuid4().hex[:8])
+        name = writer_name(self._rank, restart, uuid.uuid4().hex[:8])
+        if not WRITER_NAME.fullmatch(name):
+            raise ArchiveError(
+                f"Rank {self._rank}, start {restart}, is none that an archive can name: ranks are "
+                f"0 to {MOST_RANKS - 1}."
+            )
+        directory = self.root / name
         with self._guard("Making", directory):
             self._files.make_dir(directory)
         return directory, restart

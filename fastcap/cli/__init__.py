@@ -3,7 +3,7 @@
 app       the commands put together
 command   what all commands share: errors, exit codes, options of several values
 options   options that several commands have
-bench, demo, extract, inspect, plan, sites   one command each: parse, call the library, print
+bench, demo, extract, inspect, plan, repair, sites   one command each: parse, call, print
 
 Nothing here imports torch before a command runs: `--help` answers at once.
 """

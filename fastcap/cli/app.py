@@ -13,9 +13,10 @@ from fastcap.cli.demo import demo
 from fastcap.cli.extract import extract
 from fastcap.cli.inspect import inspect
 from fastcap.cli.plan import plan
+from fastcap.cli.repair import repair
 from fastcap.cli.sites import sites
 
-COMMANDS = (bench, demo, extract, inspect, plan, sites)
+COMMANDS = (bench, demo, extract, inspect, plan, repair, sites)
 
 
 def _print_version(is_asked: bool) -> None:

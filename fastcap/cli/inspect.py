@@ -16,8 +16,9 @@ from fastcap.formatting import format_bytes
 
 if TYPE_CHECKING:
     from fastcap.archive.layout import StreamSpec
-    from fastcap.archive.reader import Archive, Problem
+    from fastcap.archive.reader import Archive
     from fastcap.archive.recovery import WriterState
+    from fastcap.archive.verification import Problem
 
 MOST_RANGES = 5
 """Of missing samples that are shown; `--json` has all."""
@@ -57,7 +58,7 @@ def summarise(archive: Archive, problems: Sequence[Problem] | None) -> dict[str,
         archive: An open archive.
         problems: What `verify` found; `None` where it did not run.
     """
-    from fastcap.archive.reader import Problem
+    from fastcap.archive.verification import Problem
 
     writers = [_summarise_writer(writer) for writer in archive.writers]
     if problems is None:
@@ -107,6 +108,8 @@ def _summarise_writer(writer: WriterState) -> dict[str, Any]:
         "n_samples": sum(group.n_samples for group in writer.groups),
         "bytes": sum(file.n_bytes for group in writer.groups for file in group.files),
         "is_torn": writer.journal.is_torn,
+        "n_unlisted_files": len(writer.unlisted) if writer.is_live is not True else 0,
+        "n_files_set_aside": len(writer.orphans),
         "n_uncommitted_files": len(writer.leftovers),
         "uncommitted_bytes": sum(leftover.n_bytes for leftover in writer.leftovers),
     }
@@ -125,7 +128,7 @@ def to_lines(found: dict[str, Any]) -> Iterator[str]:
     of_all = "" if found["n_expected"] is None else f" of {found['n_expected']}"
     yield f"{found['path']}: {found['n_samples']}{of_all} samples, {format_bytes(found['bytes'])}"
     if found["missing"]:
-        yield f"Missing samples: {_ranges(found['missing'])}"
+        yield f"Missing samples: {show_ranges(found['missing'])}"
     yield ""
     yield from _table(
         ("stream", "dtype", "shape of a sample"),
@@ -144,7 +147,10 @@ def to_lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _damage(found: dict[str, Any]) -> Iterator[str]:
     for each in found["damaged"]:
-        yield f"Damaged: {each['path']}: {each['what']} Samples {_ranges(each['samples'])}."
+        samples = f" Samples {show_ranges(each['samples'])}." if each["samples"] else ""
+        yield f"Damaged: {each['path']}: {each['what']}{samples}"
+    if any(writer["n_unlisted_files"] for writer in found["writers"]):
+        yield f"To bring back what is whole and not named: fastcap repair {found['path']}"
     if found["damaged"]:
         yield "Remove the writer's directory and run the extraction again to have them anew."
     elif found["is_verified"]:
@@ -158,6 +164,10 @@ def _writer_row(writer: dict[str, Any]) -> tuple[str, ...]:
     if writer["n_uncommitted_files"]:
         size = format_bytes(writer["uncommitted_bytes"])
         state.append(f"{writer['n_uncommitted_files']} files not committed ({size})")
+    if writer["n_unlisted_files"]:
+        state.append(f"{writer['n_unlisted_files']} whole files that its journal does not name")
+    if writer["n_files_set_aside"]:
+        state.append(f"{writer['n_files_set_aside']} whole files set aside (.orphan)")
     rank = "?" if writer["rank"] is None else str(writer["rank"])
     counts = (str(writer["n_groups"]), str(writer["n_samples"]), format_bytes(writer["bytes"]))
     return (writer["directory"], rank, *counts, ", ".join(state))
@@ -171,7 +181,8 @@ def _shape(stream: dict[str, Any]) -> str:
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
-def _ranges(ranges: Sequence[Sequence[int]]) -> str:
+def show_ranges(ranges: Sequence[Sequence[int]]) -> str:
+    """Ids for people."""
     shown = [
         str(start) if stop == start + 1 else f"{start} to {stop - 1}"
         for start, stop in ranges[:MOST_RANGES]

@@ -162,7 +162,7 @@ class ArchiveResult(RowConsumer):
             part = batch.parts[name] = group.part(name, value.shape)
             part.copy_(value)
             batch.lengths[name] = lengths or ()
-        group.reserve(batch.parts)
+        group.reserve(self._samples, batch.parts)
         self._batches.append(batch)
         self._parts = {}
         self._group = None

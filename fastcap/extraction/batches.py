@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
+from fastcap.archive.layout import MOST_RANKS
 from fastcap.archive.reader import Archive
 from fastcap.batching.collation import Batched, Collation
 from fastcap.batching.source import Source, as_iterated
@@ -120,6 +121,8 @@ def make_share(rank: int, world_size: int) -> Share:
         ArgumentError, ArgumentTypeError: Numbers out of range.
     """
     rank = as_count("rank", rank, at_least=0)
+    if rank >= MOST_RANKS:
+        raise ArgumentError(f"rank must be below {MOST_RANKS}; got {rank}.")
     world_size = as_count("world_size", world_size)
     if rank >= world_size:
         raise ArgumentError(
@@ -262,6 +265,23 @@ class Batches:
                 "row. An IterableDataset that shares its samples out among workers ends with a "
                 "short batch for each: use num_workers=1."
             )
+
+    @property
+    def n_samples(self) -> int | None:
+        """Samples of the whole run, all processes together; `None` while that is not known."""
+        return self._grid.n_samples
+
+    def missing(self, archive: Archive) -> Iterator[range]:
+        """Which samples of this process are not in an archive, once all of its batches have run."""
+        n_samples = self._grid.n_samples if self.n_total is None else self.n_total
+        assert n_samples is not None
+        if self._share.is_whole and archive.has(0, n_samples):
+            return
+        size = self._grid.batch_size
+        for number in range(-(-n_samples // size)):
+            wanted = range(number * size, min((number + 1) * size, n_samples))
+            if self._share.has(number) and not archive.has(wanted.start, wanted.stop):
+                yield wanted
 
     def check_any(self) -> None:
         """A share without a batch has nothing to show for itself.

@@ -13,6 +13,7 @@ from fastcap.archive.files import LocalFiles
 from fastcap.archive.layout import JOURNAL, META, WRITER_NAME
 from fastcap.archive.meta import check_config, read_meta
 from fastcap.archive.reader import Archive, reopen
+from fastcap.archive.recovery import Leftover
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArchiveConfigError, ArchiveError
 from fastcap.fingerprint import hash_of
@@ -25,7 +26,7 @@ def open_earlier(
 ) -> Archive | None:
     """The archive that is there, to be continued; `None` where there is none yet.
 
-    What dead writers left unfinished is removed.
+    What dead writers left unfinished is removed. Whole shards that no journal names are set aside.
 
     Args:
         root: The directory.
@@ -58,7 +59,9 @@ def open_earlier(
     meta = read_meta(root, files)
     check_config(config, hash_of(dict(config)), meta, root)
     _warn_of_creator(meta.creator, creator, root)
-    archive = reopen(root, files)
+    aside: list[Leftover] = []
+    archive = reopen(root, files, aside.append)
+    _warn_of_aside(root, aside)
     _warn_of_others(archive, rank)
     return archive
 
@@ -116,6 +119,19 @@ def _warn_of_creator(there: Mapping[str, Any], now: Mapping[str, Any], root: Pat
         )
 
 
+def _warn_of_aside(root: Path, aside: Sequence[Leftover]) -> None:
+    if aside:
+        names = ", ".join(str(each.path.relative_to(root)) for each in aside[:5])
+        more = f" and {len(aside) - 5} more" if len(aside) > 5 else ""
+        warn(
+            f"{root} has shards that are whole and that no valid line of their journal names: "
+            f"{names}{more}. Either their process was killed just before it committed them, or the "
+            "journal was damaged since. They are kept, with .orphan behind their names, and "
+            "their samples run again where they are missing. To have them back instead, stop this "
+            f"and run: fastcap repair {root}"
+        )
+
+
 def _warn_of_others(archive: Archive, rank: int) -> None:
     for writer in archive.writers:
         if writer.journal.is_damaged:
@@ -132,4 +148,8 @@ def _warn_of_others(archive: Archive, rank: int) -> None:
                 f"{writer.directory} has {format_bytes(n_bytes)} that are not committed, and its "
                 "writer ran on another machine or before a restart, so it cannot be told whether "
                 "it is alive. If it is not, its files ending in .tmp can be removed."
+                + (
+                    f" To adopt what is whole: fastcap repair {archive.path}"
+                    * bool(writer.unlisted)
+                )
             )

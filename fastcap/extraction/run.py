@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from fastcap.archive.files import LocalFiles
 from fastcap.archive.layout import StreamSpec
 from fastcap.archive.limits import GROUP_SECS, GroupLimits
-from fastcap.archive.meta import new_meta
+from fastcap.archive.meta import check_readable, new_meta
 from fastcap.archive.reader import Archive
 from fastcap.archive.writer import Writer
 from fastcap.batching.source import make_source
@@ -188,6 +189,7 @@ def extract(
         checked = EarlierValues(there, request, columns, only).compare(creator)
     if there is not None and is_complete:
         return there
+    check_readable(new_meta(_named(request.site_names, columns), None, 1, config, creator))
 
     def open_writer(streams: tuple[StreamSpec, ...], checksums: Executor) -> Writer:
         meta = new_meta(streams, grid.n_samples, grid.batch_size, config, creator)
@@ -199,10 +201,38 @@ def extract(
     n_before = 0 if there is None else len(there)
     n_expected = grid.n_samples if share.is_whole else None
     interruption = _run(request, batches, result, open_report(progress, n_expected, n_before))
-    if n_before + result.n_committed != grid.n_samples:
-        interruption.end(root, n_before + result.n_committed, grid.n_samples)
+    return _end(root, there is not None or result.n_committed > 0, batches, interruption)
+
+
+def _end(root: Path, has_begun: bool, batches: Batches, interruption: Interruption) -> Archive:
+    """The archive, if all batches of this process are in it: so its files say, and no counter.
+
+    Raises:
+        ArchiveError: Somebody else has changed its files.
+        KeyboardInterrupt, SystemExit: A signal has ended the run before its end.
+    """
+    archive = Archive(root, LocalFiles()) if has_begun else None
+    n_saved = 0 if archive is None else len(archive)
+    if n_saved != batches.n_samples:
+        interruption.end(root, n_saved, batches.n_samples)
     batches.check_any()
-    return Archive(root, LocalFiles())
+    assert archive is not None, "what has run is committed"
+    for wanted in batches.missing(archive):
+        raise ArchiveError(
+            f"{archive.path} has lost samples {wanted.start} to {wanted.stop - 1}, which were "
+            "committed: its files were changed while this ran, such as a journal that was removed "
+            "or cut. To have back what is whole: fastcap repair. To extract what is missing: run "
+            "the same again."
+        )
+    return archive
+
+
+def _named(sites: Iterable[str], columns: Iterable[str]) -> Iterator[StreamSpec]:
+    """Streams of which only the names are known, since no pass has run."""
+    for name in sites:
+        yield StreamSpec(name, "site", "U8", ())
+    for key in dict.fromkeys(columns):
+        yield StreamSpec(f"label:{key}", "label", "U8", ())
 
 
 def _run(

@@ -66,7 +66,7 @@ def _hash_modules(model: nn.Module) -> str:
         for name, module in named_modules(model)
     }
     text = _ADDRESS.sub("", "\n".join(f"{name} {line}" for name, line in lines.items()))
-    return short_hash(text.encode())
+    return short_hash(text.encode(errors="surrogatepass"))
 
 
 def _describe_config(model: nn.Module) -> Any:

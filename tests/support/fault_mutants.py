@@ -19,7 +19,7 @@ APPEND_LINE = "fastcap.archive.writer:Writer._append_line"
 MAKE = "fastcap.archive.writer:Writer._make"
 AGREE = "fastcap.archive.writer:Writer._agree"
 FINISH = "fastcap.archive.finishing:_Shard.finish"
-FINISH_FILES = "fastcap.archive.finishing:finish_files"
+NAME_FILES = "fastcap.archive.finishing:name_files"
 SCAN_WRITER = "fastcap.archive.recovery:_scan_writer"
 HERE = '__import__("tests.support.fault_mutants", fromlist=["x"])'
 
@@ -98,9 +98,9 @@ MUTANTS = (
         "sync of a file before its rename, not after it",
         (FINISH, "self._file.sync()", "pass"),
         (
-            FINISH_FILES,
-            "files.rename(shard.unfinished, shard.path)",
-            "files.rename(shard.unfinished, shard.path); files.settle(shard.path)",
+            NAME_FILES,
+            "files.rename(unfinished, path)",
+            "files.rename(unfinished, path); files.settle(path)",
         ),
     ),
     _mutant(
@@ -109,11 +109,11 @@ MUTANTS = (
     ),
     _mutant(
         "sync of the writer's directory after the renames",
-        (FINISH_FILES, "files.sync_dir(group.directory)", "pass"),
+        (NAME_FILES, "files.sync_dir(group.directory)", "pass"),
     ),
     _mutant(
         "renames before the line, not after it",
-        (FINISH_FILES, "files.rename(shard.unfinished, shard.path)", "pass"),
+        (NAME_FILES, "files.rename(unfinished, path)", "pass"),
         (COMMIT, FORGET, f"{HERE}.rename_late(self, group, records); {FORGET}"),
     ),
     _mutant("sync of the journal", (APPEND_LINE, "self._journal.sync()", "pass")),
@@ -230,7 +230,15 @@ MUTANTS = (
     ),
     _mutant(
         "removing what no journal names",
-        ("fastcap.archive.recovery:clean", "files.remove(leftover.path)", "pass"),
+        ("fastcap.archive.recovery:_clear", "files.remove(leftover.path)", "pass"),
+    ),
+    _mutant(
+        "setting aside whole shards that no journal names",
+        (
+            "fastcap.archive.recovery:_clear",
+            "files.rename(leftover.path, orphan_path(leftover.path))",
+            "pass",
+        ),
     ),
     _mutant(
         "syncing the lines of others before they are believed",
@@ -245,8 +253,8 @@ MUTANTS = (
         "reading no further than what was synced",
         (
             "fastcap.archive.recovery:_read_journal",
-            "n_bytes = min(n_bytes, files.size(path))",
-            "pass",
+            "n_bytes = files.size(path)",
+            "n_bytes = JOURNAL_LIMIT",
         ),
         shown_by="one stream, one file, one commit",
         closer=Depth(power_seeds=0, error_seeds=0, deaths=24, second_share=0),

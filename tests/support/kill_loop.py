@@ -32,7 +32,7 @@ from fastcap.archive.files import LocalFiles
 from fastcap.archive.reader import Archive, reopen
 from fastcap.archive.writer import Writer
 from fastcap.errors import FastcapError
-from tests.support.fault_judging import find_wrong_value, valid_lines
+from tests.support.fault_judging import ORPHAN, find_wrong_value, valid_lines
 from tests.support.fault_play import present
 from tests.support.fault_programs import MIXED, WIDE, A, Life, Program, R
 
@@ -163,7 +163,8 @@ def end_problem_of(root: Path) -> str | None:
         journal = directory / "journal.jsonl"
         lines = list(valid_lines(journal.read_bytes())) if journal.exists() else []
         named = {file["name"] for line in lines[1:] for file in line.get("files", ())}
-        left = {path.name for path in directory.iterdir()} - named - {"journal.jsonl"}
+        found = {path.name for path in directory.iterdir() if not ORPHAN.fullmatch(path.name)}
+        left = found - named - {"journal.jsonl"}
         if left:
             return f"left behind: {sorted(left)}"
     return find_wrong_value(PROGRAM, archive)
