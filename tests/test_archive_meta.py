@@ -79,7 +79,7 @@ def test_another_configuration_is_refused_with_what_differs() -> None:
     ) == (
         "/acts holds another run, whose samples must not be mixed with these:\n"
         "  sites: asked ['b'], the archive has ['a']\n"
-        "Ask for the same as then, or choose another directory."
+        "Ask for the same as then, choose another directory, or replace it with overwrite=True."
     )
 
 

@@ -436,14 +436,14 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
         f"{out} holds another run, whose samples must not be mixed with these:\n"
         "  selection: positions: asked -2, the archive has -1\n"
         "  selection: dtype: asked 'float16', the archive has None\n"
-        "Ask for the same as then, or choose another directory."
+        "Ask for the same as then, choose another directory, or replace it with overwrite=True."
     )
     message = why_not(ArchiveConfigError, out, positions=-1, batch_size=2, sites=["norm"])
     assert message == (
         f"{out} holds another run, whose samples must not be mixed with these:\n"
         "  sites: asked ['norm'], the archive has ['layers.0.mlp', 'norm']\n"
         "  batch_size: asked 2, the archive has 3\n"
-        "Ask for the same as then, or choose another directory."
+        "Ask for the same as then, choose another directory, or replace it with overwrite=True."
     )
 
 

@@ -321,8 +321,8 @@ def test_many_sites_are_a_few_lines(tmp_path: Path) -> None:
     assert len(lines) == 9
     assert lines[6].endswith(" more differ")
     assert lines[8] == (
-        "Run the same as then, or choose another directory. check='fingerprint' goes on without "
-        "comparing values."
+        "Run the same as then, choose another directory, or replace it with overwrite=True. "
+        "check='fingerprint' goes on without comparing values."
     )
 
 

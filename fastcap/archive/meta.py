@@ -179,7 +179,8 @@ def check_config(config: Mapping[str, Any], config_hash: str, there: Meta, root:
         raise ArchiveConfigError(
             f"{root} holds another run, whose samples must not be mixed with these:\n"
             + "\n".join(f"  {line}" for line in lines)
-            + "\nAsk for the same as then, or choose another directory."
+            + "\nAsk for the same as then, choose another directory, or replace it with "
+            "overwrite=True."
         )
 
 

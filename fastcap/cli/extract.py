@@ -77,6 +77,9 @@ def extract(
         str,
         typer.Option(help="values or fingerprint: what of an archive that is there is compared."),
     ] = "values",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an archive of another run.")
+    ] = False,
     num_workers: Annotated[int, typer.Option(help="Processes that load the data.")] = 0,
     rank: Annotated[int, typer.Option(envvar="RANK", help="Which process this is.")] = 0,
     world_size: Annotated[
@@ -135,6 +138,7 @@ def extract(
             model_inputs=[*own_inputs, *(model_inputs or [])],
             columns=columns or (),
             check=check,
+            overwrite=overwrite,
             num_workers=num_workers,
             collate_fn=collate_fn,
             progress=True,

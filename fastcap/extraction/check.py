@@ -181,6 +181,6 @@ def _refusal(path: Path, samples: range, refused: Sequence[Difference], is_stead
     return (
         f"{path} holds other values{which} than this run gives:\n"
         + "\n".join(lines)
-        + f"\n{why}\nRun the same as then, or choose another directory. check='fingerprint' goes "
-        "on without comparing values."
+        + f"\n{why}\nRun the same as then, choose another directory, or replace it with "
+        "overwrite=True. check='fingerprint' goes on without comparing values."
     )

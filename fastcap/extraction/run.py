@@ -26,6 +26,7 @@ from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArchiveError, ArgumentError
 from fastcap.extraction.batches import Batches, make_grid, make_share
 from fastcap.extraction.check import EarlierValues, as_check, first_batch
+from fastcap.extraction.clearing import replacing
 from fastcap.extraction.resume import open_earlier
 from fastcap.extraction.signals import Interruption
 from fastcap.fingerprint import describe_creator, describe_run, device_name
@@ -59,6 +60,7 @@ def extract(
     columns: Sequence[str] = (),
     stop_after_last_site: StopAfter = False,
     check: str = "values",
+    overwrite: bool = False,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     progress: Progress = False,
@@ -106,6 +108,9 @@ def extract(
         check: What is looked at before an archive that is there is continued or returned.
             `"values"` compares fingerprints, and then runs its first committed batch again and
             compares values; `"fingerprint"` leaves that pass out. See `docs/archive.md`.
+        overwrite: Whether an archive of another run that is in `folder` is removed, and this run
+            begun in its place. One of this run is continued all the same. Without it, what
+            another run left is replaced only if it holds nothing. For one process.
         num_workers: Data-loading processes; at most one for an iterable dataset, unless its
             `has_fixed_order` is true.
         collate_fn: Makes a batch of samples, as for `torch.utils.data.DataLoader`.
@@ -181,13 +186,18 @@ def extract(
     )
     config |= grid.describe()
     creator = describe_creator(device_name(request.call.device))
-    there = open_earlier(root, config, creator, share.rank)
-    checked, is_complete = None, there is not None and there.is_complete
-    batches = Batches(source, grid, share, None if is_complete else there, columns)
-    if there is not None and how == "values":
+
+    def look() -> tuple[Archive | None, Batches, dict[str, Any] | None]:
+        there = open_earlier(root, config, creator, share.rank)
+        only_read = there is not None and there.is_complete
+        batches = Batches(source, grid, share, None if only_read else there, columns)
+        if there is None or how != "values":
+            return there, batches, None
         only = batches.only(first_batch(there, grid, share))
-        checked = EarlierValues(there, request, columns, only).compare(creator)
-    if there is not None and is_complete:
+        return there, batches, EarlierValues(there, request, columns, only).compare(creator)
+
+    there, batches, checked = replacing(root, look, overwrite, is_alone=share.is_whole)
+    if there is not None and there.is_complete:
         return there
     check_readable(new_meta(_named(request.site_names, columns), None, 1, config, creator))
 
