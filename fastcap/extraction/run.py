@@ -24,7 +24,7 @@ from fastcap.batching.source import make_source
 from fastcap.consumers.archive import ArchiveResult, OnCommit
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArchiveError, ArgumentError
-from fastcap.extraction.batches import Batches, make_grid, make_share
+from fastcap.extraction.batches import Batches, Grid, Share, make_grid, make_share
 from fastcap.extraction.check import EarlierValues, as_check, first_batch
 from fastcap.extraction.clearing import replacing
 from fastcap.extraction.resume import open_earlier
@@ -148,8 +148,7 @@ def extract(
         >>> archive["1"][4].shape
         torch.Size([3, 2])
     """
-    # The dataset or model may change the working directory.
-    root = as_path("folder", folder).absolute()
+    root = as_path("folder", folder).absolute()  # a dataset or model may change the directory
     request = request_run(
         model,
         sites,
@@ -165,8 +164,7 @@ def extract(
         staging_bytes=staging_bytes,
         pinned_bytes=pinned_bytes,
     )
-    how = as_check(check)
-    share = make_share(rank, world_size)
+    how, share = as_check(check), make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
     source = make_source(dataset, batch_size, num_workers, collate_fn)
     grid = make_grid(source, max_samples)
@@ -208,10 +206,15 @@ def extract(
         )
 
     result = ArchiveResult(open_writer, request.site_names, beside, on_commit, there)
-    n_before = 0 if there is None else len(there)
-    n_expected = grid.n_samples if share.is_whole else None
-    interruption = _run(request, batches, result, open_report(progress, n_expected, n_before))
+    interruption = _run(request, batches, result, _report(progress, grid, share, there))
     return _end(root, there is not None or result.n_committed > 0, batches, interruption)
+
+
+def _report(
+    progress: Progress, grid: Grid, share: Share, there: Archive | None
+) -> AbstractContextManager[Report]:
+    n_expected = grid.n_samples if share.is_whole else None
+    return open_report(progress, n_expected, len(there or ()))
 
 
 def _end(root: Path, has_begun: bool, batches: Batches, interruption: Interruption) -> Archive:
