@@ -42,6 +42,7 @@ def extract_representations(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
@@ -79,7 +80,9 @@ def extract_representations(
             `"mean"` over the real tokens of each sample, accumulated in float32 (float64 for
             float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
-        seq_dim: The dimension that `positions` index; 1 by default.
+        seq_dim: The dimension that `positions` index, counted with samples first; 1 by default.
+        batch_dim: The dimension of a site's value that counts samples, such as 1 for a
+            sequence-first `(sequence, batch, ...)`. It is moved to the front before anything else.
         mask: A callable that takes the batch and returns which tokens are real, `(batch, sequence)`
             of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
             batch's `attention_mask`, or else the one the model is called with.
@@ -143,6 +146,7 @@ def extract_representations(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
+        batch_dim=batch_dim,
         mask=mask,
         model_inputs=model_inputs,
         forward=forward,

@@ -52,6 +52,7 @@ def extract(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
@@ -93,7 +94,9 @@ def extract(
             real tokens.
         reduce: As for `fastcap.stream`.
         dtype: The dtype to store.
-        seq_dim: The dimension that `positions` index; 1 by default.
+        seq_dim: The dimension that `positions` index, counted with samples first; 1 by default.
+        batch_dim: The dimension of a site's value that counts samples, such as 1 for a
+            sequence-first `(sequence, batch, ...)`. It is moved to the front before anything else.
         mask: A callable that takes the batch and returns which tokens are real; see
             `fastcap.stream`.
         model_inputs: Keys of the batch passed to the model by name besides `input_ids`; of a tuple
@@ -152,6 +155,7 @@ def extract(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
+        batch_dim=batch_dim,
         mask=mask,
         model_inputs=model_inputs,
         forward=forward,
@@ -160,8 +164,7 @@ def extract(
         pinned_bytes=pinned_bytes,
     )
     how = as_check(check)
-    share = make_share(rank, world_size)
-    groups = _make_groups(group_bytes, group_secs)
+    share, groups = make_share(rank, world_size), _make_groups(group_bytes, group_secs)
     source = make_source(dataset, batch_size, num_workers, collate_fn)
     grid = make_grid(source, max_samples)
     beside = BatchColumns(columns)
