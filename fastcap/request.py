@@ -17,6 +17,7 @@ from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.model.early_stop import EarlyStop, StopAfter
 from fastcap.model.forward import BatchCaller, Forward
 from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
+from fastcap.selection.batch_dimension import BatchDimension
 from fastcap.selection.per_sample import MaskOf, MaskOfBatch, RowSource
 from fastcap.spec import Positions, Reduce, Selection, as_keeps_all, make_selection
 from fastcap.transfer.budget import Limits, make_limits
@@ -68,6 +69,10 @@ class RunRequest(CaptureRequest):
     def site_names(self) -> list[str]:
         """The keys of results, in the order asked."""
         return [each.site.name for each in self.bound]
+
+    def batch_dimension(self) -> BatchDimension:
+        """A check of the first pass, for a run whose rows are samples."""
+        return BatchDimension(self.call, self.bound, self.selection, self.rows)
 
 
 def request_capture(

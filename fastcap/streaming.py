@@ -22,6 +22,7 @@ from fastcap.model.rows import count_rows
 from fastcap.model.sites import Sites
 from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.request import RunRequest, request_run
+from fastcap.selection.batch_dimension import BatchDimension
 from fastcap.selection.per_sample import MaskOfBatch
 from fastcap.spec import Positions, Reduce, as_count
 from fastcap.warn import warn
@@ -53,7 +54,9 @@ class Stream(Iterator[BatchRecords]):
         prefetch: int,
         consumer: Consumer | None = None,
         count: CountSamples = count_rows,
+        batch_dimension: BatchDimension | None = None,
     ) -> None:
+        self._batch_dimension = batch_dimension
         self._count = count
         self._batches = iter(batches)
         self._holder = Holder(batches, 0 if consumer is not None else prefetch)
@@ -143,6 +146,7 @@ class Stream(Iterator[BatchRecords]):
         try:
             with self._engine.running(captured):
                 self._forward(prepared, calls_seen)
+            self._check_batch_dimension(batch, n_rows)
             self._send(captured)
         except BaseException:
             captured.clear()  # a failed pass is not delivered
@@ -155,6 +159,12 @@ class Stream(Iterator[BatchRecords]):
         self._n_passes += 1
         self._n_samples = samples.stop
         return finished
+
+    def _check_batch_dimension(self, batch: Any, n_rows: int | None) -> None:
+        """Before a consumer takes the first dimension for samples."""
+        check = self._batch_dimension
+        if check is not None and n_rows is not None and check.is_settled(batch, n_rows):
+            self._batch_dimension = None
 
     def _forward(self, prepared: Any, calls_seen: CallsSeen | None) -> None:
         try:

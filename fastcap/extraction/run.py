@@ -97,6 +97,8 @@ def extract(
         seq_dim: The dimension that `positions` index, counted with samples first; 1 by default.
         batch_dim: The dimension of a site's value that counts samples, such as 1 for a
             sequence-first `(sequence, batch, ...)`. It is moved to the front before anything else.
+            If another dimension is as long as the batch, the first batch runs once more with one
+            sample fewer, to tell them apart.
         mask: A callable that takes the batch and returns which tokens are real; see
             `fastcap.stream`.
         model_inputs: Keys of the batch passed to the model by name besides `input_ids`; of a tuple
@@ -132,7 +134,8 @@ def extract(
         ArchiveConfigError: `folder` holds a run of another model, other data or another selection,
             or values that this run does not give.
         ArchiveWriteError: A file operation failed (a full disk, say); what was committed is intact.
-        ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
+        ResultError: A site whose dimension `batch_dim` is not the batch, or whose shape or dtype
+            changes.
         KeyboardInterrupt, SystemExit: A signal arrived; what was complete is committed.
         Exception: Whatever the model or dataset raises, unchanged, after committing complete
             samples.
@@ -221,7 +224,8 @@ def _run(
         opened as report,
         evaluation_mode(request.model),
     ):
-        run = Stream(batches.run(result), request, 0, result, batches.count)
+        check = request.batch_dimension()
+        run = Stream(batches.run(result), request, 0, result, batches.count, check)
         advance = partial(_advance, report, run, batches, result)
         _drive(run, result, interruption, advance)
         result.finish(batches.n_total)
