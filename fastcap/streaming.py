@@ -24,7 +24,7 @@ from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.request import RunRequest, request_run
 from fastcap.selection.batch_dimension import BatchDimension
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import Positions, Reduce, as_count
+from fastcap.spec import Positions, Reduce, as_callable, as_count
 from fastcap.warn import warn
 
 CountSamples = Callable[[Any], int | None]
@@ -129,13 +129,14 @@ class Stream(Iterator[BatchRecords]):
 
     def _run(self, batch: Any, held: Held) -> _Finished:
         prepared = self._call.prepare(batch)
-        n_rows = self._count(prepared)
+        n_rows = self._count(batch)
         place = None
         if self._consumer is not None:
             if n_rows is None:
                 raise BatchError(
                     "Cannot tell how many samples a batch has: it holds no tensor and no list. Let "
-                    "the dataset or collate_fn= give a dict, tensor or list."
+                    "the dataset or collate_fn= give a dict, tensor or list, or say it with "
+                    "fastcap.stream(..., n_samples=)."
                 )
             self._consumer.begin(n_rows)
             place = self._consumer.place
@@ -262,6 +263,7 @@ def stream(
     pinned_bytes: int | None = None,
     prefetch: int = 1,
     consumer: Consumer | None = None,
+    n_samples: Callable[[Any], int] | None = None,
 ) -> Stream:
     """Run the model over batches and yield the values of its sites, batch by batch.
 
@@ -306,6 +308,9 @@ def stream(
         prefetch: Passes to run ahead of the batch yielded; 0 if your loop changes the model.
         consumer: Receives what passes capture, in place of the records yielded, which are then
             empty; see `fastcap.Consumer`.
+        n_samples: Takes a batch and returns how many samples it has, for batches that do not say:
+            by default its token ids, else its `num_graphs`, first tensor or list. Records are
+            numbered by it, and a `consumer` is told.
 
     Returns:
         An iterator of `BatchRecords` that is also a context manager.
@@ -349,7 +354,15 @@ def stream(
         raise ArgumentTypeError(
             f"batches must be an iterable, such as a DataLoader; got {type(batches).__name__}."
         )
-    return Stream(batches, request, as_count("prefetch", prefetch, at_least=0), consumer)
+    count = _counted_by(n_samples)
+    return Stream(batches, request, as_count("prefetch", prefetch, at_least=0), consumer, count)
+
+
+def _counted_by(n_samples: Callable[[Any], int] | None) -> CountSamples:
+    as_callable("n_samples", n_samples, "on the batch that returns how many samples it has")
+    if n_samples is None:
+        return count_rows
+    return lambda batch: as_count("n_samples of a batch", n_samples(batch), at_least=0)
 
 
 def _check_consumer(consumer: Any, request: RunRequest) -> None:

@@ -179,3 +179,44 @@ def test_what_cannot_be_cut_or_run_with_fewer_is_not_checked() -> None:
     must_equal({"": data.transpose(0, 1).contiguous()}, {"": found})
     found = run(model, data, forward=lambda model, batch: model(batch.view(N, N, 3)))
     must_equal({"": data.transpose(0, 1).contiguous()}, {"": found})
+
+
+class Widths(fastcap.Consumer):
+    """Notes how many samples it is told of."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def begin(self, n_samples: int) -> None:
+        self.found.append(n_samples)
+
+    def end(self, finished: Any) -> None:
+        pass
+
+
+def test_batches_that_do_not_say_how_many_samples_they_have() -> None:
+    batches = [Opaque([torch.ones(3)] * n) for n in (4, 2)]
+    asked: dict[str, Any] = {
+        "forward": lambda model, batch: model(batch.acts),
+        "n_samples": lambda batch: len(batch.acts),
+    }
+    model = nn.Sequential(nn.Identity())
+    found = [records.samples for records in fastcap.stream(model, batches, ["0"], **asked)]
+    assert found == [range(4), range(4, 6)]
+    consumer = Widths()
+    for _ in fastcap.stream(model, batches, ["0"], consumer=consumer, **asked):
+        pass
+    assert consumer.found == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "text"),
+    [
+        (3, "n_samples must be a callable on the batch that returns how many samples it has"),
+        (lambda batch: None, "n_samples of a batch must be an int; got None"),
+        (lambda batch: -1, "n_samples of a batch must be at least 0; got -1"),
+    ],
+)
+def test_a_number_of_samples_that_is_none(n_samples: Any, text: str) -> None:
+    with pytest.raises(fastcap.FastcapError, match=text):
+        list(fastcap.stream(nn.Identity(), [torch.ones(2)], [""], n_samples=n_samples))
