@@ -48,7 +48,9 @@ class ActivationStore:
             `"mean"` over the real tokens of each sample, accumulated in float32 (float64 for
             float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
-        seq_dim: The dimension that `positions` index; 1 by default.
+        seq_dim: The dimension that `positions` index, counted with samples first; 1 by default.
+        batch_dim: The dimension of a site's value that counts samples, such as 1 for a
+            sequence-first `(sequence, batch, ...)`. It is moved to the front before anything else.
         mask: Which tokens are real, `(batch, sequence)` of zeros and ones: a tensor for all passes,
             or a callable that takes the arguments of the model call, such as
             `lambda ids: ids != 0`. By default the `attention_mask` the model is called with.
@@ -83,6 +85,7 @@ class ActivationStore:
         reduce: Reduce = None,
         dtype: torch.dtype | None = None,
         seq_dim: int | None = None,
+        batch_dim: int = 0,
         mask: MaskOf = None,
         calls: str | None = None,
         zero_copy: bool = False,
@@ -97,6 +100,7 @@ class ActivationStore:
             reduce=reduce,
             dtype=dtype,
             seq_dim=seq_dim,
+            batch_dim=batch_dim,
             mask=mask,
             calls=calls,
             zero_copy=zero_copy,

@@ -159,7 +159,7 @@ def follow(value: Any, steps: Iterable[Step]) -> Tensor | None:
 
 
 def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | None = None) -> Tensor:
-    """Positions, then `reduce`, then a contiguous clone on the CPU.
+    """Samples first; positions, then `reduce`, then a contiguous clone on the CPU.
 
     `dtype` narrows before the clone and widens after it: a host and a GPU that convert the same NaN
     make different NaNs of it, so where it is converted is part of the question.
@@ -169,6 +169,9 @@ def take_selection(value: Tensor, selection: Selection, of_samples: Tensor | Non
     with torch.no_grad(), torch.inference_mode(False):
         value = value.detach()
         value = torch.nested.to_padded_tensor(value, 0) if value.is_nested else value
+        order = list(range(value.ndim))
+        order = [order.pop(selection.batch_dim), *order] if order else order
+        value = value.permute(order)
         dim = 1 if selection.seq_dim is None else selection.seq_dim
         if selection.by_sample is not None:
             of_samples = torch.tensor(selection.by_sample)

@@ -42,6 +42,7 @@ def extract_representations(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
@@ -79,7 +80,11 @@ def extract_representations(
             `"mean"` over the real tokens of each sample, accumulated in float32 (float64 for
             float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
-        seq_dim: The dimension that `positions` index; 1 by default.
+        seq_dim: The dimension that `positions` index, counted with samples first; 1 by default.
+        batch_dim: The dimension of a site's value that counts samples, such as 1 for a
+            sequence-first `(sequence, batch, ...)`. It is moved to the front before anything else.
+            If another dimension is as long as the batch, the first batch runs once more with one
+            sample fewer, to tell them apart.
         mask: A callable that takes the batch and returns which tokens are real, `(batch, sequence)`
             of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
             batch's `attention_mask`, or else the one the model is called with.
@@ -116,7 +121,8 @@ def extract_representations(
         ArgumentError, ArgumentTypeError: No layers, or an argument out of range.
         MissingInputError, BatchError: The model cannot be called with a batch.
         SelectionError: The selection does not fit what a site produced.
-        ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
+        ResultError: A site whose dimension `batch_dim` is not the batch, or whose shape or dtype
+            changes.
         ResultError: A tensor in `out` does not fit its site, or has too few rows for a dataset
             without a length.
         ResultTooLargeError: The result cannot fit in memory; raised after the first batch.
@@ -143,6 +149,7 @@ def extract_representations(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
+        batch_dim=batch_dim,
         mask=mask,
         model_inputs=model_inputs,
         forward=forward,
@@ -166,7 +173,14 @@ def extract_representations(
     with (
         open_progress(progress, result.n_expected) as advance,
         evaluation_mode(model),
-        Stream(_until_full(batches, result), request, PREFETCH, result, batches.count) as run,
+        Stream(
+            _until_full(batches, result),
+            request,
+            PREFETCH,
+            result,
+            batches.count,
+            request.batch_dimension(),
+        ) as run,
     ):
         for records in run:
             advance(min(records.samples.stop, result.n_done))

@@ -17,6 +17,7 @@ from fastcap.errors import ArgumentError, ArgumentTypeError
 from fastcap.model.early_stop import EarlyStop, StopAfter
 from fastcap.model.forward import BatchCaller, Forward
 from fastcap.model.sites import BoundSite, Sites, as_site_names, bind_sites
+from fastcap.selection.batch_dimension import BatchDimension
 from fastcap.selection.per_sample import MaskOf, MaskOfBatch, RowSource
 from fastcap.spec import Positions, Reduce, Selection, as_keeps_all, make_selection
 from fastcap.transfer.budget import Limits, make_limits
@@ -69,6 +70,10 @@ class RunRequest(CaptureRequest):
         """The keys of results, in the order asked."""
         return [each.site.name for each in self.bound]
 
+    def batch_dimension(self) -> BatchDimension:
+        """A check of the first pass, for a run whose rows are samples."""
+        return BatchDimension(self.call, self.bound, self.selection, self.rows)
+
 
 def request_capture(
     model: nn.Module,
@@ -78,6 +83,7 @@ def request_capture(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     mask: MaskOf = None,
     calls: str | None = None,
     zero_copy: bool = False,
@@ -92,7 +98,7 @@ def request_capture(
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module; got {model!r}.")
     names = as_site_names(sites, model)
-    selection = make_selection(positions, reduce, dtype, seq_dim)
+    selection = make_selection(positions, reduce, dtype, seq_dim, batch_dim)
     if selection.batch_key is not None:
         raise ArgumentError(
             f"positions={selection.batch_key!r}: the words a store knows are 'last' and "
@@ -119,6 +125,7 @@ def request_run(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
@@ -139,7 +146,7 @@ def request_run(
     names = as_site_names(sites, model)
     if not names:
         raise ArgumentError("sites is empty: name at least one module, such as ['layers.0.mlp'].")
-    selection = make_selection(positions, reduce, dtype, seq_dim)
+    selection = make_selection(positions, reduce, dtype, seq_dim, batch_dim)
     limits = make_limits(staging_bytes, pinned_bytes, zero_copy)
     keeps_all = as_keeps_all(calls)
     call = BatchCaller(model, device, model_inputs, forward, may_be_meta)

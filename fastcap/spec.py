@@ -161,7 +161,7 @@ def _read_steps(text: str) -> tuple[tuple[Step, ...], str]:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is taken of a value: positions first, then `reduce`, then `dtype`.
+    """What is taken of a value, its samples first: positions, then `reduce`, then `dtype`.
 
     Attributes:
         positions: All (`None`), one (an int; the dimension goes, as in `acts[:, -1]`), a slice, a
@@ -169,14 +169,17 @@ class Selection:
             key of the batch that holds positions for each sample.
         reduce: A callable on the selected tensor, run on the tensor's own device, or `"mean"`.
         dtype: The dtype to deliver; `None` keeps what the module produced.
-        seq_dim: The dimension that positions count along; `None` stands for 1, checked against the
-            number of token ids of the pass where there are any.
+        seq_dim: The dimension that positions count along, once `batch_dim` is the first; `None`
+            stands for 1, checked against the number of token ids of the pass where there are any.
+        batch_dim: The dimension of the whole value that counts samples. It is moved to the front
+            before anything else, and the others keep their order.
     """
 
     positions: int | slice | str | tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
     reduce: Callable[[Tensor], Tensor] | Literal["mean"] | None = None
     dtype: torch.dtype | None = None
     seq_dim: int | None = None
+    batch_dim: int = 0
 
     @property
     def needs_mask(self) -> bool:
@@ -192,6 +195,11 @@ class Selection:
     def asked(self) -> str:
         """That argument and its value, for messages."""
         return f"{self.argument}={getattr(self, self.argument)!r}"
+
+    @property
+    def moved(self) -> str:
+        """What is said after a shape whose batch dimension was moved, for messages."""
+        return f" (batch_dim={self.batch_dim} moved to the front)" if self.batch_dim else ""
 
     @property
     def batch_key(self) -> str | None:
@@ -213,6 +221,7 @@ def make_selection(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
 ) -> Selection:
     """Check a user's arguments and freeze them.
 
@@ -239,7 +248,8 @@ def make_selection(
             f"positions={positions!r}. For the mean of some positions give a callable, such as "
             "reduce=lambda acts: acts.mean(dim=1)."
         )
-    return Selection(_freeze_positions(positions), reduce, dtype, seq_dim)
+    batch_dim = _as_int("batch_dim", batch_dim)
+    return Selection(_freeze_positions(positions), reduce, dtype, seq_dim, batch_dim)
 
 
 def _freeze_positions(

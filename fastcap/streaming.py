@@ -22,8 +22,9 @@ from fastcap.model.rows import count_rows
 from fastcap.model.sites import Sites
 from fastcap.records import BatchRecords, Record, Statistics
 from fastcap.request import RunRequest, request_run
+from fastcap.selection.batch_dimension import BatchDimension
 from fastcap.selection.per_sample import MaskOfBatch
-from fastcap.spec import Positions, Reduce, as_count
+from fastcap.spec import Positions, Reduce, as_callable, as_count
 from fastcap.warn import warn
 
 CountSamples = Callable[[Any], int | None]
@@ -53,7 +54,9 @@ class Stream(Iterator[BatchRecords]):
         prefetch: int,
         consumer: Consumer | None = None,
         count: CountSamples = count_rows,
+        batch_dimension: BatchDimension | None = None,
     ) -> None:
+        self._batch_dimension = batch_dimension
         self._count = count
         self._batches = iter(batches)
         self._holder = Holder(batches, 0 if consumer is not None else prefetch)
@@ -126,13 +129,14 @@ class Stream(Iterator[BatchRecords]):
 
     def _run(self, batch: Any, held: Held) -> _Finished:
         prepared = self._call.prepare(batch)
-        n_rows = self._count(prepared)
+        n_rows = self._count(batch)
         place = None
         if self._consumer is not None:
             if n_rows is None:
                 raise BatchError(
                     "Cannot tell how many samples a batch has: it holds no tensor and no list. Let "
-                    "the dataset or collate_fn= give a dict, tensor or list."
+                    "the dataset or collate_fn= give a dict, tensor or list, or say it with "
+                    "fastcap.stream(..., n_samples=)."
                 )
             self._consumer.begin(n_rows)
             place = self._consumer.place
@@ -143,6 +147,7 @@ class Stream(Iterator[BatchRecords]):
         try:
             with self._engine.running(captured):
                 self._forward(prepared, calls_seen)
+            self._check_batch_dimension(batch, n_rows)
             self._send(captured)
         except BaseException:
             captured.clear()  # a failed pass is not delivered
@@ -155,6 +160,12 @@ class Stream(Iterator[BatchRecords]):
         self._n_passes += 1
         self._n_samples = samples.stop
         return finished
+
+    def _check_batch_dimension(self, batch: Any, n_rows: int | None) -> None:
+        """Before a consumer takes the first dimension for samples."""
+        check = self._batch_dimension
+        if check is not None and n_rows is not None and check.is_settled(batch, n_rows):
+            self._batch_dimension = None
 
     def _forward(self, prepared: Any, calls_seen: CallsSeen | None) -> None:
         try:
@@ -241,6 +252,7 @@ def stream(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
@@ -251,6 +263,7 @@ def stream(
     pinned_bytes: int | None = None,
     prefetch: int = 1,
     consumer: Consumer | None = None,
+    n_samples: Callable[[Any], int] | None = None,
 ) -> Stream:
     """Run the model over batches and yield the values of its sites, batch by batch.
 
@@ -271,7 +284,9 @@ def stream(
             `"mean"` over the real tokens of each sample, accumulated in float32 (float64 for
             float64).
         dtype: The dtype to deliver. Narrowing happens before the copy, widening after it.
-        seq_dim: The dimension that `positions` index; 1 by default.
+        seq_dim: The dimension that `positions` index, counted with samples first; 1 by default.
+        batch_dim: The dimension of a site's value that counts samples, such as 1 for a
+            sequence-first `(sequence, batch, ...)`. It is moved to the front before anything else.
         mask: A callable that takes the batch and returns which tokens are real, `(batch, sequence)`
             of zeros and ones, such as `lambda batch: batch["input_ids"] != 0`. By default the
             batch's `attention_mask`, or else the one the model is called with.
@@ -293,6 +308,9 @@ def stream(
         prefetch: Passes to run ahead of the batch yielded; 0 if your loop changes the model.
         consumer: Receives what passes capture, in place of the records yielded, which are then
             empty; see `fastcap.Consumer`.
+        n_samples: Takes a batch and returns how many samples it has, for batches that do not say:
+            by default its token ids, else its `num_graphs`, first tensor or list. Records are
+            numbered by it, and a `consumer` is told.
 
     Returns:
         An iterator of `BatchRecords` that is also a context manager.
@@ -320,6 +338,7 @@ def stream(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
+        batch_dim=batch_dim,
         mask=mask,
         model_inputs=model_inputs,
         forward=forward,
@@ -335,7 +354,15 @@ def stream(
         raise ArgumentTypeError(
             f"batches must be an iterable, such as a DataLoader; got {type(batches).__name__}."
         )
-    return Stream(batches, request, as_count("prefetch", prefetch, at_least=0), consumer)
+    count = _counted_by(n_samples)
+    return Stream(batches, request, as_count("prefetch", prefetch, at_least=0), consumer, count)
+
+
+def _counted_by(n_samples: Callable[[Any], int] | None) -> CountSamples:
+    as_callable("n_samples", n_samples, "on the batch that returns how many samples it has")
+    if n_samples is None:
+        return count_rows
+    return lambda batch: as_count("n_samples of a batch", n_samples(batch), at_least=0)
 
 
 def _check_consumer(consumer: Any, request: RunRequest) -> None:

@@ -98,7 +98,7 @@ def test_a_pass_ends_before_a_module_whose_input_was_wanted() -> None:
 
 def test_extraction_stops_too() -> None:
     model = Deep()
-    dataset = [{"input_ids": torch.tensor([i, 2])} for i in range(8)]
+    dataset = [{"input_ids": torch.tensor([i, 2, 3])} for i in range(8)]
     whole = fastcap.extract_representations(
         model, dataset, [MIDDLE], "cpu", 2, stop_after_last_site=False
     )

@@ -298,8 +298,9 @@ def test_workers_that_each_end_with_a_short_batch(tmp_path: Path) -> None:
 def test_a_site_whose_first_dimension_is_not_the_batch(tmp_path: Path) -> None:
     assert why_not(ResultError, tmp_path / "acts", PositionTable(), sites=["wte", "wpe"]) == (
         "Site 'wpe' produced shape (1, 5, 16) for a batch of 3 samples: its first dimension is not "
-        "the batch, so its rows cannot be matched to samples. Capture another module, or receive "
-        "it batch by batch with fastcap.stream()."
+        "the batch, so its rows cannot be matched to samples. Name the dimension that counts "
+        "samples with batch_dim=, capture another module, or receive it batch by batch with "
+        "fastcap.stream()."
     )
 
 

@@ -142,7 +142,8 @@ def test_a_mask_of_another_shape_is_refused_with_both_shapes(options: dict[str, 
     assert said_of_mask(MASK[:, :4], **options) == (
         "Site 'token_embedding' produced shape (3, 5, 16), which has 3 samples (dimension 0) and 5 "
         "positions (dimension 1), but the attention mask has shape (3, 4). Name the dimension of "
-        "positions with seq_dim=, give a mask of that shape with mask=, or leave this site out."
+        "samples with batch_dim= and that of positions with seq_dim=, give a mask of that shape "
+        "with mask=, or leave this site out."
     )
 
 
@@ -160,7 +161,8 @@ def test_samples_are_the_first_dimension(seq_dim: int) -> None:
     with ActivationStore(model, ["norm"], seq_dim=seq_dim, **LAST):
         assert message_of(SelectionError, lambda: model(IDS, MASK)) == (
             f"Site 'norm' produced shape (3, 5, 16): seq_dim={seq_dim} is its first dimension, "
-            "which has to count samples where each of them is selected from on its own."
+            "which has to count samples where each of them is selected from on its own. Name the "
+            "dimension that counts samples with batch_dim=; seq_dim= counts with that one first."
         )
 
 
@@ -263,7 +265,8 @@ def test_lists_for_another_number_of_samples_are_refused() -> None:
     with ActivationStore(model, ["norm"], positions=[[0], [1]]):
         assert message_of(SelectionError, lambda: model(IDS)) == (
             "Site 'norm' produced shape (3, 5, 16), which has 3 samples (dimension 0), but "
-            "positions= has lists for 2."
+            "positions= has lists for 2. If another dimension counts samples, name it with "
+            "batch_dim=."
         )
 
 

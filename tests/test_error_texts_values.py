@@ -150,8 +150,9 @@ def test_a_first_dimension_that_is_not_the_batch_is_refused_and_stream_takes_it(
 
     assert refused(ResultError, model, "wpe") == (
         "Site 'wpe' produced shape (1, 5, 16) for a batch of 3 samples: its first dimension is not "
-        "the batch, so its rows cannot be matched to samples. Capture another module, or receive "
-        "it batch by batch with fastcap.stream()."
+        "the batch, so its rows cannot be matched to samples. Name the dimension that counts "
+        "samples with batch_dim=, capture another module, or receive it batch by batch with "
+        "fastcap.stream()."
     )
     assert [records["wpe"].shape for records in stream(model, stack(SAMPLES, 3), ["wpe"])] == (
         [(1, 5, 16)] * 3

@@ -83,8 +83,7 @@ def tokens(tmp_path: Path) -> str:
 
 
 def expected(batch_size: int = 4, **selection: Any) -> Tensor:
-    names = ("positions", "reduce", "dtype", "seq_dim")
-    asked = make_selection(*(selection.get(name) for name in names))
+    asked = make_selection(**selection)
     batches = torch.split(IDS, batch_size)
     found = reference.extract(
         make().eval(), batches, ["norm"], lambda model, ids: model(ids), selection=asked

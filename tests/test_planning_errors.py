@@ -210,8 +210,9 @@ class Flattens(nn.Module):
 def test_rows_that_are_no_samples_cannot_become_a_result(into: str) -> None:
     assert refusal(ResultError, model=Flattens(), into=into) == (
         "Site '' produced shape (6, 4) for a batch of 2 samples: its first dimension is not the "
-        "batch, so its rows cannot be matched to samples. Leave it out, or plan to receive it "
-        "batch by batch with into='loop'."
+        "batch, so its rows cannot be matched to samples. Name the dimension that counts "
+        "samples with batch_dim=, leave this site out, or plan to receive it batch by batch with "
+        "into='loop'."
     )
 
 

@@ -144,6 +144,7 @@ def make_case(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     device: torch.device | str | int | None = None,
@@ -165,6 +166,7 @@ def make_case(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
+        batch_dim=batch_dim,
         model_inputs=model_inputs,
         forward=forward,
     )
@@ -178,7 +180,13 @@ def make_case(
     given = list(batches)
     if not given:
         raise ArgumentError("batches is empty: give at least one, such as [{'input_ids': ids}].")
-    options = {"positions": positions, "reduce": reduce, "dtype": dtype, "seq_dim": seq_dim}
+    options = {
+        "positions": positions,
+        "reduce": reduce,
+        "dtype": dtype,
+        "seq_dim": seq_dim,
+        "batch_dim": batch_dim,
+    }
     return Case(
         model,
         given,

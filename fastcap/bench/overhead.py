@@ -93,6 +93,7 @@ def overhead(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
     device: torch.device | str | int | None = None,
@@ -117,10 +118,11 @@ def overhead(
             by default the plain `.detach().cpu()` hook and fastcap.
         sites: Where to capture, as in `fastcap.stream`.
         rounds: Timed rounds, at least two.
-        positions: As in `fastcap.stream`; so are the next six.
+        positions: As in `fastcap.stream`; so are the next seven.
         reduce: A callable on the selected tensor.
         dtype: The dtype to deliver.
         seq_dim: The dimension that `positions` count along.
+        batch_dim: The dimension that counts samples.
         model_inputs: Keys of the batch passed to the model by name.
         forward: `forward(model, batch)` replaces the call.
         device: Where batches are moved.
@@ -151,6 +153,7 @@ def overhead(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
+        batch_dim=batch_dim,
         model_inputs=model_inputs,
         forward=forward,
         device=device,

@@ -17,6 +17,7 @@ import fastcap
 from fastcap.cli.command import command
 from fastcap.cli.inspect import summarise
 from fastcap.cli.options import (
+    BatchDim,
     Device,
     Model,
     ModelInputs,
@@ -66,6 +67,7 @@ def extract(
     ] = None,
     positions: PositionsText = None,
     reduce: ReduceText = None,
+    batch_dim: BatchDim = 0,
     dtype: Annotated[
         str | None, typer.Option(help="To store, such as float16; the model's unless given.")
     ] = None,
@@ -135,6 +137,7 @@ def extract(
             positions=taken[0],
             reduce=reduce,  # type: ignore[arg-type]
             dtype=taken[1],
+            batch_dim=batch_dim,
             model_inputs=[*own_inputs, *(model_inputs or [])],
             columns=columns or (),
             check=check,

@@ -32,6 +32,9 @@ PositionsText: TypeAlias = Annotated[
     typer.Option(help="An int, a slice a:b, a list a,b,c, last, unpadded, or a batch key."),
 ]
 ReduceText: TypeAlias = Annotated[str | None, typer.Option(help="mean: over each sample's tokens.")]
+BatchDim: TypeAlias = Annotated[
+    int, typer.Option(help="The dimension of a site's value that counts samples.")
+]
 ModelInputs: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="Key of the batch passed to the model by name; repeatable."),

@@ -12,6 +12,7 @@ import typer
 
 from fastcap.cli.command import command
 from fastcap.cli.options import (
+    BatchDim,
     Model,
     ModelInputs,
     PositionsText,
@@ -50,6 +51,7 @@ def plan(
         str | None, typer.Option(help="To deliver, such as float16; the model's unless given.")
     ] = None,
     seq_dim: Annotated[int | None, typer.Option(help="The dimension of positions.")] = None,
+    batch_dim: BatchDim = 0,
     model_inputs: ModelInputs = None,
     into: Annotated[str, typer.Option(help="memory, loop or archive.")] = "memory",
     folder: Annotated[Path, typer.Option(help="Where the archive would be.")] = Path(),
@@ -91,6 +93,7 @@ def plan(
             reduce=cast(Any, reduce),
             dtype=taken[1],
             seq_dim=seq_dim,
+            batch_dim=batch_dim,
             model_inputs=model_inputs,
             into=cast(Any, into),
             folder=folder,

@@ -133,8 +133,9 @@ class RowConsumer(Consumer):
         for site, shape in self._misfits.items():
             raise ResultError(
                 f"Site {site!r} produced shape {shape} for a batch of {self._n_batch} samples: its "
-                "first dimension is not the batch, so its rows cannot be matched to samples. "
-                "Capture another module, or receive it batch by batch with fastcap.stream()."
+                "first dimension is not the batch, so its rows cannot be matched to samples. Name "
+                "the dimension that counts samples with batch_dim=, capture another module, or "
+                "receive it batch by batch with fastcap.stream()."
             )
 
     def _end_batch(self, n_kept: int) -> None:

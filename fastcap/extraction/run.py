@@ -54,6 +54,7 @@ def extract(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
@@ -96,7 +97,11 @@ def extract(
             real tokens.
         reduce: As for `fastcap.stream`.
         dtype: The dtype to store.
-        seq_dim: The dimension that `positions` index; 1 by default.
+        seq_dim: The dimension that `positions` index, counted with samples first; 1 by default.
+        batch_dim: The dimension of a site's value that counts samples, such as 1 for a
+            sequence-first `(sequence, batch, ...)`. It is moved to the front before anything else.
+            If another dimension is as long as the batch, the first batch runs once more with one
+            sample fewer, to tell them apart.
         mask: A callable that takes the batch and returns which tokens are real; see
             `fastcap.stream`.
         model_inputs: Keys of the batch passed to the model by name besides `input_ids`; of a tuple
@@ -135,7 +140,8 @@ def extract(
         ArchiveConfigError: `folder` holds a run of another model, other data or another selection,
             or values that this run does not give.
         ArchiveWriteError: A file operation failed (a full disk, say); what was committed is intact.
-        ResultError: A site whose first dimension is not the batch, or whose shape or dtype changes.
+        ResultError: A site whose dimension `batch_dim` is not the batch, or whose shape or dtype
+            changes.
         KeyboardInterrupt, SystemExit: A signal arrived; what was complete is committed.
         Exception: Whatever the model or dataset raises, unchanged, after committing complete
             samples.
@@ -157,6 +163,7 @@ def extract(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
+        batch_dim=batch_dim,
         mask=mask,
         model_inputs=model_inputs,
         forward=forward,
@@ -167,8 +174,7 @@ def extract(
     how, share = as_check(check), make_share(rank, world_size)
     groups = _make_groups(group_bytes, group_secs)
     source = make_source(dataset, batch_size, num_workers, collate_fn)
-    grid = make_grid(source, max_samples)
-    beside = BatchColumns(columns)
+    grid, beside = make_grid(source, max_samples), BatchColumns(columns)
     config = describe_run(
         model,
         source.dataset,
@@ -261,7 +267,8 @@ def _run(
         opened as report,
         evaluation_mode(request.model),
     ):
-        run = Stream(batches.run(result), request, 0, result, batches.count)
+        check = request.batch_dimension()
+        run = Stream(batches.run(result), request, 0, result, batches.count, check)
         advance = partial(_advance, report, run, batches, result)
         _drive(run, result, interruption, advance)
         result.finish(batches.n_total)

@@ -79,12 +79,15 @@ def _as_list(keys: Iterable[str] | None) -> list[JSON]:
 
 
 def _describe_selection(selection: Selection, mask: Callable[..., Any] | None) -> dict[str, JSON]:
+    # Left out where it is the first, as in archives from before it could be another.
+    batch_dim: dict[str, JSON] = {"batch_dim": selection.batch_dim} if selection.batch_dim else {}
     return {
         "positions": describe(selection.positions),
         "reduce": describe(selection.reduce),
         "dtype": describe(selection.dtype),
         "seq_dim": selection.seq_dim,
         "mask": describe(mask),
+        **batch_dim,
     }
 
 

@@ -63,7 +63,7 @@ class BatchCaller:
             )
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model must be a torch.nn.Module; got {model!r}.")
-        self._model = model
+        self.model = model
         self._names = _as_names(model_inputs)
         self._model_inputs = [name for name in self._names if name != "input_ids"]
         self._forward = forward
@@ -76,16 +76,16 @@ class BatchCaller:
     def __call__(self, batch: Any) -> None:
         """Run the forward pass of one batch, with what `prepare` returned."""
         if self._forward is not None:
-            self._forward(self._model, batch)
+            self._forward(self.model, batch)
         elif isinstance(batch, Mapping):
             by_name = {key: batch[key] for key in self._model_inputs}
-            self._model(batch["input_ids"], **by_name)
+            self.model(batch["input_ids"], **by_name)
         elif isinstance(batch, Tensor):
-            self._model(batch)
+            self.model(batch)
         elif names := self._names_of(batch):
-            self._model(**dict(zip(names, batch, strict=True)))
+            self.model(**dict(zip(names, batch, strict=True)))
         else:
-            self._model(*batch)
+            self.model(*batch)
 
     def _names_of(self, batch: Sequence[Any]) -> Sequence[str]:
         """What the tensors of a tuple are called, if they are."""
@@ -154,7 +154,7 @@ class BatchCaller:
         named = f"model_inputs names {len(names)}: {list(names)}" if names else "nothing names them"
         raise BatchError(
             f"The batch is {len(batch)} tensors, and {named}. The model is called as "
-            f"{describe_call(self._model)}. Give one name for each tensor, such as "
+            f"{describe_call(self.model)}. Give one name for each tensor, such as "
             "model_inputs=['input_ids', 'attention_mask'], or say which of them are inputs: "
             "forward=lambda model, batch: model(batch[0])."
         )

@@ -1,10 +1,11 @@
-"""How many samples a batch has."""
+"""How many samples a batch has, and the same batch with more or fewer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -82,3 +83,23 @@ def _holds_tensor(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_holds_tensor, value))
     return isinstance(value, Tensor) and value.ndim > 0
+
+
+def resized(value: Any, dim: int, length: int, wanted: int) -> Any:
+    """Every tensor of this length along `dim` as a copy, repeated or cropped along it."""
+    if isinstance(value, Tensor):
+        if value.ndim <= dim or value.shape[dim] != length:
+            return value
+        return value.index_select(dim, torch.arange(wanted, device=value.device) % length)
+    if isinstance(value, Mapping):
+        return {key: resized(item, dim, length, wanted) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        if dim == 0 and len(value) == length and not any(_is_nested(item) for item in value):
+            return [value[index % length] for index in range(wanted)]
+        items = [resized(item, dim, length, wanted) for item in value]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    return value
+
+
+def _is_nested(item: Any) -> bool:
+    return isinstance(item, Tensor | Mapping | list | tuple)

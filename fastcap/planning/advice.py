@@ -98,10 +98,10 @@ def _sliced_bytes(sites: Sequence[SitePlan], size: Size, selection: Selection) -
     if selection.positions is not None or selection.reduce is not None:
         return None
     dim = 1 if selection.seq_dim is None else selection.seq_dim
-    if not all(len(site.produced) >= 3 and -3 <= dim < len(site.produced) for site in sites):
+    if not all(len(site.shape) >= 3 and -3 <= dim < len(site.shape) for site in sites):
         return None
     per_pass = sum(
-        prod(site.produced) // max(site.produced[dim], 1) * site.dtype.itemsize for site in sites
+        prod(site.shape) // max(site.shape[dim], 1) * site.dtype.itemsize for site in sites
     )
     return size.total(per_pass)
 

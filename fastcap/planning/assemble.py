@@ -157,8 +157,9 @@ def _check_rows(run: PlannedRun, observed: Observed, batch_size: int) -> bool:
         if needs_rows and shape[:1] != (batch_size,):
             raise ResultError(
                 f"Site {name!r} produced shape {shape} for a batch of {batch_size} samples: its "
-                "first dimension is not the batch, so its rows cannot be matched to samples. Leave "
-                "it out, or plan to receive it batch by batch with into='loop'."
+                "first dimension is not the batch, so its rows cannot be matched to samples. Name "
+                "the dimension that counts samples with batch_dim=, leave this site out, or plan "
+                "to receive it batch by batch with into='loop'."
             )
     return is_even
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastcap.consumers.batch_columns import BatchColumns
 from fastcap.errors import ArgumentError
-from fastcap.model.rows import count_rows
+from fastcap.model.rows import count_rows, resized
 from fastcap.selection.token_count import count_tokens
 from fastcap.spec import BATCH_SIZE
 
@@ -51,14 +50,14 @@ def batch_like(example: Any, batch_size: int | None, n_tokens: int | None) -> An
                 f"how many samples it has. Give one of {batch_size} samples, and leave batch_size= "
                 "out."
             )
-        example = _resized(example, 0, n_rows, int(batch_size or 0))
+        example = resized(example, 0, n_rows, int(batch_size or 0))
     if n_tokens not in (None, length):
         if not length:
             raise ArgumentError(
                 f"The example cannot be repeated to n_tokens={n_tokens}: it has no (batch, "
                 "sequence) token ids. Give one of the length wanted, and leave n_tokens= out."
             )
-        example = _resized(example, 1, length, int(n_tokens or 0))
+        example = resized(example, 1, length, int(n_tokens or 0))
     return example
 
 
@@ -80,23 +79,3 @@ def tokens_per_sample(batch: Any) -> int | None:
     elif isinstance(batch, list | tuple) and batch:
         batch = batch[0]
     return count_tokens(batch)
-
-
-def _resized(value: Any, dim: int, length: int, wanted: int) -> Any:
-    """Every tensor of this length along `dim`, repeated or cropped along it."""
-    if isinstance(value, Tensor):
-        if value.ndim <= dim or value.shape[dim] != length:
-            return value
-        return value.index_select(dim, torch.arange(wanted, device=value.device) % length)
-    if isinstance(value, Mapping):
-        return {key: _resized(item, dim, length, wanted) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        if dim == 0 and len(value) == length and not any(_is_nested(item) for item in value):
-            return [value[index % length] for index in range(wanted)]
-        items = [_resized(item, dim, length, wanted) for item in value]
-        return value._make(items) if hasattr(value, "_make") else type(value)(items)
-    return value
-
-
-def _is_nested(item: Any) -> bool:
-    return isinstance(item, Tensor | Mapping | list | tuple)

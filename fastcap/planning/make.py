@@ -38,6 +38,7 @@ def plan(
     reduce: Reduce = None,
     dtype: torch.dtype | None = None,
     seq_dim: int | None = None,
+    batch_dim: int = 0,
     mask: MaskOfBatch = None,
     model_inputs: Iterable[str] | None = None,
     forward: Forward | None = None,
@@ -70,7 +71,9 @@ def plan(
         positions: As for `stream`.
         reduce: As for `stream`.
         dtype: The dtype to deliver.
-        seq_dim: The dimension that `positions` index; 1 by default.
+        seq_dim: The dimension that `positions` index, counted with samples first; 1 by default.
+        batch_dim: The dimension of a site's value that counts samples, such as 1 for a
+            sequence-first `(sequence, batch, ...)`. It is moved to the front before anything else.
         mask: A callable that takes the batch and returns which tokens are real; by default the
             example's `attention_mask`.
         model_inputs: Keys of the example passed to the model by name besides `input_ids`.
@@ -126,6 +129,7 @@ def plan(
         reduce=reduce,
         dtype=dtype,
         seq_dim=seq_dim,
+        batch_dim=batch_dim,
         mask=mask,
         model_inputs=model_inputs,
         forward=forward,

@@ -177,6 +177,7 @@ class Plan:
             "reduce": None if chosen.reduce is None else str(chosen.reduce),
             "dtype": chosen.dtype and dtype_name(chosen.dtype),
             "seq_dim": chosen.seq_dim,
+            "batch_dim": chosen.batch_dim,
         }
         derived = ("bytes_per_sample", "total_bytes", "captured_bytes")
         asked = ("fits", "overhead", "advice")

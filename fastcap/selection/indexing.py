@@ -35,16 +35,17 @@ def take_of_samples(
     """
     if dim == 0:
         raise SelectionError(
-            f"Site {site.name!r} produced shape {tuple(value.shape)}: seq_dim={selection.seq_dim} "
-            "is its first dimension, which has to count samples where each of them is selected "
-            "from on its own."
+            f"Site {site.name!r} produced shape {tuple(value.shape)}{selection.moved}: "
+            f"seq_dim={selection.seq_dim} is its first dimension, which has to count samples where "
+            "each of them is selected from on its own. Name the dimension that counts samples "
+            "with batch_dim=; seq_dim= counts with that one first."
         )
     if isinstance(rows, SamplePositions):
-        _check_positions(value, dim, rows, site)
+        _check_positions(value, dim, selection, rows, site)
         samples, positions = rows.resolved(value.shape[dim])
         taken = _gather(value, dim, samples.on(device), positions.on(device))
         return taken if rows.drops_dimension else taken.movedim(1, dim)
-    _check_mask(value, dim, rows, site)
+    _check_mask(value, dim, selection, rows, site)
     if selection.reduce == MEAN:
         mean = _mean(value, dim, rows, device, site)
         return mean if selection.dtype is not None else mean.to(value.dtype)
@@ -86,27 +87,33 @@ def _mean(value: Tensor, dim: int, padding: Padding, device: AnyDevice, site: Si
     return total / counts.view([-1] + [1] * (total.ndim - 1))
 
 
-def _check_mask(value: Tensor, dim: int, padding: Padding, site: Site) -> None:
+def _check_mask(
+    value: Tensor, dim: int, selection: Selection, padding: Padding, site: Site
+) -> None:
     found = (value.shape[0], value.shape[dim])
     if padding.shape != found:
         raise SelectionError(
-            f"Site {site.name!r} produced shape {tuple(value.shape)}, which has {found[0]} samples "
-            f"(dimension 0) and {found[1]} positions (dimension {dim}), but the attention mask has "
-            f"shape {padding.shape}. Name the dimension of positions with seq_dim=, give a mask of "
-            "that shape with mask=, or leave this site out."
+            f"Site {site.name!r} produced shape {tuple(value.shape)}{selection.moved}, which has "
+            f"{found[0]} samples (dimension 0) and {found[1]} positions (dimension {dim}), but the "
+            f"attention mask has shape {padding.shape}. Name the dimension of samples with "
+            "batch_dim= and that of positions with seq_dim=, give a mask of that shape with mask=, "
+            "or leave this site out."
         )
 
 
-def _check_positions(value: Tensor, dim: int, rows: SamplePositions, site: Site) -> None:
+def _check_positions(
+    value: Tensor, dim: int, selection: Selection, rows: SamplePositions, site: Site
+) -> None:
     n_samples, length = value.shape[0], value.shape[dim]
     if rows.n_samples != n_samples:
         raise SelectionError(
-            f"Site {site.name!r} produced shape {tuple(value.shape)}, which has {n_samples} "
-            f"samples (dimension 0), but positions= has lists for {rows.n_samples}."
+            f"Site {site.name!r} produced shape {tuple(value.shape)}{selection.moved}, which has "
+            f"{n_samples} samples (dimension 0), but positions= has lists for {rows.n_samples}. "
+            "If another dimension counts samples, name it with batch_dim=."
         )
     for position in rows.extremes:
         if not -length <= position < length:
             raise PositionError(
-                f"Site {site.name!r} produced shape {tuple(value.shape)}: position {position} is "
-                f"out of range for the {length} of dimension {dim}."
+                f"Site {site.name!r} produced shape {tuple(value.shape)}{selection.moved}: "
+                f"position {position} is out of range for the {length} of dimension {dim}."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -40,6 +41,9 @@ class RowSource:
         mask: For every pass, or how to make it of the arguments of the model's call.
         mask_of_batch: How to make it of a batch.
 
+    Attributes:
+        shapes: The whole shape of each site's last value, where somebody wants it noted.
+
     Raises:
         ArgumentTypeError: A mask that is neither a tensor nor callable.
         ArgumentError: A mask that the selection does not use.
@@ -66,6 +70,7 @@ class RowSource:
                 "mask= is used by positions='last', positions='unpadded' and reduce='mean', and "
                 "none of them was asked for. Ask for one, or leave mask= out."
             )
+        self.shapes: dict[str, torch.Size] | None = None
         self.is_asked = selection.needs_mask or bool(selection.batch_key or selection.by_sample)
         self._selection = selection
         self._fixed: Rows | None = Padding(mask) if isinstance(mask, Tensor) else None
@@ -121,6 +126,13 @@ class RowSource:
             mask = batch.get(MASK) if isinstance(batch, Mapping) else None
             mask = mask if isinstance(mask, Tensor) else None
         return None if mask is None else self._masks.read(mask)
+
+    def for_samples(self, n_samples: int) -> tuple[Selection, RowSource]:
+        """The same for passes of the first samples of a batch, whose lists may be fixed."""
+        selection, lists = self._selection, self._selection.by_sample
+        if lists is not None:
+            selection = replace(selection, positions=lists[:n_samples])
+        return selection, RowSource(selection, mask_of_batch=self._mask_of_batch)
 
     def lengths(self, rows: Rows) -> tuple[int, ...] | None:
         """Rows per sample, where the selected value is ragged."""

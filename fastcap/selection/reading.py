@@ -61,6 +61,8 @@ class SiteReader:
         Raises:
             SelectionError, PositionError, CastError: As `Selector` says.
         """
+        if self._rows.shapes is not None:
+            self._rows.shapes[site.name] = value.shape
         rows = lengths = None
         if self._rows.is_asked:
             rows = self._rows(of_batch, site)

@@ -56,6 +56,7 @@ class Program:
     staging_bytes: int = 256
     pinned_bytes: int = 256
     seq_dim: int | None = None
+    batch_dim: int = 0
     positions: Any = None
     reduce: str = "none"
     calls: str = "last"
@@ -118,6 +119,7 @@ def draw_program(draw: random.Random, with_selection: bool | None = None) -> Pro
         seq_dim=draw.choice((0, 1, 2, -1)),
         positions=draw.choice(POSITIONS),
         reduce=draw.choice(("none", "none", *REDUCERS)),
+        batch_dim=draw.choice((0, 0, 1, 2, -1)),
     )
 
 

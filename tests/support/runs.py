@@ -81,6 +81,7 @@ class StoreRun:
         selection: dict[str, Any] = {
             "positions": program.positions,
             "seq_dim": program.seq_dim,
+            "batch_dim": program.batch_dim,
             "reduce": REDUCERS[program.reduce],
         }
         self.store = fastcap.ActivationStore(

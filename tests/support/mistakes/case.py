@@ -226,12 +226,11 @@ def oracle(
     **selection: Any,
 ) -> dict[str, Tensor]:
     """What such a run has to give."""
-    asked = (selection.get(name) for name in ("positions", "reduce", "dtype", "seq_dim"))
     return expected(
         LanguageModel() if model is None else model,
         SAMPLES if samples is None else samples,
         list(sites),
         batch_size,
         max_samples,
-        make_selection(*asked),
+        make_selection(**selection),
     )

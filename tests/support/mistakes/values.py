@@ -176,6 +176,26 @@ SELECTIONS = [
     Case("`seq_dim='1'`", lambda _: run(positions=0, seq_dim="1")),
     Case("`seq_dim=7`", lambda _: run(positions=0, seq_dim=7)),
     Case("`seq_dim=0`, the samples", lambda _: run(positions=0, seq_dim=0)),
+    Case("`batch_dim='1'`", lambda _: run(batch_dim="1")),
+    Case("`batch_dim=7`", lambda _: run(batch_dim=7)),
+    Case("`batch_dim=1`, the tokens", lambda _: run(batch_dim=1)),
+    Case("a sequence-first module", lambda _: run(model=sequence_first(), sites=["odd"])),
+    Case(
+        "a sequence-first module and `batch_dim=1`",
+        lambda _: run(model=sequence_first(), sites=["odd"], batch_dim=1)["odd"],
+        lambda: run(model=sequence_first(), sites=["embedding"])["embedding"],
+        "Samples first",
+    ),
+    Case(
+        "a sequence-first module, and as many samples as tokens",
+        lambda _: run(SAMPLES[:5], model=sequence_first(), sites=["odd"]),
+    ),
+    Case(
+        "as many samples as tokens, where samples are first",
+        lambda _: run(SAMPLES[:5]),
+        lambda: oracle(SAMPLES[:5]),
+        "As for any other number",
+    ),
     Case("`reduce='max'`", lambda _: run(reduce="max")),
     Case("`reduce=torch.mean`, of everything", lambda _: run(reduce=torch.mean)),
     Case("a `reduce` that raises", lambda _: run(reduce=raising), own=OWN),
@@ -193,6 +213,10 @@ SELECTIONS = [
     ),
     Case("`reduce='mean'` and `positions=`", lambda _: run_masked(reduce="mean", positions=-1)),
 ]
+
+
+def sequence_first() -> nn.Module:
+    return WithOddModule(lambda acts: acts.transpose(0, 1))
 
 
 def pooled() -> nn.Module:
