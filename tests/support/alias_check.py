@@ -158,6 +158,8 @@ class Probe:
         unweighted = first_call(self._zeroed, path)
         if unweighted is None or unweighted.taken is None:
             return UNVERIFIED, "without weights, the pass takes another way"
+        if not unweighted.taken.any():
+            return UNREACHED, "without weights, nothing reaches the block"
         reached = self._normed(path, unweighted.taken)
         if same(unweighted.returned, reached[0]):
             return VERIFIED, ""
@@ -188,7 +190,12 @@ class Probe:
                     return VERIFIED, f"before it is multiplied by {by}"
         unweighted, block = first_call(self._zeroed, place.path), first_call(self._zeroed, path)
         stream = [] if block is None or block.taken is None else self._normed(path, block.taken)
-        if unweighted and any(same(unweighted.returned, each) for each in stream):
+        if (
+            unweighted
+            and stream
+            and stream[0].any()
+            and any(same(unweighted.returned, each) for each in stream)
+        ):
             return REFUSED, "its value includes the residual stream"
         return UNVERIFIED, "no sum of it with the residual stream is seen"
 
@@ -217,17 +224,25 @@ class Probe:
                 yield whole, rest
 
     def _stream(self, trace: Trace, path: str, silenced: str) -> Iterator[Tensor]:
-        """Values of the residual stream in a block: its input, plus a part, and around norms."""
+        """Values of the residual stream in a block: its input, plus a part, and around norms.
+
+        Norms count only before the silenced module has returned: what is looked at is not its own
+        proof.
+        """
         block = first_call(trace, path)
         if block is None or block.taken is None:
             return
         yield block.taken
         inside = [call for call in trace if call.path.startswith(f"{path}.")]
-        for call in inside:
+        paths = [call.path for call in inside]
+        end = paths.index(silenced) if silenced in paths else -1
+        for number, call in enumerate(inside):
             value = call.returned
             is_other_part = call.path in self._parts and call.path != silenced
             if is_other_part and value is not None and value.shape == block.taken.shape:
                 yield block.taken + value
+            if number > end:
+                continue
             if call.path in self._parts and call.taken is not None:
                 yield call.taken  # where no norm comes before the part
             if call.path in self._norms:

@@ -186,7 +186,7 @@ def setting(config: Any, *names: str) -> Any:
 
 def in_short(error: Exception) -> str:
     """An error as a reason that fits into a table, the same on every machine."""
-    text = " ".join(str(error).split()).replace("|", "/")
+    text = " ".join(str(error).split()).translate(str.maketrans("|<>[]", "/()()"))
     text = re.sub(r"0x[0-9a-f]+|/\S*/", "", text)
     text = text if len(text) <= 90 else f"{text[:87]}..."
     return text if isinstance(error, NotBuiltError) else f"{type(error).__name__}: {text}"
