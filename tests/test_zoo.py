@@ -30,7 +30,7 @@ def sampled() -> list[str]:
 def is_of_this_release() -> bool:
     transformers = pytest.importorskip("transformers")
     version: str = json.loads(TABLE.read_text())["transformers"]
-    return version == transformers.__version__
+    return version == str(transformers.__version__)
 
 
 @pytest.mark.parametrize("name", sampled())
