@@ -7,7 +7,7 @@ PEERS := .venv-peers
 REHEARSAL := .venv-rehearsal
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check docs bench bench-peers races interrupts mutants faults clean
+.PHONY: setup demo test check docs bench bench-peers races interrupts mutants faults zoo clean
 .PHONY: gpu-test gpu-bench gpu-peers gpu-rehearsal hook-cost-standin
 
 setup: $(SETUP)
@@ -62,6 +62,9 @@ interrupts: $(SETUP)
 
 mutants: $(SETUP)
 	$(BIN)/python -m tests.mutants --write
+
+zoo: $(SETUP)
+	$(BIN)/python -m tests.zoo --write
 
 SECOND ?= 0.02
 KILLS ?= 1000

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcap import ActivationStore
+from fastcap import ActivationStore, FastcapWarning
 from fastcap.errors import ArgumentError, ArgumentTypeError, SiteNotFoundError
-from fastcap.huggingface import sites
+from fastcap.huggingface import sites, verdicts
 from tests.support.errors import message_of
 from tests.support.huggingface import (
     SIZES,
@@ -285,14 +285,17 @@ def test_a_block_without_attention_says_what_it_has() -> None:
         sites(model, "mlp")
 
 
-def test_hybrid_models_have_attention_in_some_blocks() -> None:
+def test_hybrid_models_have_attention_in_some_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "_said", set())
+
     class Hybrid(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             kinds = ["linear_attn", "self_attn", "linear_attn"]
             self.layers = nn.ModuleList(nn.ModuleDict({kind: nn.ReLU()}) for kind in kinds)
 
-    assert sites(Hybrid(), "attention") == ["layers.1.self_attn"]
+    with pytest.warns(FastcapWarning, match="'attention' of ModuleDict as 'layers.1.self_attn'"):
+        assert sites(Hybrid(), "attention") == ["layers.1.self_attn"]
     with pytest.raises(SiteNotFoundError, match=r"No attention found in block 'layers\.0'"):
         sites(Hybrid(), "attention", blocks=[0, 1])
 

@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from fastcap.errors import ArgumentError, ArgumentTypeError, SiteNotFoundError
-from fastcap.model.sites import WRAPPERS
+from fastcap.huggingface.verdicts import Place, refusal, say_unverified
+from fastcap.model.aliased import remember_alias
+from fastcap.model.sites import WRAPPERS, can_be_called
 
 Blocks: TypeAlias = int | slice | Iterable[int] | None
 """What callers may pass as `blocks`."""
@@ -44,6 +46,10 @@ EXCEPTIONS = {
     ("BloomBlock", "attention"): "self_attention.dense",
     ("BloomBlock", "mlp"): "mlp.dense_4h_to_h",
     ("MptBlock", "mlp"): "ffn.down_proj",
+    # These return the sum after the block's norm; the layer named here comes before both.
+    ("FunnelLayer", "attention"): "attention.post_proj",
+    ("FunnelLayer", "mlp"): "ffn.linear_2",
+    ("MPNetLayer", "attention"): "attention.attn",
 }
 MIXERS = ("mixer", "linear_attn", "mamba")
 """What a block may have in place of attention; such blocks have the aliases of whole blocks."""
@@ -63,6 +69,10 @@ def sites(
     through the model's final norm; in post-norm models such as BERT, the block's own norm is
     included.
 
+    Modules are found by their names. For blocks of transformers whose modules were compared by
+    value, that is all; a module that is known to be the wrong one is refused, and one that was not
+    compared is reported in a warning, once for each class of block.
+
     Args:
         model: A model, wrapped or not.
         alias: `"block"`, `"residual"`, `"attention"` or `"mlp"`; a part may follow, as in
@@ -76,7 +86,8 @@ def sites(
         Names in the order of `blocks`, stack by stack, without segments added by wrappers.
 
     Raises:
-        SiteNotFoundError: No blocks, or no such module in them; the error says what was looked for.
+        SiteNotFoundError: No blocks, no such module in them, or one that is known to be another
+            value; the error says what was looked for, or what is wrong with it.
         ArgumentError, ArgumentTypeError: An unknown alias, or a block that does not exist.
 
     Examples:
@@ -94,23 +105,39 @@ def sites(
             "the name of a module, and needs no alias."
         )
     kind, colon, part = alias.partition(":")
+    places, modules = find_places(model, kind, blocks, within)
+    for place in places:
+        reason = _never_called(modules[place.path]) or refusal(place)
+        if reason:
+            raise SiteNotFoundError(_refused(place, reason, modules))
+    say_unverified(places)
+    for place in places:
+        remember_alias(modules[place.path], kind)
+    return [place.path + colon + part for place in places]
+
+
+def find_places(
+    model: nn.Module, kind: str, blocks: Blocks = None, within: str | None = None
+) -> tuple[list[Place], dict[str, nn.Module]]:
+    """Where an alias leads by name, whatever is known of it, and the model's modules by path."""
     modules = {_without_wrappers(path): module for path, module in model.named_modules()}
     stacks = [path for path in _find_stacks(modules) if _is_below(path, within)]
     if not stacks:
-        raise SiteNotFoundError(_no_blocks(model, modules, alias, within))
-    names = []
+        raise SiteNotFoundError(_no_blocks(model, modules, kind, within))
+    places = []
     for stack in stacks:
         n_blocks = sum(1 for _ in modules[stack].children())
         for index in _as_indices(blocks, n_blocks, stack):
             path = f"{stack}.{index}"
             inside = "" if kind in WHOLE_BLOCK else _inside(kind, path, modules)
             if inside is not None:
-                names.append(f"{path}.{inside}".rstrip(".") + colon + part)
+                where = f"{path}.{inside}".rstrip(".")
+                places.append(Place(kind, where, modules[path], inside))
             elif blocks is not None:
                 raise SiteNotFoundError(_not_in_block(kind, path, modules))
-    if not names:
+    if not places:
         raise SiteNotFoundError(_not_in_block(kind, f"{stacks[0]}.0", modules))
-    return names
+    return places, modules
 
 
 def is_alias(name: str) -> bool:
@@ -131,13 +158,22 @@ def _find_stacks(modules: dict[str, nn.Module]) -> list[str]:
     """The outermost module lists of blocks, in model order."""
     stacks: list[str] = []
     for path, module in modules.items():
-        is_named_so = isinstance(module, nn.ModuleList) and path.rpartition(".")[2] in STACKS
-        if not is_named_so or any(path.startswith(f"{stack}.") for stack in stacks):
+        if not _is_named_as_stack(path, modules) or any(
+            path.startswith(f"{stack}.") for stack in stacks
+        ):
             continue
         blocks = [f"{path}.{index}" for index, _ in enumerate(module.children())]
         if any(_is_block(block, modules) for block in blocks):
             stacks.append(path)
     return stacks
+
+
+def _is_named_as_stack(path: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a module list has a name for it, or is an item of a list that has (as in Funnel)."""
+    outer, _, name = path.rpartition(".")
+    if not isinstance(modules[path], nn.ModuleList):
+        return False
+    return name in STACKS or (name.isdigit() and _is_named_as_stack(outer, modules))
 
 
 def _is_block(path: str, modules: dict[str, nn.Module]) -> bool:
@@ -212,6 +248,21 @@ def _not_in_block(kind: str, block: str, modules: dict[str, nn.Module]) -> str:
         f"No {kind} found in block {block!r} ({type(modules[block]).__name__}). Looked for "
         f"{_quoted(INSIDE_A_BLOCK[kind])}; the block has {children}. Name the module instead, such "
         f"as {f'{block}.{children[0]}'!r}."
+    )
+
+
+def _never_called(module: nn.Module) -> str:
+    return "" if can_be_called(module) else f"a {type(module).__name__} is never called itself"
+
+
+def _refused(place: Place, reason: str, modules: dict[str, nn.Module]) -> str:
+    block = place.path.removesuffix(place.inside).rstrip(".")
+    inside = [path.removeprefix(f"{block}.") for path in modules if path.startswith(f"{block}.")]
+    more = "..." if len(inside) > 20 else ""
+    return (
+        f"{place.kind!r} has no module of its own in {block!r} ({type(place.block).__name__}): the "
+        f"name leads to {place.path!r}, and {reason}. Name the module that you mean; the block has "
+        f"{inside[:20]}{more}"
     )
 
 

@@ -144,7 +144,7 @@ class _Paths:
         matches = pattern.expression().search
         found: dict[int, tuple[str, nn.Module]] = {}
         for written, path, module in candidates:
-            if matches(written) and _can_be_called(module):
+            if matches(written) and can_be_called(module):
                 found.setdefault(id(module), (path, module))
         if not found:
             never_called = [
@@ -205,7 +205,7 @@ def _wrapped_in(modules: dict[str, nn.Module]) -> set[str]:
     return wrapped
 
 
-def _can_be_called(module: nn.Module) -> bool:
+def can_be_called(module: nn.Module) -> bool:
     """Whether there is a `forward`: containers such as `ModuleList` have none."""
     return getattr(module.forward, "__func__", module.forward) is not nn.Module.forward
 

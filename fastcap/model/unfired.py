@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from fastcap.model.aliased import alias_of
 from fastcap.model.sites import BoundSite
 from fastcap.spec import LAST_CALL
 
@@ -43,7 +44,11 @@ def explain_unfired(model: nn.Module, bound: BoundSite, is_hooked: bool, n_calls
             f"Nothing is captured at site {bound.site.name!r}: the module is called {n_calls} "
             f"times in a pass, and calls are counted from 0. The last is @{n_calls - 1}."
         )
-    return f"Nothing is captured at site {bound.site.name!r}: {_reason(model, bound, is_hooked)}"
+    alias = alias_of(bound.module)
+    led = f", to which the alias {alias!r} led" if alias else ""
+    return (
+        f"Nothing is captured at site {bound.site.name!r}{led}: {_reason(model, bound, is_hooked)}"
+    )
 
 
 def _reason(model: nn.Module, bound: BoundSite, is_hooked: bool) -> str:

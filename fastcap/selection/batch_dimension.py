@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from fastcap.devices.cpu import SynchronousDevice
 from fastcap.errors import PositionError, ResultError, SelectionError
@@ -76,10 +77,11 @@ class BatchDimension:
         model, call = self._call.model, self._call
         prepared = call.prepare(batch)
         with unchanged(model, call.device), uncompiled(), torch.no_grad():
-            handles = counts.read.before(model)
+            handles: list[RemovableHandle] = []
             try:
-                handles += attach(self._bound, counts)
-                handles += counts.read.after(model)
+                counts.read.before(model, handles)
+                attach(self._bound, counts, handles)
+                counts.read.after(model, handles)
                 call(prepared)
             finally:
                 detach(handles)

@@ -102,6 +102,7 @@ MUTANTS = (
             "files.rename(unfinished, path)",
             "files.rename(unfinished, path); files.settle(path)",
         ),
+        shown_by="a group is committed while the next is written",
     ),
     _mutant(
         "giving up when the sync of a file fails",
