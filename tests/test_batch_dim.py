@@ -66,7 +66,7 @@ SELECTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("asked", SELECTIONS, ids=str)
+@pytest.mark.parametrize("asked", SELECTIONS, ids=lambda asked: ", ".join(asked) or "everything")
 @pytest.mark.parametrize("batch_dim", [1, -2])
 def test_selections_count_on_the_value_with_its_samples_first(
     asked: dict[str, Any], batch_dim: int

@@ -70,7 +70,7 @@ def test_a_sequence_first_block_with_as_many_tokens_as_samples() -> None:
         {"reduce": "mean"},
         {"reduce": lambda acts: acts.sum(dim=1)},
     ],
-    ids=str,
+    ids=lambda asked: ", ".join(asked) or "everything",
 )
 def test_no_selection_hides_it(asked: dict[str, Any]) -> None:
     model, samples = SequenceFirst(), make_samples(N)
