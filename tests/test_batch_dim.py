@@ -66,7 +66,12 @@ SELECTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("asked", SELECTIONS, ids=lambda asked: ", ".join(asked) or "everything")
+def named(asked: dict[str, Any]) -> str:
+    given = (f"{key}={'fn' if callable(value) else value}" for key, value in asked.items())
+    return ", ".join(given) or "everything"
+
+
+@pytest.mark.parametrize("asked", SELECTIONS, ids=named)
 @pytest.mark.parametrize("batch_dim", [1, -2])
 def test_selections_count_on_the_value_with_its_samples_first(
     asked: dict[str, Any], batch_dim: int

@@ -60,6 +60,11 @@ def test_a_sequence_first_block_with_as_many_tokens_as_samples() -> None:
     must_equal({"block": by_hand(model, samples)}, found)
 
 
+def named(asked: dict[str, Any]) -> str:
+    given = (f"{key}={'fn' if callable(value) else value}" for key, value in asked.items())
+    return ", ".join(given) or "everything"
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -70,7 +75,7 @@ def test_a_sequence_first_block_with_as_many_tokens_as_samples() -> None:
         {"reduce": "mean"},
         {"reduce": lambda acts: acts.sum(dim=1)},
     ],
-    ids=lambda asked: ", ".join(asked) or "everything",
+    ids=named,
 )
 def test_no_selection_hides_it(asked: dict[str, Any]) -> None:
     model, samples = SequenceFirst(), make_samples(N)

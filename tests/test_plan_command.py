@@ -243,6 +243,7 @@ def test_json_is_the_whole_plan() -> None:
         "reduce": None,
         "dtype": "bfloat16",
         "seq_dim": None,
+        "batch_dim": 0,
     }
     assert (found["into"], found["fits"], found["is_exact"]) == ("archive", True, True)
     # BatchColumns 1,280 bytes of values: token ids, where each sample's begin, and its id.

@@ -173,7 +173,9 @@ def settings_of(case: Case, passes: int, rounds: int) -> dict[str, Any]:
     return {
         "sites": case.sites,
         "selection": {
-            name: str(given) for name, given in case.options.items() if given is not None
+            name: str(given)
+            for name, given in case.options.items()
+            if given is not None and (name, given) != ("batch_dim", 0)
         },
         "device": str(case.device),
         "compiled": is_compiled(case.model),

@@ -101,5 +101,15 @@ def resized(value: Any, dim: int, length: int, wanted: int) -> Any:
     return value
 
 
+def may_list_samples(value: Any, n_samples: int) -> bool:
+    """Whether a list in it is as long as the batch: its items may be the samples, or the inputs
+    that each of them has, and `resized` cuts the items.
+    """
+    if isinstance(value, Mapping):
+        return any(may_list_samples(item, n_samples) for item in value.values())
+    is_as_long = isinstance(value, list | tuple) and len(value) == n_samples
+    return is_as_long and any(_is_nested(item) for item in value)
+
+
 def _is_nested(item: Any) -> bool:
     return isinstance(item, Tensor | Mapping | list | tuple)

@@ -16,7 +16,7 @@ from fastcap.errors import PositionError, ResultError, SelectionError
 from fastcap.model.forward import BatchCaller, unchanged, uncompiled
 from fastcap.model.hooks import attach, detach, modes_off
 from fastcap.model.parts import as_capturable, take_part
-from fastcap.model.rows import count_rows, resized
+from fastcap.model.rows import count_rows, may_list_samples, resized
 from fastcap.model.sites import BoundSite
 from fastcap.selection.per_sample import Rows, RowSource
 from fastcap.selection.reading import SiteReader
@@ -58,8 +58,10 @@ class BatchDimension:
         doubtful = {
             name: tuple(shape) for name, shape in shapes.items() if list(shape).count(n_samples) > 1
         }
-        fewer = resized(batch, 0, n_samples, n_samples - 1) if doubtful else None
-        if fewer is None or count_rows(fewer) != n_samples - 1:
+        if not doubtful or may_list_samples(batch, n_samples):
+            return True
+        fewer = resized(batch, 0, n_samples, n_samples - 1)
+        if count_rows(fewer) != n_samples - 1:
             return True
         try:
             found = self._run(fewer, n_samples - 1)
