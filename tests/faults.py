@@ -11,22 +11,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import os
-import platform
 import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.checkout import describe_checkout
-from fastcap.bench.hardware import describe_machine
+from benchmarks.programs import origin_of, write_json
 from tests.support.fault_mutants import MUTANTS, Kill, Mutant, hunt
 from tests.support.fault_points import Depth, Tally, play_program
 from tests.support.fault_programs import PROGRAMS
@@ -100,18 +96,9 @@ def hunt_all() -> tuple[str, list[str]]:
 
 def write(folder: Path, content: dict[str, Any]) -> Path:
     """One JSON file, named after the day."""
-    checkout = describe_checkout()
-    path = folder / f"faults-{datetime.now(UTC):%Y-%m-%d}.json"
-    header = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": checkout.commit,
-        "changes": list(checkout.changes),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": dataclasses.asdict(describe_machine("cpu")),
-    }
-    path.write_text(json.dumps({**header, **content}, indent=1) + "\n")
-    return path
+    origin = origin_of(None)
+    path = folder / f"faults-{origin.date[:10]}.json"
+    return write_json(path, {**origin.fields(), **content})
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

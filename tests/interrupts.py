@@ -10,23 +10,18 @@ status: 0, or 1 if anything was found.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import multiprocessing
 import os
-import platform
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
 
 import torch
 
-from benchmarks.checkout import describe_checkout
-from fastcap.bench.hardware import describe_machine
+from benchmarks.programs import origin_of, write_json
 from tests.support.interrupting import Tally, draw_program, lines_of, play
 
 
@@ -71,14 +66,10 @@ def report(tally: Tally) -> str:
 
 def write(folder: Path, tally: Tally, options: argparse.Namespace, secs: float) -> Path:
     """One JSON file, named after the day and the size."""
-    checkout = describe_checkout()
-    path = folder / f"interrupts-{datetime.now(UTC):%Y-%m-%d}-{tally.n_programs}.json"
+    origin = origin_of(None)
+    path = folder / f"interrupts-{origin.date[:10]}-{tally.n_programs}.json"
     content = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": checkout.commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": dataclasses.asdict(describe_machine("cpu")),
+        **origin.fields(),
         "first_seed": options.first_seed,
         "programs": tally.n_programs,
         "every": options.every,
@@ -88,8 +79,7 @@ def write(folder: Path, tally: Tally, options: argparse.Namespace, secs: float) 
         "findings": len(tally.findings),
         "secs": round(secs, 1),
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+    return write_json(path, content)
 
 
 def main(arguments: list[str] | None = None) -> int:

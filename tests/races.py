@@ -10,11 +10,8 @@ Prints what was run, how many distinct interleavings there were and which paths 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import multiprocessing
 import os
-import platform
 import sys
 import time
 import warnings
@@ -22,13 +19,11 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from benchmarks.checkout import describe_checkout
-from fastcap.bench.hardware import describe_machine
+from benchmarks.programs import origin_of, write_json
 from fastcap.devices.simulated import EXTREMES, Schedule
 from tests.support.judging import Failure, Verdict, is_watched, play, search, warm_up
 from tests.support.runs import draw_any
@@ -115,14 +110,10 @@ def play_all(first_seed: int, n_programs: int, n_schedules: int) -> Tally:
 
 def write(folder: Path, tally: Tally, options: argparse.Namespace, secs: float) -> Path:
     """One JSON file, named after the day and the size."""
-    checkout = describe_checkout()
-    path = folder / f"races-{datetime.now(UTC):%Y-%m-%d}-{tally.n_programs}.json"
+    origin = origin_of(None)
+    path = folder / f"races-{origin.date[:10]}-{tally.n_programs}.json"
     content = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": checkout.commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": dataclasses.asdict(describe_machine("cpu")),
+        **origin.fields(),
         "first_seed": options.first_seed,
         "programs": tally.n_programs,
         "schedules_each": options.schedules,
@@ -133,8 +124,7 @@ def write(folder: Path, tally: Tally, options: argparse.Namespace, secs: float) 
         "failures": 0 if tally.failure is None else 1,
         "secs": round(secs, 1),
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+    return write_json(path, content)
 
 
 def replay(seed: int, kind: str, schedule_seed: int) -> int:

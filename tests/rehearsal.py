@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -24,14 +23,12 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.checkout import Checkout, describe_checkout
-from fastcap.bench.hardware import describe_machine
+from benchmarks.programs import Origin, origin_of, write_json
 
 PAGE = Path(__file__).parent.parent / "docs/exactness.md"
 LABEL = "stand-in runtime: torch's CUDA host code over host memory. No GPU was used."
@@ -184,22 +181,16 @@ def seen_elsewhere(page: str) -> dict[str, str]:
     }
 
 
-def write(folder: Path, rehearsal: Rehearsal, checkout: Checkout, secs: float) -> Path:
+def write(folder: Path, rehearsal: Rehearsal, origin: Origin, secs: float) -> Path:
     """One JSON file, named after the day."""
-    path = folder / f"rehearsal-{datetime.now(UTC):%Y-%m-%d}.json"
+    path = folder / f"rehearsal-{origin.date[:10]}.json"
     content = {
         "label": LABEL,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": checkout.commit,
-        "changed_paths": list(checkout.changes),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": dataclasses.asdict(describe_machine("cpu")),
+        **origin.fields(),
         **rehearsal.figures(),
         "secs": round(secs, 1),
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+    return write_json(path, content)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -212,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     if torch.version.cuda is None:
         sys.stderr.write("This torch has no CUDA in it. Run: make gpu-rehearsal\n")
         return 2
-    checkout, started = describe_checkout(), time.perf_counter()
+    origin, started = origin_of(None), time.perf_counter()
     rehearsal = Rehearsal(
         run_tests("-m", "gpu"),
         run_tests("-m", "gpu", *NEED_TWO_DEVICES, n_devices=2),
@@ -222,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     secs = time.perf_counter() - started
     sys.stdout.write(f"{rehearsal.table()}{secs:.0f} s\n")
     if options.out:
-        sys.stdout.write(f"written to {write(options.out, rehearsal, checkout, secs)}\n")
+        sys.stdout.write(f"written to {write(options.out, rehearsal, origin, secs)}\n")
     return 0 if rehearsal.is_good else 1
 
 

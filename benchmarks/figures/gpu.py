@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.figures.results import Content, Result
 from benchmarks.figures.text import folded, paragraphs, table
+from benchmarks.gpu.report import Figure, Range
 
 PASS, WHOLE, STEADY, WRONG = "pass", "baseline = 1", "steady, baseline = 1", "wrong values"
 ALLOWS = " allows"
@@ -99,13 +100,16 @@ def _goals(content: Content) -> Iterator[tuple[str, ...]]:
 
 
 def _verdict(figure: Mapping[str, Any]) -> str:
-    *_, bound = figure["predicted"].split()
-    is_most = figure["predicted"].startswith("at most")
-    ends = [math.inf if end is None else end for end in figure["interval"] or [figure["value"]]]
-    are_met = {end <= float(bound) if is_most else end >= float(bound) for end in ends}
-    return "not shown" if len(are_met) > 1 else "met" if are_met.pop() else "**missed**"
+    promised = Range.of_promise(figure["predicted"])
+    interval = None if figure["interval"] is None else _ends(figure)
+    verdict = Figure(figure["name"], figure["value"], "", promised, interval).verdict
+    return "**missed**" if verdict == "MISSED" else verdict
+
+
+def _ends(figure: Mapping[str, Any]) -> tuple[float, float]:
+    low, high = (math.inf if end is None else end for end in figure["interval"])
+    return low, high
 
 
 def _ratio(figure: Mapping[str, Any]) -> str:
-    low, high = (math.inf if end is None else end for end in figure["interval"])
-    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
+    return "{:.3f} [{:.3f}, {:.3f}]".format(figure["value"], *_ends(figure))

@@ -44,6 +44,12 @@ class Range:
             return f"at least {self.low:g}"
         return f"{self.low:g} to {self.high:g}"
 
+    @classmethod
+    def of_promise(cls, text: str) -> Range:
+        """A promise as `str` wrote it: `at most 1.02`, `at least 0.9`."""
+        *words, bound = text.split()
+        return cls(high=float(bound)) if words == ["at", "most"] else cls(low=float(bound))
+
 
 NONE = Range(0, 0)
 
@@ -91,7 +97,7 @@ class Figure:
         """
         assert self.predicted is not None
         ends = {end in self.predicted for end in self.interval or (self.value,)}
-        return "not shown" if len(ends) > 1 else "met" if self.is_as_predicted else "MISSED"
+        return "not shown" if len(ends) > 1 else "met" if ends.pop() else "MISSED"
 
     def fields(self) -> dict[str, Any]:
         """For JSON, which has no infinity: one round gives no interval."""

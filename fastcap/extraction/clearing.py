@@ -66,13 +66,13 @@ def clear(root: Path, files: Files) -> None:
     """
     there = scan(root, files)
     _check_nobody_writes(there)
-    strangers = sorted(_strangers(there, files))
-    if strangers:
-        raise ArchiveError(
-            f"{root} is not removed: it holds {', '.join(map(str, strangers[:3]))}, which fastcap "
-            "did not write. Move that elsewhere, or choose another directory."
-        )
     try:
+        strangers = sorted(_strangers(there, files))
+        if strangers:
+            raise ArchiveError(
+                f"{root} is not removed: it holds {', '.join(strangers[:3])}, which fastcap did "
+                "not write. Move that elsewhere, or choose another directory."
+            )
         for writer in there.writers:
             names = [entry.name for entry in files.entries(writer.directory)]
             for name in sorted(names, key=lambda name: name == JOURNAL):  # which says who wrote
@@ -84,14 +84,16 @@ def clear(root: Path, files: Files) -> None:
     except OSError as error:
         raise ArchiveError(
             f"Cannot remove the archive in {root}: {error.strerror or error} "
-            f"({error.filename or root}). What is left of it is still that archive's."
+            f"({error.filename or root}). Mend that and run the same again, which removes what is "
+            "left of it, or choose another directory."
         ) from error
 
 
 def _may_write(writer: WriterState) -> bool:
     """Whether somebody writes there, as far as can be told: a process makes its journal first."""
-    is_bare = writer.journal == Journal() and not (writer.leftovers or writer.orphans)
-    return writer.is_live is not False and not (writer.is_live is None and is_bare)
+    if writer.is_live is None:
+        return bool(writer.journal != Journal() or writer.leftovers or writer.orphans)
+    return writer.is_live
 
 
 def _check_nobody_writes(there: Scan) -> None:
